@@ -1,0 +1,165 @@
+"""Checkpoint to bundle: the one file that knows all stages of the export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+
+from varco_export.checkpoint import Checkpoint
+from varco_export.decoder import emit_decoder
+from varco_export.dialect import Dialect, OnnxRuntimeDialect
+from varco_export.graph import Graph
+from varco_export.output import HashedFile, whole_folder
+from varco_export.precision import Precision, decoder_precision, vision_precision
+from varco_export.projector import emit_projector
+from varco_export.prompts import load_prompts
+from varco_export.vision import emit_vision
+from varco_runtime import __version__
+from varco_runtime.bundle import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts, write_manifest
+from varco_runtime.errors import UsageError
+
+DEFAULT_MAX_CONTEXT = 10_240
+"""The largest picture is 8,829 image tokens; prompt and 1,024 new tokens fit beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """The command line's options, with its defaults."""
+
+    device: str = "cpu"
+    decoder: str = "auto"
+    vision: str = "auto"
+    lm_head: str = "auto"
+    block_size: int = 32
+    activations: str = "float"
+    max_context: int | None = None
+    overwrite: bool = False
+
+
+class Progress(Protocol):
+    """What a progress bar offers: a bar per component."""
+
+    def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+        """A bar of `steps`; the value is called once per step."""
+
+
+def export(source: str | Path, target: Path, options: ExportOptions, progress: Progress) -> Manifest:
+    """Write the bundle `target` from a checkpoint folder or Hugging Face repository.
+
+    Raises `CheckpointError` (naming the tensor or setting), `UsageError` or `ExportError`; then nothing is left behind.
+    """
+    decoder = decoder_precision(options.decoder, options.lm_head, options.block_size, options.activations, options.device)
+    vision = vision_precision(options.vision)
+    checkpoint = Checkpoint.open(source)
+    max_context = choose_max_context(options.max_context, checkpoint.config.text.max_position_embeddings)
+    with whole_folder(target, options.overwrite) as folder:
+        manifest = _write(checkpoint, folder, decoder, vision, max_context, options, progress)
+    return manifest
+
+
+def choose_max_context(asked: int | None, max_position_embeddings: int) -> int:
+    """The longest context of the bundle: as asked, else 10,240, at most what the model was made for."""
+    if asked is None:
+        return min(DEFAULT_MAX_CONTEXT, max_position_embeddings)
+    if not 16 <= asked <= max_position_embeddings:
+        raise UsageError(f"--max-context {asked} is out of range. Expected 16 to {max_position_embeddings}, the model's maximum.")
+    return asked
+
+
+def _write(
+    checkpoint: Checkpoint,
+    folder: Path,
+    decoder: Precision,
+    vision: Precision,
+    max_context: int,
+    options: ExportOptions,
+    progress: Progress,
+) -> Manifest:
+    config = checkpoint.config
+    files: dict[str, FileFacts] = {}
+
+    def network(name: str, precision: Precision, steps: int, emit: Callable[[Dialect, Callable[[], None]], None]) -> Component:
+        with progress.component(name, steps) as advance, Graph(name, folder) as graph:
+            emit(OnnxRuntimeDialect(graph, precision), advance)
+            files.update(graph.save())
+        return Component(graph.path.name, graph.data_path.name, precision.compute, precision.describe(), graph.weight_bytes)
+
+    assets = load_prompts(
+        checkpoint.folder, family=config.family, image_token_id=config.image_token_id, eos_token_id=config.eos_token_id
+    )
+    for name, text in (("tokenizer.json", assets.tokenizer_json), ("chat_template.jinja", assets.chat_template)):
+        with HashedFile(folder / name) as file:
+            file.write(text.encode())
+        files[name] = file.facts()
+
+    vision_component = network(
+        "vision", vision, config.vision.num_hidden_layers, lambda ops, advance: emit_vision(checkpoint, ops, advance)
+    )
+    projector_component = network("projector", vision, 1, lambda ops, advance: emit_projector(checkpoint, ops, advance))
+    with progress.component("embedding", 1) as advance:
+        embedding = write_embedding(checkpoint, folder, files)
+        advance()
+    decoder_component = network(
+        "decoder",
+        decoder,
+        config.text.num_hidden_layers + 1,
+        lambda ops, advance: emit_decoder(checkpoint, ops, max_context, advance),
+    )
+    checkpoint.finish()
+
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        model=_model_facts(checkpoint),
+        device=options.device,
+        max_context=max_context,
+        image=config.image,
+        prompt=assets.prompt,
+        generation=assets.generation,
+        vision=vision_component,
+        projector=projector_component,
+        decoder=decoder_component,
+        embedding=embedding,
+        tokenizer="tokenizer.json",
+        chat_template="chat_template.jinja",
+        license=str(checkpoint.provenance["license"]),
+        provenance={**checkpoint.provenance, "exported_by": f"varco-edge {__version__}"},
+        files=files,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def write_embedding(checkpoint: Checkpoint, folder: Path, files: dict[str, FileFacts]) -> Embedding:
+    """Write the token rows as they are stored, and image_newline as one more row, in the wider type of the two."""
+    rows, newline = checkpoint.tensor("language_model.embed_tokens.weight"), checkpoint.tensor("image_newline")
+    dtype = rows.dtype if rows.dtype == newline.dtype else "fp32"
+    numpy_type = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}[dtype]
+    name = "embedding.bin"
+    with HashedFile(folder / name) as file:
+        for tensor in (rows, newline):
+            for block in tensor.blocks():
+                file.write(np.ascontiguousarray(block, dtype=numpy_type).view(np.uint8).reshape(-1).data)
+    files[name] = file.facts()
+    return Embedding(name, dtype, rows.shape[0] + 1, rows.shape[1])
+
+
+def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
+    text, vision = checkpoint.config.text, checkpoint.config.vision
+    return ModelFacts(
+        name=str(checkpoint.provenance["source"]),
+        hidden_size=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        vocab_size=text.vocab_size,
+        vision_layers=vision.num_hidden_layers,
+        vision_hidden_size=vision.hidden_size,
+        num_parameters=checkpoint.num_parameters,
+    )

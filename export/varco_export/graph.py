@@ -1,0 +1,134 @@
+"""An ONNX graph while it is written: nodes stay in memory, weights stream into the external data file.
+
+Nothing here knows a network. `Graph.weight` takes blocks of rows, writes them to `<name>.onnx.data` as they come and keeps
+only name, type, shape, offset and length, so that a graph of any size is written in the memory of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from varco_export.output import HashedFile
+from varco_runtime.bundle import FileFacts
+
+MICROSOFT = "com.microsoft"
+OPSET = 23
+"""RMSNormalization came with opset 23; newer operators are the business of the dialect that needs them."""
+IR_VERSION = 11
+ALIGNMENT = 4096
+"""Every tensor starts on a page of the data file, so that a runtime can map it."""
+
+DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
+    "fp32": (TensorProto.FLOAT, np.dtype(np.float32)),
+    "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
+    "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+    "uint8": (TensorProto.UINT8, np.dtype(np.uint8)),
+    "int32": (TensorProto.INT32, np.dtype(np.int32)),
+    "int64": (TensorProto.INT64, np.dtype(np.int64)),
+}
+"""Our names of element types: the ONNX type and the numpy type."""
+
+Shape = Sequence[int | str]
+
+
+class Graph:
+    """One ONNX graph in the making. A context manager: leaving it closes the data file."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.path = folder / f"{name}.onnx"
+        self.data_path = folder / f"{name}.onnx.data"
+        self._data = HashedFile(self.data_path)
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+        self._num_values: dict[str, int] = {}
+        self._scope: list[str] = []
+        self.weight_bytes = 0
+
+    def __enter__(self) -> Graph:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._data.close()
+
+    def input(self, name: str, dtype: str, shape: Shape) -> str:
+        self._inputs.append(helper.make_tensor_value_info(name, DTYPES[dtype][0], list(shape)))
+        return name
+
+    def output(self, name: str, dtype: str, shape: Shape) -> str:
+        self._outputs.append(helper.make_tensor_value_info(name, DTYPES[dtype][0], list(shape)))
+        return name
+
+    def node(self, op_type: str, inputs: Sequence[str], output: str | None = None, domain: str = "", **attributes: Any) -> str:
+        """Append a node with one output and return the output's name (made up unless given)."""
+        return self.multi_node(op_type, inputs, [output or self._value(op_type)], domain, **attributes)[0]
+
+    def multi_node(
+        self, op_type: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> Sequence[str]:
+        """Append a node with the named outputs; an empty name stands for an optional output that is left out."""
+        node = helper.make_node(op_type, list(inputs), list(outputs), name=f"node_{len(self._nodes)}_{op_type}", domain=domain)
+        # make_node drops an attribute that is None, but would sort nothing: sorted here, so that files are reproducible.
+        node.attribute.extend(helper.make_attribute(key, attributes[key]) for key in sorted(attributes))
+        self._nodes.append(node)
+        return outputs
+
+    def value(self, hint: str) -> str:
+        """A fresh value name."""
+        return self._value(hint)
+
+    def _value(self, hint: str) -> str:
+        count = self._num_values[hint] = self._num_values.get(hint, -1) + 1
+        return f"{hint}_{count}"
+
+    def constant(self, name: str, array: np.ndarray[Any, Any]) -> str:
+        """A small constant inside the graph file. The same name gives the same constant again."""
+        if name not in self._initializers:
+            assert array.nbytes <= 4096, f"Bug: {name} of {array.nbytes} bytes belongs into the data file"
+            tensor = helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.tobytes(), raw=True)
+            self._initializers[name] = tensor
+        return name
+
+    def ints(self, *values: int) -> str:
+        """An int64 vector constant, shared by all who need the same numbers."""
+        return self.constant("ints_" + "_".join(str(v) for v in values), np.array(values, dtype=np.int64))
+
+    def weight(self, name: str, dtype: str, shape: Sequence[int], blocks: Iterable[np.ndarray[Any, Any]]) -> str:
+        """Stream a weight of `shape` to the data file and return its name; `blocks` are its leading rows, in order."""
+        assert name not in self._initializers, f"Bug: weight {name} is written twice"
+        onnx_type, numpy_type = DTYPES[dtype]
+        offset = self._data.size + self._data.write(bytes(-self._data.size % ALIGNMENT))
+        written = 0
+        for block in blocks:
+            written += self._data.write(np.ascontiguousarray(block, dtype=numpy_type).view(np.uint8).reshape(-1).data)
+        expected = int(np.prod(shape, dtype=np.int64)) * numpy_type.itemsize
+        assert written == expected, f"Bug: {name} wrote {written} bytes, its shape {tuple(shape)} needs {expected}"
+        tensor = TensorProto(name=name, data_type=onnx_type, dims=list(shape), data_location=TensorProto.EXTERNAL)
+        for key, text in (("location", self.data_path.name), ("offset", str(offset)), ("length", str(written))):
+            tensor.external_data.add(key=key, value=text)
+        self._initializers[name] = tensor
+        self.weight_bytes += written
+        return name
+
+    def has_weight(self, name: str) -> bool:
+        return name in self._initializers
+
+    def save(self) -> dict[str, FileFacts]:
+        """Write the graph file; its weights are in the data file already. Returns the facts of both files by name."""
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="varco-edge")
+        with HashedFile(self.path) as file:
+            file.write(model.SerializeToString(deterministic=True))
+        self._data.close()
+        return {self.path.name: file.facts(), self.data_path.name: self._data.facts()}

@@ -1,0 +1,39 @@
+"""varco-edge runtime: answers about images from a bundle, without torch or transformers.
+
+`from varco_runtime import Varco` is all most programs need. Names are imported when they are first used, so that importing the package
+costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from varco_runtime.answer import Answer, Piece
+    from varco_runtime.errors import VarcoError
+    from varco_runtime.markup import Box, Region, parse, render
+    from varco_runtime.varco import Chat, Stream, Varco
+
+__version__ = "0.1.0"
+
+__all__ = ["Answer", "Box", "Chat", "Piece", "Region", "Stream", "Varco", "VarcoError", "parse", "render"]
+
+_HOMES = {
+    "Answer": "answer",
+    "Box": "markup",
+    "Chat": "varco",
+    "Piece": "answer",
+    "Region": "markup",
+    "Stream": "varco",
+    "Varco": "varco",
+    "VarcoError": "errors",
+    "parse": "markup",
+    "render": "markup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,106 @@
+"""What comes back: an `Answer`, and the `Piece`s of one while it streams."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+
+from varco_runtime.draw import draw
+from varco_runtime.errors import UsageError
+from varco_runtime.formats import to_coco, to_hocr, to_json_regions
+from varco_runtime.markup import Region
+from varco_runtime.picture import Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts. `prompt_tokens` includes `image_tokens`; `cached_tokens` of them were in the cache already."""
+
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds. `ttft_s` runs from the call to the first token, `load_s` apart; `tpot_s` is per token after the first."""
+
+    load_s: float
+    preprocess_s: float
+    vision_s: float
+    prefill_s: float
+    ttft_s: float
+    tpot_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step added: text with markup, text without, and the regions it closed."""
+
+    text: str
+    plain_text: str
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One finished answer.
+
+    `text` keeps the markup, `plain_text` has tags and boxes removed; `regions` carry offsets into `plain_text` and boxes of
+    0..1. `finish_reason` is `stop`, `length`, `stop_string` or `cancelled`. `warnings` say what was odd in the markup.
+    """
+
+    text: str
+    plain_text: str
+    token_ids: tuple[int, ...]
+    regions: tuple[Region, ...]
+    warnings: tuple[str, ...]
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+    picture: Picture | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of the picture in pixels; None without one."""
+        return None if self.picture is None else (self.picture.width, self.picture.height)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `varco run --json`."""
+        return {
+            "text": self.text,
+            "plain_text": self.plain_text,
+            "token_ids": list(self.token_ids),
+            "regions": to_json_regions(self.regions, self.size),
+            "warnings": list(self.warnings),
+            "finish_reason": self.finish_reason,
+            "usage": asdict(self.usage),
+            "timings": {name: round(seconds, 6) for name, seconds in asdict(self.timings).items()},
+        }
+
+    def draw(self) -> Image.Image:
+        """The picture with boxes and labels painted on. Raises `UsageError` for an answer without a picture."""
+        picture, _ = self._need_picture("draw")
+        return draw(picture.image, self.regions)
+
+    def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
+        """COCO results: one entry per box."""
+        _, size = self._need_picture("to_coco")
+        return to_coco(self.regions, size, image_id)
+
+    def to_hocr(self, title: str = "") -> str:
+        """An hOCR document of the regions."""
+        _, size = self._need_picture("to_hocr")
+        return to_hocr(self.plain_text, self.regions, size, title)
+
+    def _need_picture(self, what: str) -> tuple[Picture, tuple[int, int]]:
+        if self.picture is None:
+            raise UsageError(f"{what} needs a picture, this answer is to text alone. Ask with an image.")
+        return self.picture, (self.picture.width, self.picture.height)

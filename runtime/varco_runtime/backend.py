@@ -1,0 +1,56 @@
+"""What the runtime needs of a provider: encode tiles, pack image tokens, prefill a prompt, take one decode step.
+
+Positions are counted from 0; a backend holds the keys and values of one sequence. Rewinding is free: prefilling or decoding at an earlier
+position overwrites what stood there, and nothing after it is seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from varco_runtime.image import PackingPlan
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """A prompt as the decoder takes it.
+
+    `ids` `[n]` int64; wherever it equals `image_token_id` the next row of `image_tokens` stands instead of a token's
+    embedding. `image_tokens` is what `Backend.pack` returned, or None for text alone.
+    """
+
+    ids: Array
+    image_token_id: int
+    image_tokens: Any | None
+
+
+class Backend(Protocol):
+    """One loaded model on one device, with one key/value cache."""
+
+    @property
+    def max_context(self) -> int:
+        """Positions the cache holds."""
+
+    @property
+    def description(self) -> str:
+        """The device and provider, for people: `onnxruntime 1.31.1, CPU, 2 threads`."""
+
+    def encode(self, pixel_values: Array) -> Any:
+        """Tiles `[T, 3, S, S]` fp32 to projected features `[T, P, D]`, in the backend's own memory."""
+
+    def pack(self, features: Any, plan: PackingPlan) -> Any:
+        """Features to image tokens `[N, D]`, in the backend's own memory."""
+
+    def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
+        """Fill positions `start` .. n-1 and return the logits `[num_logits, vocab]` fp32 of the last ones.
+
+        Positions before `start` keep what an earlier call put there.
+        """
+
+    def decode_step(self, token_id: int, position: int) -> Array:
+        """Put one token at `position` and return the logits `[vocab]` fp32, valid until the next call."""

@@ -1,0 +1,66 @@
+"""The one tree of errors. Each message says what, got, expected and the next step.
+
+    VarcoError
+    ├── UsageError           an option or argument that cannot be honoured
+    ├── InputError           what the user asks about
+    │   ├── ImageError       a picture that cannot be opened, or is too large to be opened safely
+    │   ├── PromptError      a prompt that cannot be encoded, or a box outside 0..1
+    │   └── ContextError     a prompt and an answer that do not fit the context
+    ├── BundleError          a bundle that is missing, incomplete, altered or of another format
+    ├── CheckpointError      a checkpoint that is missing, truncated, unknown or contradictory
+    ├── ExportError          an export that cannot be done as asked, or could not be written
+    ├── BackendError         a provider, device or library that is missing or fails
+    └── MissingExtraError    a command whose optional packages are not installed
+
+The command line prints the message as one line and exits with 1 (2 for `UsageError`).
+"""
+
+from __future__ import annotations
+
+
+class VarcoError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class UsageError(VarcoError):
+    """An option or argument that cannot be honoured."""
+
+
+class InputError(VarcoError):
+    """What the user asks about cannot be used."""
+
+
+class ImageError(InputError):
+    """A picture cannot be opened, or is too large to be opened safely."""
+
+
+class PromptError(InputError):
+    """A prompt cannot be encoded, or a box lies outside 0..1."""
+
+
+class ContextError(InputError):
+    """A prompt and its answer do not fit into the context."""
+
+
+class BundleError(VarcoError):
+    """A bundle is missing, incomplete, altered or of another format."""
+
+
+class CheckpointError(VarcoError):
+    """A checkpoint is missing, truncated, unknown or contradictory."""
+
+
+class ExportError(VarcoError):
+    """An export cannot be done as asked, or could not be written."""
+
+
+class BackendError(VarcoError):
+    """A provider, device or library is missing or fails."""
+
+
+class MissingExtraError(VarcoError):
+    """A command needs optional packages that are not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the extra '{extra}'. Install it with: pip install 'varco-edge[{extra}]'")
+        self.extra = extra

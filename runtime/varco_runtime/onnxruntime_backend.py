@@ -1,0 +1,190 @@
+"""The bundle on ONNX Runtime's CPU provider.
+
+Keys and values live in buffers allocated once; every step binds them as past and as present, so nothing is copied. The decode step
+reuses one binding with fixed buffers for the embedding, the lengths and the logits.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varco_runtime.backend import PromptInputs
+from varco_runtime.bundle import Bundle, Component
+from varco_runtime.embedding import EmbeddingTable
+from varco_runtime.errors import BackendError, ContextError, MissingExtraError
+from varco_runtime.image import PackingPlan, pack
+
+Array = np.ndarray[Any, Any]
+
+_NUMPY_TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+MAX_CHUNK_TOKENS = 512
+ATTENTION_SCRATCH_BYTES = 128 << 20
+"""Bound on the attention scores `[heads, chunk, context]` of one prefill chunk, in fp32."""
+SCRATCH_BYTES = 256 << 20
+"""Bound on the widest activation (gate and up) of one prefill chunk."""
+
+
+class OnnxRuntimeBackend:
+    """One loaded bundle. See `Backend` for the methods. Raises `BackendError`."""
+
+    def __init__(self, bundle: Bundle, max_context: int, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("Running a bundle on the CPU", "cpu") from None
+        self._ort: Any = onnxruntime
+        manifest = bundle.manifest
+        self._max_context = max_context
+        self._threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+        self._model = manifest.model
+        self._embedding = EmbeddingTable(bundle.path(manifest.embedding.file), manifest.embedding)
+        self._newline = self._embedding.newline
+        self._vision = self._session(bundle, manifest.vision)
+        self._projector = self._session(bundle, manifest.projector)
+        self._vision_type = _NUMPY_TYPES[manifest.vision.compute]
+        self._decoder = self._session(bundle, manifest.decoder)
+        self._decoder_type = _NUMPY_TYPES[manifest.decoder.compute]
+        self._allocate()
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    @property
+    def description(self) -> str:
+        threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+        return f"onnxruntime {self._ort.__version__}, CPU, {threads}"
+
+    def _session(self, bundle: Bundle, component: Component) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        path: Path = bundle.path(component.file)
+        try:
+            return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own types, which share no base
+            raise BackendError(f"onnxruntime could not load {path}: {_first_line(error)}. Run: varco doctor") from None
+
+    def _allocate(self) -> None:
+        model, dtype = self._model, self._decoder_type
+        shape = (1, model.num_key_value_heads, self._max_context, model.head_dim)
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        names = [f"{layer}.{kind}" for layer in range(model.num_layers) for kind in ("key", "value")]
+        # np.zeros maps its pages when they are first written: a short context costs no memory for a long one.
+        self._caches = {name: value(np.zeros(shape, dtype=dtype)) for name in names}
+        self._seqlens_k = np.zeros(1, dtype=np.int32)
+        self._total_length = np.zeros((), dtype=np.int32)
+        self._num_logits = np.ones(1, dtype=np.int64)
+        self._step_embeds = np.zeros((1, 1, model.hidden_size), dtype=dtype)
+        self._step_logits = np.zeros((1, 1, model.vocab_size), dtype=np.float32)
+        self._fixed = {
+            "seqlens_k": value(self._seqlens_k),
+            "total_sequence_length": value(self._total_length),
+            "num_logits": value(self._num_logits),
+        }
+        self._step = self._binding()
+        self._step.bind_ortvalue_input("inputs_embeds", value(self._step_embeds))
+        self._step.bind_ortvalue_output("logits", value(self._step_logits))
+
+    def _binding(self) -> Any:
+        """A binding of the caches and lengths, which every run shares."""
+        binding = self._decoder.io_binding()
+        for name, cache in self._caches.items():
+            binding.bind_ortvalue_input(f"past.{name}", cache)
+            binding.bind_ortvalue_output(f"present.{name}", cache)
+        for name, buffer in self._fixed.items():
+            binding.bind_ortvalue_input(name, buffer)
+        return binding
+
+    def encode(self, pixel_values: Array) -> Array:
+        """One tile after the other: a tile alone fills the cores, and memory stays that of one."""
+        features = []
+        for index in range(len(pixel_values)):
+            tile = pixel_values[index : index + 1].astype(self._vision_type, copy=False)
+            patches = self._run(self._vision, {"pixel_values": tile})
+            features.append(self._run(self._projector, {"patch_features": patches}))
+        return np.concatenate(features).astype(np.float32, copy=False)
+
+    def pack(self, features: Array, plan: PackingPlan) -> Array:
+        return pack(features, self._newline, plan)
+
+    def _run(self, session: Any, feeds: dict[str, Array]) -> Array:
+        try:
+            output: Array = session.run(None, feeds)[0]
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed while running a network: {_first_line(error)}. Run: varco doctor") from None
+        return output
+
+    def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
+        total = len(inputs.ids)
+        assert 0 <= start < total and 1 <= num_logits <= total - start, f"Bug: prefill {start}..{total}, {num_logits} logits"
+        self._check_length(total)
+        first_logit = total - num_logits
+        pieces = []
+        position = start
+        while position < total:
+            end = min(total, position + self._chunk_tokens(position))
+            logits = self._prefill_chunk(self._embed(inputs, position, end), position, max(1, end - max(position, first_logit)))
+            if end > first_logit:
+                pieces.append(logits)
+            position = end
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _chunk_tokens(self, position: int) -> int:
+        """How many positions to take at once so that scratch memory stays bounded."""
+        scores_per_token = 4 * self._model.num_attention_heads * (position + MAX_CHUNK_TOKENS)
+        return max(16, min(MAX_CHUNK_TOKENS, ATTENTION_SCRATCH_BYTES // scores_per_token))
+
+    def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
+        """Rows `[1, end - start, D]` for the decoder."""
+        ids = inputs.ids[start:end]
+        is_image = ids == inputs.image_token_id
+        rows = self._embedding.rows(np.where(is_image, 0, ids))
+        if inputs.image_tokens is not None:
+            before = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+            rows[is_image] = inputs.image_tokens[before : before + int(np.count_nonzero(is_image))]
+        return rows[None].astype(self._decoder_type, copy=False)
+
+    def _prefill_chunk(self, embeds: Array, position: int, num_logits: int) -> Array:
+        length = embeds.shape[1]
+        self._set_lengths(position + length)
+        self._num_logits[0] = num_logits
+        logits = np.empty((1, num_logits, self._model.vocab_size), dtype=np.float32)
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        binding = self._binding()
+        binding.bind_ortvalue_input("inputs_embeds", value(embeds))
+        binding.bind_ortvalue_output("logits", value(logits))
+        self._run_bound(binding)
+        self._num_logits[0] = 1
+        return logits[0]
+
+    def decode_step(self, token_id: int, position: int) -> Array:
+        self._check_length(position + 1)
+        self._step_embeds[0] = self._embedding.rows(np.array([token_id]))
+        self._set_lengths(position + 1)
+        self._run_bound(self._step)
+        row: Array = self._step_logits[0, 0]
+        return row
+
+    def _run_bound(self, binding: Any) -> None:
+        try:
+            self._decoder.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed while running the decoder: {_first_line(error)}. Run: varco doctor") from None
+
+    def _set_lengths(self, total: int) -> None:
+        self._seqlens_k[0] = total - 1
+        self._total_length[...] = total
+
+    def _check_length(self, total: int) -> None:
+        if total > self._max_context:
+            raise ContextError(f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

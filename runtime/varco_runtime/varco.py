@@ -1,0 +1,352 @@
+"""The one file that knows all stages: picture, tiles, features, image tokens, prompt, prefill, decode loop, text, regions."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+
+from varco_runtime.answer import Answer, Piece, Timings, Usage
+from varco_runtime.backend import Array, Backend, PromptInputs
+from varco_runtime.bundle import Bundle
+from varco_runtime.errors import ContextError, UsageError
+from varco_runtime.generation import Transcript, generate_tokens
+from varco_runtime.image import normalise, packing_plan, tile
+from varco_runtime.markup import OCR_PROMPT, Box, ground_prompt, refer_prompt
+from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
+from varco_runtime.picture import Picture, Source, load_picture
+from varco_runtime.prompt import Message, Prompter
+from varco_runtime.sampling import Sampler, SamplingSettings
+from varco_runtime.tokenizer import Tokenizer
+
+MAX_NEW_TOKENS = 1024
+PROVIDERS = ("auto", "cpu")
+
+
+class Options(TypedDict, total=False):
+    """How to answer; see `Varco.ask`."""
+
+    system: str | None
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | tuple[str, ...] | list[str]
+
+
+@dataclass(slots=True)
+class _Cache:
+    """What the backend's key/value cache holds: these ids, with this picture's tokens where the ids say image."""
+
+    ids: list[int] = field(default_factory=list)
+    digest: str | None = None
+
+    def common_prefix(self, ids: list[int], digest: str | None, image_token_id: int) -> int:
+        """How many leading positions of a new prompt need not be computed. The last one always is, for its logits."""
+        limit = min(len(self.ids), len(ids) - 1)
+        same = next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
+        if self.digest != digest and image_token_id in ids[:same]:
+            same = ids.index(image_token_id)
+        return same
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A picture's image tokens and what they cost."""
+
+    digest: str
+    tokens: Any
+    preprocess_s: float
+    vision_s: float
+
+
+class Varco:
+    """A loaded bundle that answers questions. One question at a time: it holds one key/value cache.
+
+    ```
+    varco = Varco.load("bundle")
+    answer = varco.ask("cats.png", "Describe this image.")
+    ```
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, load_s: float = 0.0) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.load_s = load_s
+        manifest = bundle.manifest
+        self._tokenizer = Tokenizer.from_json(bundle.text(manifest.tokenizer))
+        self._prompter = Prompter(bundle.text(manifest.chat_template), manifest.prompt, self._tokenizer)
+        self._cache = _Cache()
+        self._encoded: _Encoded | None = None
+        self._lock = threading.Lock()
+        self._turn = 0
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str],
+        provider: str = "auto",
+        max_context: int | None = None,
+        threads: int | None = None,
+        verify: str = "quick",
+    ) -> Varco:
+        """Check and load a bundle.
+
+        `provider`: `auto` or `cpu`. `max_context`: at most the bundle's, less saves memory. `threads`: processor threads,
+        default all. `verify`: `quick` hashes large files once, `full` always.
+        Raises `BundleError`, `BackendError`, `UsageError` or `MissingExtraError`.
+        """
+        started = time.perf_counter()
+        if provider not in PROVIDERS:
+            raise UsageError(f"The provider {provider!r} is unknown. Expected one of: {', '.join(PROVIDERS)}.")
+        if verify not in ("quick", "full"):
+            raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads={threads} is too few. Expected at least 1.")
+        opened = Bundle.open(bundle, verify)
+        limit = opened.manifest.max_context
+        if max_context is not None and not 16 <= max_context <= limit:
+            raise UsageError(f"max_context={max_context} is out of range. Expected 16 to {limit}, the bundle's maximum.")
+        backend = OnnxRuntimeBackend(opened, max_context or limit, threads)
+        varco = cls(opened, backend)
+        varco.load_s = time.perf_counter() - started
+        return varco
+
+    # -- questions --------------------------------------------------------------------------------------------------
+
+    def ask(self, image: Source | None, prompt: str, **options: Unpack[Options]) -> Answer:
+        """Ask about a picture, or with None about nothing but the prompt.
+
+        Options, all off or as the checkpoint says by default: `system` (a system message), `max_new_tokens` 1024, `temperature` 0
+        (greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` (strings that end the answer).
+        Raises `ImageError`, `PromptError`, `ContextError` or `UsageError`; the model stays usable.
+        """
+        return self.stream(image, prompt, **options).run()
+
+    def stream(self, image: Source | None, prompt: str, **options: Unpack[Options]) -> Stream:
+        """Like `ask`, but gives `Piece`s as they come. The `Stream`'s `answer` is there at its end."""
+        return self._stream(image, _messages(prompt, image is not None, options.get("system")), options)
+
+    def ocr(self, image: Source, **options: Unpack[Options]) -> Answer:
+        """Read the text in a picture: regions of kind `text`."""
+        return self.ask(image, OCR_PROMPT, **options)
+
+    def ground(self, image: Source, prompt: str, **options: Unpack[Options]) -> Answer:
+        """Ask for an answer that locates what it names: regions of kind `object`."""
+        return self.ask(image, ground_prompt(prompt), **options)
+
+    def refer(
+        self, image: Source, prompt: str, text: str, box: Box | tuple[float, float, float, float], **options: Unpack[Options]
+    ) -> Answer:
+        """Ask about a region: `{object}` in the prompt becomes `text` with its `box` (x1, y1, x2, y2 in 0..1)."""
+        return self.ask(image, refer_prompt(prompt, text, box), **options)
+
+    def chat(self, image: Source | None = None, system: str | None = None) -> Chat:
+        """A conversation about one picture, which is encoded once."""
+        return Chat(self, None if image is None else load_picture(image), system)
+
+    # -- the way of a question --------------------------------------------------------------------------------------
+
+    def _stream(self, image: Source | None, messages: list[Message], options: Options) -> Stream:
+        started = time.perf_counter()
+        picture = None if image is None else load_picture(image)
+        sampling = _sampling(options)
+        stop = _stop_strings(options)
+        max_new_tokens = options.get("max_new_tokens", MAX_NEW_TOKENS)
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens={max_new_tokens} is too few. Expected at least 1.")
+
+        settings = self.bundle.manifest.image
+        plan = None if picture is None else packing_plan(picture.size_hw, settings)
+        num_image_tokens = 0 if plan is None else plan.num_tokens
+        ids = self._prompter.encode(messages, num_image_tokens)
+        room = self.backend.max_context - len(ids)
+        if room < 1:
+            detail = f", {num_image_tokens} of them the picture's" if num_image_tokens else ""
+            raise ContextError(
+                f"The prompt has {len(ids)} tokens{detail}, the context holds {self.backend.max_context} and needs room for an "
+                f"answer. Ask less, use a smaller picture, or load with a larger max_context "
+                f"(this bundle allows {self.bundle.manifest.max_context})."
+            )
+        request = _Request(ids, num_image_tokens, sampling, stop, min(max_new_tokens, room), picture, started)
+        return Stream(self, request)
+
+    def _encode(self, picture: Picture) -> _Encoded:
+        """The picture's image tokens, kept for the next question about it."""
+        if self._encoded is not None and self._encoded.digest == picture.digest:
+            return _Encoded(picture.digest, self._encoded.tokens, 0.0, 0.0)
+        self._encoded = None  # free the last one's memory before the next one's is taken
+        settings = self.bundle.manifest.image
+        started = time.perf_counter()
+        pixel_values = normalise(tile(picture, settings), settings)
+        tiled = time.perf_counter()
+        features = self.backend.encode(pixel_values)
+        tokens = self.backend.pack(features, packing_plan(picture.size_hw, settings))
+        self._encoded = _Encoded(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)
+        return self._encoded
+
+    def _prefill(self, ids: list[int], encoded: _Encoded | None) -> tuple[Array, int]:
+        """Bring the cache to `ids`; returns the last logits `[vocab]` and how many positions were there already."""
+        image_token_id = self.bundle.manifest.prompt.image_token_id
+        digest = None if encoded is None else encoded.digest
+        cached = self._cache.common_prefix(ids, digest, image_token_id)
+        # Only what is certain to be in the cache is claimed, should prefill fail halfway.
+        self._cache = _Cache(ids[:cached], digest)
+        tokens = None if encoded is None else encoded.tokens
+        logits = self.backend.prefill(PromptInputs(np.array(ids, dtype=np.int64), image_token_id, tokens), cached)
+        self._cache.ids = list(ids)
+        return logits[-1], cached
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A question, ready to run."""
+
+    ids: list[int]
+    num_image_tokens: int
+    sampling: SamplingSettings
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    picture: Picture | None
+    started: float
+
+
+class Stream:
+    """An answer on its way: iterate over its `Piece`s, then read `answer`. `cancel` ends it early.
+
+    A newer question to the same `Varco` ends an unfinished stream.
+    """
+
+    def __init__(self, varco: Varco, request: _Request) -> None:
+        self._varco = varco
+        self._request = request
+        generation = varco.bundle.manifest.generation
+        self._transcript = Transcript(varco._tokenizer, generation.eos_token_ids, request.stop)
+        self._pieces = self._run()
+        self._answer: Answer | None = None
+        self._cancelled = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def cancel(self) -> None:
+        """End the answer after the current token; `answer` then says `cancelled`."""
+        self._cancelled = True
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, once the stream has ended. Raises `UsageError` before."""
+        if self._answer is None:
+            raise UsageError("The answer is not complete yet. Iterate over the stream to its end first.")
+        return self._answer
+
+    def run(self) -> Answer:
+        """Read the stream to its end and return the answer."""
+        for _ in self:
+            pass
+        return self.answer
+
+    def _run(self) -> Iterator[Piece]:
+        varco, request, transcript = self._varco, self._request, self._transcript
+        varco._turn += 1
+        turn = varco._turn
+        generation = varco.bundle.manifest.generation
+        with varco._lock:
+            encoded = None if request.picture is None else varco._encode(request.picture)
+            prefill_started = time.perf_counter()
+            logits, num_cached = varco._prefill(request.ids, encoded)
+            prefill_s = time.perf_counter() - prefill_started
+        sampler = Sampler(request.sampling, generation, request.ids)
+        tokens = generate_tokens(
+            varco.backend,
+            logits,
+            len(request.ids),
+            sampler,
+            generation.eos_token_ids,
+            request.max_new_tokens,
+            varco._cache.ids.append,
+        )
+        while transcript.finish_reason is None and not self._cancelled:
+            with varco._lock:
+                if varco._turn != turn:
+                    raise UsageError("A newer question ended this stream. Read a stream to its end before the next question.")
+                token = next(tokens, None)
+            if token is None:
+                break
+            piece = transcript.feed(token)
+            if piece.text or piece.plain_text or piece.regions:
+                yield piece
+        last = transcript.finish("cancelled" if self._cancelled else "length")
+        self._answer = self._finished(encoded, prefill_s, num_cached)
+        if last.text or last.plain_text or last.regions:
+            yield last
+
+    def _finished(self, encoded: _Encoded | None, prefill_s: float, num_cached: int) -> Answer:
+        request, transcript = self._request, self._transcript
+        times = transcript.token_times or [time.perf_counter()]
+        steps = len(times) - 1
+        parsed = transcript.parsed
+        return Answer(
+            text=transcript.text,
+            plain_text=parsed.plain_text,
+            token_ids=tuple(transcript.token_ids),
+            regions=parsed.regions,
+            warnings=parsed.warnings,
+            finish_reason=transcript.finish_reason or "length",
+            usage=Usage(len(request.ids), request.num_image_tokens, len(transcript.token_ids), num_cached),
+            timings=Timings(
+                load_s=self._varco.load_s,
+                preprocess_s=0.0 if encoded is None else encoded.preprocess_s,
+                vision_s=0.0 if encoded is None else encoded.vision_s,
+                prefill_s=prefill_s,
+                ttft_s=times[0] - request.started,
+                tpot_s=(times[-1] - times[0]) / steps if steps else 0.0,
+                total_s=time.perf_counter() - request.started,
+            ),
+            picture=request.picture,
+        )
+
+
+class Chat:
+    """Several turns about one picture. What earlier turns left in the cache is not computed again."""
+
+    def __init__(self, varco: Varco, picture: Picture | None, system: str | None) -> None:
+        self._varco = varco
+        self._picture = picture
+        self._messages: list[Message] = [] if system is None else [Message("system", system)]
+
+    def ask(self, prompt: str, **options: Unpack[Options]) -> Answer:
+        """Ask the next question. An error leaves the conversation as it was."""
+        if options.get("system") is not None:
+            raise UsageError("A conversation's system message is set once. Give it to chat(image, system=...).")
+        is_first = not any(message.role == "user" for message in self._messages)
+        question = Message("user", prompt, image=is_first and self._picture is not None)
+        answer = self._varco._stream(self._picture, [*self._messages, question], options).run()
+        self._messages += [question, Message("assistant", answer.text)]
+        return answer
+
+
+def _messages(prompt: str, has_image: bool, system: str | None) -> list[Message]:
+    messages = [] if system is None else [Message("system", system)]
+    return [*messages, Message("user", prompt, image=has_image)]
+
+
+def _sampling(options: Options) -> SamplingSettings:
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    return SamplingSettings(**{name: options[name] for name in names if name in options})  # type: ignore[literal-required]
+
+
+def _stop_strings(options: Options) -> tuple[str, ...]:
+    stop = options.get("stop", ())
+    return (stop,) if isinstance(stop, str) else tuple(stop)
