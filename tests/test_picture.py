@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-
 from varco_runtime import picture
 from varco_runtime.errors import ImageError
 from varco_runtime.picture import load_picture
@@ -55,7 +54,8 @@ def error_of(source: Any) -> str:
     with pytest.raises(ImageError) as caught:
         load_picture(source)
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 400, message
+    assert "\n" not in message, message
+    assert len(message) < 400, message
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return message
 
@@ -94,7 +94,8 @@ def test_a_picture_does_not_share_memory_with_its_source() -> None:
     from_image, from_array = load_picture(image), load_picture(array)
     image.paste((1, 2, 3), (0, 0, 37, 23))
     array[:] = 0
-    assert (from_image.rgb() == RGB).all() and (from_array.rgb() == RGB).all()
+    assert (from_image.rgb() == RGB).all()
+    assert (from_array.rgb() == RGB).all()
 
 
 @pytest.mark.parametrize("mode", PLAIN_MODES)
@@ -245,7 +246,7 @@ def test_a_picture_without_pixels_is_refused() -> None:
     assert "0x5 pixels. Expected at least 1x1" in error_of(Image.new("RGB", (0, 5)))
 
 
-@pytest.mark.parametrize("width, height", [(9_500, 9_500), (50_000, 50_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(("width", "height"), [(9_500, 9_500), (50_000, 50_000), (2**31 - 1, 2**31 - 1)])
 def test_the_pixel_cap_is_checked_before_decoding(width: int, height: int) -> None:
     assert f"has {width * height:,} pixels, too large to be opened safely" in error_of(png_header(width, height))
 
@@ -307,7 +308,9 @@ def test_libtiff_and_pillow_print_nothing_about_a_damaged_file() -> None:
         "except ImageError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], input=bytes(data), capture_output=True, timeout=60)
-    assert done.returncode == 0 and done.stdout.count(b"\n") == 1 and b"cannot be decoded" in done.stdout
+    assert done.returncode == 0
+    assert done.stdout.count(b"\n") == 1
+    assert b"cannot be decoded" in done.stdout
     assert done.stderr == b""
 
 
@@ -357,15 +360,14 @@ def mutants(count: int, seed: int) -> Iterator[bytes]:
 
 
 def assert_mutants_load_or_are_refused(count: int, seed: int) -> None:
-    outcomes = {"loaded": 0, "refused": 0}
+    refusals = []
     for data in mutants(count, seed):
         try:
             load_picture(data)
-            outcomes["loaded"] += 1
         except ImageError as error:
-            assert "\n" not in str(error)
-            outcomes["refused"] += 1
-    assert min(outcomes.values()) > count // 20, outcomes  # both ways are taken
+            refusals.append(str(error))
+    assert not any("\n" in message for message in refusals)
+    assert count // 20 < len(refusals) < count - count // 20  # both ways are taken
 
 
 def test_mutated_files_load_or_are_refused_in_one_line() -> None:

@@ -223,7 +223,7 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(
-                f"{source} is a folder and has no revision {revision!r}, expected one with a repo id only. Leave it out."
+                f"{source} is a folder and has no revision {revision!r}, expected none. Leave it out."
             )
         return folder, None
     if isinstance(source, Path) or folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
@@ -257,8 +257,8 @@ def _read_shards(folder: Path) -> dict[Path, list[_Entry]]:
     if not index.exists():
         found = "only PyTorch .bin files" if any(folder.glob("*.bin")) else "neither"
         raise CheckpointError(
-            f"{folder} holds {found}, expected model.safetensors or model.safetensors.index.json. Convert or download the "
-            "checkpoint as safetensors."
+            f"{folder} holds {found}, expected model.safetensors or model.safetensors.index.json. Convert or "
+            "download the checkpoint as safetensors."
         )
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
@@ -356,7 +356,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_exactly(path: Path, offset: int, array: Array, name: str) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view = array.reshape(-1).view(np.uint8).data
     done = 0
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -387,8 +387,8 @@ def _canonical_entries(found: list[_Entry]) -> dict[str, _Entry]:
         if name in entries:
             other = entries[name]
             raise CheckpointError(
-                f"{_short(entry.disk_name)} in {entry.path.name} and {_short(other.disk_name)} in {other.path.name} are the "
-                "same tensor, expected it once. Remove one of them."
+                f"{_short(entry.disk_name)} in {entry.path.name} and {_short(other.disk_name)} in {other.path.name} "
+                "are the same tensor, expected it once. Remove one of them."
             )
         entries[name] = entry
     return entries
@@ -426,18 +426,19 @@ def _checked(
     missing = [name for name in shapes if name not in entries]
     if missing == ["lm_head.weight"]:
         raise CheckpointError(
-            "lm_head.weight is missing and tie_word_embeddings is false, expected an output head. Copy the shards again, or "
-            "set tie_word_embeddings to true in config.json if the model was trained so."
+            "lm_head.weight is missing and tie_word_embeddings is false, expected an output head. Copy the shards "
+            "again, or set tie_word_embeddings to true in config.json if the model was trained so."
         )
     if missing:
         raise CheckpointError(
-            f"{_some(missing)} missing from the weights, expected by config.json. Copy the shards from the original repository."
+            f"{_some(missing)} missing from the weights, expected by config.json. Copy the shards from the original "
+            "repository."
         )
     unknown = sorted(entries[name].disk_name for name in entries.keys() - shapes.keys() - skipped.keys())
     if unknown:
         raise CheckpointError(
-            f"{_some(unknown)} unknown, expected only the tensors that config.json describes. Compare config.json with the "
-            "original repository; another architecture cannot be exported."
+            f"{_some(unknown)} unknown, expected only the tensors that config.json describes. Compare config.json with "
+            "the original repository; another architecture cannot be exported."
         )
     tensors: dict[str, Tensor] = {}
     wrong = [f"{entries[name].disk_name} {list(entries[name].shape)}, expected {list(shape)}"
@@ -451,8 +452,8 @@ def _checked(
         entry = entries[name]
         if entry.dtype not in _DTYPES:
             raise CheckpointError(
-                f"{entry.disk_name} in {entry.path.name} has dtype {entry.dtype}, expected BF16, F16 or F32. Export the "
-                "checkpoint that it was made from."
+                f"{entry.disk_name} in {entry.path.name} has dtype {entry.dtype}, expected BF16, F16 or F32. Export "
+                "the checkpoint that it was made from."
             )
         tensors[name] = Tensor(name, _DTYPES[entry.dtype], shape, entry.path, entry.offset)
     return tensors
@@ -471,8 +472,8 @@ def _check_tied_head(entries: dict[str, _Entry], tensors: dict[str, Tensor], con
         same = all(bool(np.array_equal(left.view(np.uint8), right.view(np.uint8))) for left, right in blocks)
     if not same:
         raise CheckpointError(
-            f"{head.disk_name} differs from the embedding table and config.json says tie_word_embeddings, expected one or "
-            "the other. Set tie_word_embeddings to false if the head is a trained one, else remove it."
+            f"{head.disk_name} differs from the embedding table and config.json says tie_word_embeddings, expected one "
+            "or the other. Set tie_word_embeddings to false if the head is a trained one, else remove it."
         )
 
 

@@ -1,4 +1,4 @@
-"""config.json and preprocessor_config.json of both families -> `ModelConfig`; what is not implemented is refused by name.
+"""config.json and preprocessor_config.json of both families -> `ModelConfig`, or a refusal by name.
 
 Two families carry the same network: `hf`, transformers' LlavaOnevisionForConditionalGeneration, and `llava_next`,
 LLaVA-NeXT's LlavaQwenForCausalLM. Keys that a file leaves out take the defaults of the class that would read it
@@ -87,7 +87,7 @@ class VisionTower:
     layer_norm_eps: float
 
 
-# Keyed by the last part of `mm_vision_tower`, which may be a repo id or a folder. Source: LLaVA-NeXT, siglip_encoder.py.
+# Keyed by the last part of `mm_vision_tower`, a repo id or a folder. Source: LLaVA-NeXT, siglip_encoder.py.
 VISION_TOWERS = {"siglip-so400m-patch14-384": VisionTower(27, 16, 384, 1e-6)}
 
 # Defaults of transformers 5, class by class.
@@ -116,9 +116,7 @@ _REQUIRED = object()
 def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
     """The configuration of the checkpoint in `folder`, whose tensors have `shapes` (by canonical name)."""
     config = _Fields(read_json(folder / "config.json"), "config.json")
-    if config.values.get("quantization_config") is not None or config.sub("text_config").values.get(
-        "quantization_config"
-    ):
+    if any(fields.values.get("quantization_config") is not None for fields in (config, config.sub("text_config"))):
         raise CheckpointError(
             "config.json holds a quantization_config, expected plain bf16, fp16 or fp32 weights: quantised checkpoints "
             "come with a later version. Export the checkpoint that it was made from."
@@ -213,8 +211,8 @@ def _read_hf_image(folder: Path, config: _Fields, vision: VisionConfig) -> Image
     tiled = _pinpoints(fields, fields.values.get("image_grid_pinpoints"), vision.image_size)
     if pinpoints != tiled:
         raise CheckpointError(
-            f"image_grid_pinpoints differ: {len(pinpoints)} in config.json, {len(tiled)} in {fields.where}, expected the "
-            "same list. Copy both files from the checkpoint's original repository."
+            f"image_grid_pinpoints differ: {len(pinpoints)} in config.json, {len(tiled)} in {fields.where}, expected "
+            "the same list. Copy both files from the checkpoint's original repository."
         )
     return ImageSettings(
         tile_px=vision.image_size,
@@ -279,10 +277,10 @@ def _vision_from_weights(config: _Fields, shapes: Shapes) -> VisionConfig:
     given = config.sub("vision_config")
     tower = VISION_TOWERS.get(str(config.values.get("mm_vision_tower")).rstrip("/").rpartition("/")[2])
     if tower is None and not given.values:
-        known = ", ".join(repr(name) for name in VISION_TOWERS)
+        known, name = ", ".join(repr(name) for name in VISION_TOWERS), _show(config.values.get("mm_vision_tower"))
         raise CheckpointError(
-            f"config.json: mm_vision_tower is {_show(config.values.get('mm_vision_tower'))}, expected {known}. For another "
-            "SigLIP tower add a vision_config with num_attention_heads and image_size to config.json."
+            f"config.json: mm_vision_tower is {name}, expected {known}. For another SigLIP tower "
+            "add a vision_config with num_attention_heads and image_size to config.json."
         )
     _refuse_other_vision(given)
     hidden_size, _, patch_size, _ = _shape(shapes, "vision_tower.embeddings.patch_embedding.weight", 4)
@@ -306,7 +304,7 @@ def _vision_from_weights(config: _Fields, shapes: Shapes) -> VisionConfig:
 
 
 def _text_from_weights(config: _Fields, shapes: Shapes) -> tuple[TextConfig, tuple[str, ...]]:
-    """LLaVA-NeXT resizes the embedding for its own tokens, so where the config's vocabulary disagrees the weights win."""
+    """LLaVA-NeXT resizes the embedding for its own tokens: where config.json disagrees, the weights win."""
     rows, _ = _shape(shapes, "language_model.embed_tokens.weight", 2)
     stated = config.values.get("vocab_size")
     notes: tuple[str, ...] = ()
@@ -349,7 +347,8 @@ def _shape(shapes: Shapes, name: str, num_dims: int) -> tuple[int, ...]:
         )
     if len(shape) != num_dims or 0 in shape:
         raise CheckpointError(
-            f"{name} has shape {list(shape)}, expected {num_dims} dimensions. Copy the shards from the original repository."
+            f"{name} has shape {list(shape)}, expected {num_dims} dimensions, none of them 0. Copy the shards from the "
+            "original repository."
         )
     return shape
 
@@ -520,8 +519,7 @@ class _Fields:
         return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
     def expect(self, key: str, only: Any, reason: str, also: tuple[Any, ...] = (), absent: Any = _REQUIRED) -> Any:
-        """The value under `key`; another than `only` is refused with the reason. `absent` is the reading class's default
-        where that is not `only`."""
+        """The value under `key`; any but `only` is refused with the reason. `absent` stands for a key left out."""
         value = self.values.get(key, only if absent is _REQUIRED else absent)
         if not any(type(value) is type(good) and value == good for good in (only, *also)):
             raise self.refusal(key, value, f"{_show(only)} ({reason})")

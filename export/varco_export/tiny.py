@@ -2,10 +2,10 @@
 
     python -m varco_export.tiny OUT --seed 1 --layers 3 --heads 6 --kv-heads 2 --format llava-next
 
-Every tensor is drawn from a generator keyed by the seed and its canonical name, so that the two formats of one seed hold
-the same weights. With the usual std of 0.02 a random model repeats one token; here each layer's output is about as large
-as what flows into it (`Scales`), so that greedy text wanders and depends on the picture. `--shape 14b --sparse` makes a
-file of the real shapes whose zeros take no disk.
+Every tensor is drawn from a generator keyed by the seed and its canonical name, so that the two formats of one seed
+hold the same weights. With the usual std of 0.02 a random model repeats one token; here each layer's output is about as
+large as what flows into it (`Scales`), so that greedy text wanders and depends on the picture. `--shape 14b --sparse`
+makes a file of the real shapes whose zeros take no disk.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _TORCH_DTYPES: dict[Dtype, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32"
 class Scales:
     """How large random weights are. A linear's std is its gain over the square root of its inputs.
 
-    `query_key` sharpens attention; `attention` and `mlp` are what a layer adds to the residual; `logits` is the std of the
-    logits; `special` scales the head's rows of special tokens and of rows past the tokenizer, so that text rarely ends.
+    `query_key` sharpens attention; `attention` and `mlp` are what a layer adds to the residual; `logits` is the std of
+    the logits; `special` scales the head's rows of special tokens and past the tokenizer, so that text rarely ends.
     """
 
     embedding: float = 1.0
@@ -158,7 +158,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_tiny(out: Path, options: TinyOptions = TinyOptions()) -> Path:  # noqa: B008 - frozen
+def make_tiny(out: Path, options: TinyOptions = TinyOptions()) -> Path:
     """Write the checkpoint to the new folder `out` and return it. Whole or absent: renamed when complete."""
     _check(options)
     out = Path(out)
@@ -185,6 +185,20 @@ def make_tiny(out: Path, options: TinyOptions = TinyOptions()) -> Path:  # noqa:
 
 
 def _check(options: TinyOptions) -> None:
+    counts = {
+        "--layers": options.num_hidden_layers,
+        "--intermediate": options.intermediate_size,
+        "--vision-layers": options.num_vision_layers,
+        "--vision-intermediate": options.vision_intermediate_size,
+        "--patch-size": options.patch_size,
+        "--shards": options.num_shards,
+        "--max-position": options.max_position_embeddings,
+    }
+    for flag, count in counts.items():
+        if count < 1:
+            raise UsageError(f"{flag} is {count}, expected 1 or more.")
+    if options.max_grid_tiles is not None and options.max_grid_tiles < 1:
+        raise UsageError(f"--max-grid-tiles is {options.max_grid_tiles}, expected 1 or more.")
     for count, parts, what in (
         (options.hidden_size, options.num_attention_heads, "--hidden by --heads"),
         (options.num_attention_heads, options.num_key_value_heads, "--heads by --kv-heads"),
@@ -236,7 +250,7 @@ def _all_shapes(options: TinyOptions) -> dict[str, tuple[int, ...]]:
 
 def _split(shapes: dict[str, tuple[int, ...]], options: TinyOptions) -> list[list[str]]:
     """Names in order, cut into shards of about equal bytes, none of them empty."""
-    count = min(max(options.num_shards, 1), len(shapes))
+    count = min(options.num_shards, len(shapes))
     goal = sum(_nbytes(shape, options) for shape in shapes.values()) / count
     shards: list[list[str]] = [[]]
     filled = 0
@@ -437,7 +451,16 @@ def _generation_json(options: TinyOptions) -> dict[str, Any]:
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------
 
-_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "[UNK]", "<gro>", "<ocr>", "<char>", "</char>")
+_SPECIAL_TOKENS: tuple[str, ...] = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "[UNK]",
+    "<gro>",
+    "<ocr>",
+    "<char>",
+    "</char>",
+)
 _SPECIAL_TOKENS += ("<obj>", "</obj>", "<bbox>", "</bbox>", "<delim>", "<image>")
 
 # Words that get a token of their own, and on the way there one for each of their beginnings.
@@ -619,6 +642,7 @@ def _parser() -> argparse.ArgumentParser:
         "--patch-size": "patch_size",
         "--max-grid-tiles": "max_grid_tiles",
         "--shards": "num_shards",
+        "--max-position": "max_position_embeddings",
     }
     for flag, name in numbers.items():
         parser.add_argument(flag, dest=name, type=int, metavar="N")

@@ -133,7 +133,11 @@ def _paint_labels(
         if label is None or (not mark.first and label.width * label.height > MAX_REPEATED_SHARE * size[0] * size[1]):
             continue
         others = np.delete(boxes, index, axis=0)
-        place = _place(label, mark.box, others, taken, scale.line_px, size)
+        place, harm = _place(label, mark.box, others, taken, scale.line_px, size)
+        smaller = _fit(mark.text, max(round(scale.font_px * 0.75), MIN_FONT_PX), size) if harm > 1 else None
+        if smaller is not None:
+            label = smaller
+            place, _ = _place(label, mark.box, others, taken, scale.line_px, size)
         taken = np.vstack([taken, place])
         label.paint(pen, place, mark.color)
 
@@ -174,8 +178,8 @@ def _place(
     taken: NDArray[np.float64],
     line_px: int,
     size: tuple[int, int],
-) -> Rectangle:
-    """The least harmful of the places around and in the box, pushed into the picture."""
+) -> tuple[Rectangle, float]:
+    """The least harmful of the places around and in the box, pushed into the picture, and its harm."""
     x1, y1, x2, y2 = box
     w, h = label.width, label.height
     corners = (
@@ -194,11 +198,11 @@ def _place(
     for rank, (x, y) in enumerate(corners):
         left, top = min(max(x, 0), size[0] - w), min(max(y, 0), size[1] - h)
         place = (left, top, left + w, top + h)
-        cost = 100 * _hidden(place, taken) + 10 * _hidden(place, others)
-        cost += 6 * _hidden(place, np.array([box], np.float64)) + 0.01 * rank
-        if cost < least:
-            best, least = place, cost
-    return best
+        harm = 100 * _hidden(place, taken) + 10 * _hidden(place, others)
+        harm += 6 * _hidden(place, np.array([box], np.float64)) + 0.01 * rank
+        if harm < least:
+            best, least = place, harm
+    return best, least
 
 
 def _hidden(place: Rectangle, boxes: NDArray[np.float64]) -> float:

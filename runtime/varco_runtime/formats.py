@@ -21,8 +21,8 @@ _CATEGORY_IDS: dict[Kind, int] = {"text": 1, "object": 2}
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def to_json_regions(regions: Iterable[Region], size: Size) -> list[dict[str, Any]]:
-    """One document per region: `boxes` are fractions of the picture, `boxes_px` whole pixels."""
+def to_json_regions(regions: Iterable[Region], size: Size | None) -> list[dict[str, Any]]:
+    """One document per region: `boxes` are fractions of the picture, `boxes_px` whole pixels (none without a size)."""
     return [
         {
             "kind": region.kind,
@@ -30,13 +30,13 @@ def to_json_regions(regions: Iterable[Region], size: Size) -> list[dict[str, Any
             "start": region.start,
             "end": region.end,
             "boxes": [[box.x1, box.y1, box.x2, box.y2] for box in region.boxes],
-            "boxes_px": [list(box) for box in region.pixels(*size)],
+            "boxes_px": [list(box) for box in region.pixels(*size)] if size else [],
         }
         for region in regions
     ]
 
 
-def to_coco(regions: Iterable[Region], size: Size, image_id: int | str, file_name: str) -> list[dict[str, Any]]:
+def to_coco(regions: Iterable[Region], size: Size, image_id: int | str, file_name: str = "") -> list[dict[str, Any]]:
     """COCO detection results, one per box: `bbox` is [x, y, width, height] in pixels, to a hundredth.
 
     `category_id` is of `COCO_CATEGORIES`; `text` and `file_name` are additions that COCO's tools ignore. Layout:

@@ -21,11 +21,9 @@ from varco_runtime.image import PackingPlan, pack
 Array = np.ndarray[Any, Any]
 
 _NUMPY_TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
-MAX_CHUNK_TOKENS = 512
-ATTENTION_SCRATCH_BYTES = 128 << 20
-"""Bound on the attention scores `[heads, chunk, context]` of one prefill chunk, in fp32."""
-SCRATCH_BYTES = 256 << 20
-"""Bound on the widest activation (gate and up) of one prefill chunk."""
+CHUNK_TOKENS = 512
+"""Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run needs grows
+with the chunk and not with the context; 512 rows keep the matrix products busy."""
 
 
 class OnnxRuntimeBackend:
@@ -39,7 +37,7 @@ class OnnxRuntimeBackend:
         self._ort: Any = onnxruntime
         manifest = bundle.manifest
         self._max_context = max_context
-        self._threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+        self._threads = threads or usable_cores()
         self._model = manifest.model
         self._embedding = EmbeddingTable(bundle.path(manifest.embedding.file), manifest.embedding)
         self._newline = self._embedding.newline
@@ -128,17 +126,12 @@ class OnnxRuntimeBackend:
         pieces = []
         position = start
         while position < total:
-            end = min(total, position + self._chunk_tokens(position))
+            end = min(total, position + CHUNK_TOKENS)
             logits = self._prefill_chunk(self._embed(inputs, position, end), position, max(1, end - max(position, first_logit)))
             if end > first_logit:
                 pieces.append(logits)
             position = end
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-    def _chunk_tokens(self, position: int) -> int:
-        """How many positions to take at once so that scratch memory stays bounded."""
-        scores_per_token = 4 * self._model.num_attention_heads * (position + MAX_CHUNK_TOKENS)
-        return max(16, min(MAX_CHUNK_TOKENS, ATTENTION_SCRATCH_BYTES // scores_per_token))
 
     def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
         """Rows `[1, end - start, D]` for the decoder."""
@@ -184,6 +177,11 @@ class OnnxRuntimeBackend:
     def _check_length(self, total: int) -> None:
         if total > self._max_context:
             raise ContextError(f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context.")
+
+
+def usable_cores() -> int:
+    """Processors that this process may use, which a container or taskset can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

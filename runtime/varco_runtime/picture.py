@@ -96,8 +96,9 @@ Source: TypeAlias = (
 def load_picture(source: Source) -> Picture:
     """Open a path, the bytes of a file, a binary stream, a Pillow image or an array uint8 [H, W, 3].
 
-    A Pillow image counts as it stands (the frame it is at) and is copied, so that it may be drawn on afterwards. Only the header is read before the size is checked against `MAX_PIXELS`. Whatever is wrong with the picture raises
-    an `ImageError` of one line; no warning of Pillow gets out.
+    A Pillow image counts as it stands (the frame it is at) and is copied, so that it may be drawn on afterwards. Only
+    the header is read before the size is checked against `MAX_PIXELS`. Whatever is wrong with the picture raises an
+    `ImageError` of one line; no warning of Pillow gets out.
     """
     if isinstance(source, Picture):
         return source
@@ -120,7 +121,7 @@ def load_picture(source: Source) -> Picture:
 def _load_path(path: str) -> Picture:
     name = repr(path)  # repr keeps a message on one line whatever the file is called
     try:
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 (closed by the `with` below; this `try` is for opening alone)
     except IsADirectoryError:
         raise ImageError(f"{name} is a folder. Expected a picture file; name one inside it.") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -293,9 +294,8 @@ def _to_8_bit(values: npt.NDArray[Any], *, sixteen_bit: bool) -> npt.NDArray[np.
     """
     if sixteen_bit:
         return (values >> 8).astype(np.uint8)
-    finite = np.isfinite(values)
-    low = float(values.min(where=finite, initial=np.inf)) if finite.any() else 0.0
-    high = float(values.max(where=finite, initial=-np.inf)) if finite.any() else 0.0
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     origin, scale, half = 0.0, 1.0, 0.0
     if low >= 0 and high <= 1 and values.dtype.kind == "f":
         scale, half = 255.0, 0.5

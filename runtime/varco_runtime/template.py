@@ -1,11 +1,12 @@
 """A checkpoint's chat template, rendered as transformers renders it and with bounded work.
 
-The template comes with a checkpoint, so it is not trusted: it runs in Jinja's immutable sandbox, and every render has a
-budget. Bounded are: the size of the template, the characters of the result and of all `{{ }}` along the way, the size of
-every text, list and number that an expression makes (checked before it is made where one operation multiplies), and the
-work: loop iterations, calls, filters, comparisons and the characters that go through them draw on `WORK` units, so a
-render ends within seconds whatever the template says. For that, filters and string methods are an allow-list, `range` and
-widths are short, and recursive loops, includes and inheritance are refused.
+The template comes with a checkpoint, so it is not trusted: it runs in Jinja's immutable sandbox, and each render has a
+budget. Bounded are: the size of the template; the characters of the result and of all `{{ }}` on the way; the size of
+every text, list and number that an expression makes (checked before it is made where one operation multiplies); the
+work (loop iterations, calls, filters, comparisons and the characters that go through them draw on `WORK` units); and
+the time, looked at between any two of those. Filters and string methods are an allow-list, ranges and widths are
+short, and recursive loops, includes and inheritance are refused. Not bounded is the time of one single filter, but the
+size of what it works on is.
 """
 
 from __future__ import annotations
@@ -13,40 +14,47 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from datetime import datetime
 from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.filters import do_indent, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from varco_runtime.errors import BundleError, PromptError
 
 MAX_TEMPLATE_CHARS = 256 << 10
-MAX_VALUE_CHARS = 4 << 20
-MAX_OUTPUT_CHARS = 8 << 20
+MAX_VALUE_CHARS = 2 << 20
+MAX_OUTPUT_CHARS = 4 << 20
+MAX_RENDER_S = 10.0
 MAX_RANGE = 10_000
 MAX_INT_BITS = 128
 WORK = 1 << 27  # units: about one per character handled, STEP per operation
 STEP = 256
 PER_ITEM = 8  # an item or character that a filter may look at one by one
 
-FILTERS = frozenset(
-    "abs attr capitalize count d default dictsort e escape first float groupby int items join last length list lower map "
-    "max min reject rejectattr replace reverse round safe select selectattr sort string title tojson trim unique upper "
-    "wordcount indent".split()
-)
-TEXT_METHODS = frozenset(
-    "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric isspace "
-    "isupper join lower lstrip partition removeprefix removesuffix replace rfind rpartition rsplit rstrip split "
-    "splitlines startswith strip title upper".split()
-)
+# fmt: off
+FILTERS = frozenset([
+    "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby",
+    "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
+    "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "title", "tojson", "trim",
+    "unique", "upper", "wordcount",
+])
+TEXT_METHODS = frozenset([
+    "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii", "isdecimal",
+    "isdigit", "islower", "isnumeric", "isspace", "isupper", "join", "lower", "lstrip", "partition", "removeprefix",
+    "removesuffix", "replace", "rfind", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith",
+    "strip", "title", "upper",
+])
+# fmt: on
 
 
 class ChatTemplate:
@@ -72,12 +80,11 @@ class ChatTemplate:
             ) from None
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        """The prompt's text. Raises `PromptError` when the template refuses the messages, fails or asks for too much."""
+        """The prompt's text. Raises `PromptError` when the template refuses the messages or asks for too much."""
         pieces: list[str] = []
         size = 0
         with self._lock:
-            self._environment.budget = WORK
-            self._environment.output_budget = MAX_OUTPUT_CHARS
+            self._environment.start()
             try:
                 for piece in self._template.generate(
                     messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt
@@ -122,8 +129,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             finalize=_emit,
             optimized=False,
         )
-        self.budget = WORK
-        self.output_budget = MAX_OUTPUT_CHARS
+        self.start()
         self.step = STEP + len(text)  # one pass through a loop or macro writes at most the template's own text
         self.filters = {name: function for name, function in self.filters.items() if name in FILTERS}
         self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join, "indent": _indent}
@@ -136,9 +142,15 @@ class _Environment(ImmutableSandboxedEnvironment):
             "strftime_now": _strftime_now,
         }
 
+    def start(self) -> None:
+        """Fill the budget for one render."""
+        self.budget = WORK
+        self.output_budget = MAX_OUTPUT_CHARS
+        self.deadline_s = time.monotonic() + MAX_RENDER_S
+
     def charge(self, units: int) -> None:
         self.budget -= units
-        if self.budget < 0:
+        if self.budget < 0 or time.monotonic() > self.deadline_s:
             raise SecurityError("more work than a chat template may ask for")
 
     def guard(self, value: Any, per_char: int = 1) -> Any:
@@ -173,11 +185,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2 has it
         __self.charge(__self.step)
-        owner = getattr(__obj, "__self__", None)
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", None)
+        if name in ("format", "format_map") or (isinstance(owner, str) and name not in TEXT_METHODS):
+            raise SecurityError(f"the text method {name!r} is not offered")
         if isinstance(owner, str):
-            name = __obj.__name__
-            if name not in TEXT_METHODS:
-                raise SecurityError(f"the text method {name!r} is not offered")
             __self.charge(_size(owner) + sum(map(_size, args)))
             if name == "replace" and len(args) > 1:
                 _check_replace(owner, str(args[0]), str(args[1]))
@@ -193,7 +204,7 @@ class _Meter(NodeTransformer):
         if node.recursive:
             raise SecurityError("recursive loops are not offered")
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, "_each")
+        node.iter = _filtered(cast("nodes.Expr", node.iter), "_each")
         return node
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802
@@ -220,7 +231,7 @@ class _Meter(NodeTransformer):
         self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "_concat")
 
-    def visit_Literal(self, node: nodes.Expr) -> nodes.Node:  # noqa: N802
+    def visit_Literal(self, node: nodes.Literal) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return node if getattr(node, "ctx", "load") == "store" else _filtered(node, "_guard")
 
@@ -232,7 +243,7 @@ class _Meter(NodeTransformer):
 
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.filter = cast("nodes.Filter", _filtered(node.filter, "_guard"))
+        node.filter = _filtered(node.filter, "_guard")
         return node
 
     def visit_Include(self, node: nodes.Node) -> nodes.Node:  # noqa: N802

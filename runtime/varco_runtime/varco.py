@@ -83,7 +83,7 @@ class Varco:
         self.load_s = load_s
         manifest = bundle.manifest
         self._tokenizer = Tokenizer.from_json(bundle.text(manifest.tokenizer))
-        self._prompter = Prompter(bundle.text(manifest.chat_template), manifest.prompt, self._tokenizer)
+        self._prompter = Prompter(manifest.prompt, bundle.text(manifest.chat_template), self._tokenizer)
         self._cache = _Cache()
         self._encoded: _Encoded | None = None
         self._lock = threading.Lock()
@@ -167,7 +167,7 @@ class Varco:
         settings = self.bundle.manifest.image
         plan = None if picture is None else packing_plan(picture.size_hw, settings)
         num_image_tokens = 0 if plan is None else plan.num_tokens
-        ids = self._prompter.encode(messages, num_image_tokens)
+        ids = self._prompter.build(messages, num_image_tokens)
         room = self.backend.max_context - len(ids)
         if room < 1:
             detail = f", {num_image_tokens} of them the picture's" if num_image_tokens else ""

@@ -1,0 +1,128 @@
+"""What every command prints with: answers on standard output, notes on standard error, nothing that upsets a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from varco_runtime.errors import VarcoError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 and C1 controls, line and paragraph separators, bidirectional overrides, surrogates that no encoding takes.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROLS_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+PIPED_WIDTH = 500
+"""Columns where there is no terminal: enough for any line, so that nothing is wrapped or cut."""
+
+
+def one_line(text: str) -> str:
+    """`text` with control characters spelled out (`\\n`, `\\x1b`), for one line of a terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable(text: str) -> str:
+    """A model's text for a terminal: like `one_line`, but line breaks and tabs stay."""
+    return _CONTROLS_IN_TEXT.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def write_text(text: str) -> None:
+    """Put a model's text on standard output: as it is into a file or pipe, made harmless for a terminal."""
+    write(printable(text) if sys.stdout.isatty() else text)
+
+
+def write_document(text: str) -> None:
+    """Put a JSON, COCO or hOCR document on standard output, in UTF-8 whatever the terminal's encoding."""
+    write(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
+def write(text: str, encoding: str | None = None) -> None:
+    """Write to standard output and flush. A full disk becomes a `VarcoError`, a closed pipe stays a `BrokenPipeError`."""
+    stream = sys.stdout
+    try:
+        stream.flush()
+        stream.buffer.write(text.encode(encoding or stream.encoding, errors="backslashreplace"))
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()
+        raise VarcoError(f"Standard output could not be written: {error.strerror}. Free some space, then ask again.") from None
+
+
+def discard_stdout() -> None:
+    """Send what is still buffered nowhere, so that Python's own flush at exit does not complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def note(text: str, faint: bool = False) -> None:
+    """One line on standard error: what happens, a warning, or with `faint` a timing."""
+    line = one_line(text)
+    print(f"\x1b[2m{line}\x1b[0m" if faint and _is_colourful() else line, file=sys.stderr, flush=True)
+
+
+def error(message: str) -> None:
+    """The one line of an error."""
+    print(f"varco: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def _is_colourful() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def stdout_console() -> Console:
+    """A rich console: colours and wrapping on a terminal, neither into a file or pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+
+def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
+    """A heading and `name  value` lines."""
+    print_table(title, (), [[name, value] for name, value in facts])
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
+    """A heading and aligned columns on standard output; `right` names the columns aligned to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    width = len(header) or 2
+    for index in range(width):
+        name = header[index] if header else ""
+        # A long value goes on below itself; names keep to their line.
+        table.add_column(name, justify="right" if index in right else "left", no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        first, *rest = (one_line(cell) for cell in row)
+        table.add_row(Text(first, style="" if header else "dim"), *(Text(cell) for cell in rest))
+    console = stdout_console()
+    with console.capture() as captured:
+        console.print(Text(one_line(title), style="bold"))
+        console.print(table)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    write("".join(f"{line}\n" for line in lines))
+
+
+def size_text(num_bytes: int) -> str:
+    """Bytes for people, decimal units: `30.4 GB`."""
+    value = float(num_bytes)
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{num_bytes} bytes" if unit == "bytes" else f"{value:.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
+
+
+def count_text(count: int) -> str:
+    """A large count for people: `15.2 billion`."""
+    for limit, word in ((10**9, "billion"), (10**6, "million")):
+        if count >= limit:
+            return f"{count / limit:.3g} {word}"
+    return f"{count:,}"

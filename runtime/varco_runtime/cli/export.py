@@ -1,0 +1,83 @@
+"""`varco export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from varco_runtime.cli.console import note, print_facts, size_text
+from varco_runtime.cli.progress import ExportProgress
+from varco_runtime.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from varco_runtime.bundle import Component, Manifest
+
+_EXTRA_MODULES = ("onnx", "ml_dtypes", "google")
+
+
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A folder of safetensors, or a Hugging Face repository id.")
+    ],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to make.")],
+    device: Annotated[str, typer.Option(metavar="cpu", help="Where the bundle will run.")] = "cpu",
+    decoder: Annotated[
+        str,
+        typer.Option(metavar="auto|fp32|fp16|int8|int4", help="Weights of the language model; auto is fp32, the exact one."),
+    ] = "auto",
+    vision: Annotated[
+        str, typer.Option(metavar="auto|fp32|fp16", help="Weights of the vision tower and projector; auto is fp32.")
+    ] = "auto",
+    lm_head: Annotated[
+        str,
+        typer.Option(metavar="auto|fp32|fp16|int8|int4", help="Weights of the last layer; auto is int8 beside int8 or int4."),
+    ] = "auto",
+    block_size: Annotated[int, typer.Option(metavar="32|64|128", help="Weights that share a scale in int8 and int4.")] = 32,
+    activations: Annotated[
+        str, typer.Option(metavar="float|int8", help="Inputs of int8 and int4 layers: float is exact, int8 is fast.")
+    ] = "float",
+    max_context: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of prompt, picture and answer; 10240 holds the largest picture.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+) -> None:
+    """Turn a checkpoint into a bundle of ONNX graphs. Needs the extra 'export', but no torch."""
+    try:
+        from varco_export.export import ExportOptions
+        from varco_export.export import export as export_bundle
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA_MODULES:
+            raise
+        raise MissingExtraError("Exporting", "export") from None
+    options = ExportOptions(device, decoder, vision, lm_head, block_size, activations, max_context, overwrite)
+    with ExportProgress() as progress:
+        manifest = export_bundle(checkpoint, bundle, options, progress)
+    _report(bundle, manifest)
+
+
+def _report(bundle: Path, manifest: Manifest) -> None:
+    total_bytes = sum(facts.size for facts in manifest.files.values())
+    print_facts(
+        f"{bundle} is ready: {size_text(total_bytes)}",
+        [
+            ("vision", _component(manifest, manifest.vision)),
+            ("projector", _component(manifest, manifest.projector)),
+            ("embedding", f"{manifest.embedding.dtype}, {size_text(manifest.files[manifest.embedding.file].size)}"),
+            ("decoder", _component(manifest, manifest.decoder)),
+            ("read per token", f"{size_text(manifest.decoder.weight_bytes)} of weights"),
+            ("context", f"{manifest.max_context:,} tokens, {size_text(manifest.kv_bytes_per_token * manifest.max_context)} when full"),
+            ("licence of the weights", manifest.license),
+        ],
+    )
+    for text in manifest.provenance.get("notes", []):
+        note(f"note: {text}")
+    note(f'Next: varco run {shlex.quote(str(bundle))} PICTURE "Describe this image."')
+
+
+def _component(manifest: Manifest, component: Component) -> str:
+    num_bytes = sum(manifest.files[name].size for name in (component.file, component.data))
+    return f"{component.precision}, {size_text(num_bytes)}"

@@ -1,0 +1,87 @@
+"""Progress on standard error: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from varco_runtime.cli.console import note, one_line, size_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class ExportProgress:
+    """A bar per component of an export, as `varco_export.export.Progress` asks for; a context manager."""
+
+    def __init__(self) -> None:
+        self._bars = _bars("{task.completed:.0f}/{task.total:.0f}") if sys.stderr.isatty() else None
+
+    def __enter__(self) -> ExportProgress:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    @contextmanager
+    def component(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
+        """A bar of `steps`; the value is called once per step. Without a terminal, a line when it is done."""
+        if self._bars:
+            task = self._bars.add_task(name, total=steps)
+            yield lambda: self._bars.advance(task) if self._bars else None
+        else:
+            started = time.monotonic()
+            yield lambda: None
+            note(f"{name} exported in {time.monotonic() - started:.1f} s")
+
+
+class HashProgress:
+    """Progress of hashing a bundle: called as `Bundle.open` calls its `progress`; a context manager.
+
+    Says nothing unless more than `quiet_bytes` are hashed: a small bundle is done before anyone could read it.
+    """
+
+    def __init__(self, sizes: dict[str, int], quiet_bytes: int = 256 << 20) -> None:
+        self._sizes = sizes
+        self._quiet_bytes = quiet_bytes
+        self._announced: set[str] = set()
+        self._tasks: dict[str, TaskID] = {}
+        self._bars: Progress | None = None
+
+    def __enter__(self) -> HashProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def __call__(self, name: str, num_bytes: int) -> None:
+        size = self._sizes.get(name, 0)
+        if size < self._quiet_bytes:
+            return
+        if not sys.stderr.isatty():
+            if name not in self._announced:
+                note(f"Checking the sha256 of {name} ({size_text(size)}).")
+                self._announced.add(name)
+            return
+        if self._bars is None:
+            self._bars = _bars("{task.percentage:.0f} %")
+            self._bars.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(f"sha256 of {one_line(name)}", total=size)
+        self._bars.advance(self._tasks[name], num_bytes)
+
+
+def _bars(count: str) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn(count), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))

@@ -1,0 +1,62 @@
+"""What most tests share: tiny checkpoints, their bundles, and a cache folder of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from varco_export.export import ExportOptions, export
+from varco_export.tiny import TinyOptions, make_tiny
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""Reference material that lies beside the project where it is developed; its tests skip elsewhere."""
+
+
+class Silent:
+    """Export progress that nobody sees."""
+
+    @contextlib.contextmanager
+    def component(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+
+def export_bundle(checkpoint: Path, target: Path, **options: object) -> Path:
+    """Export quietly and return the bundle's folder."""
+    export(checkpoint, target, ExportOptions(**options), Silent())  # type: ignore[arg-type]
+    return target
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests never read or write the user's cache."""
+    before = os.environ.get("VARCO_EDGE_CACHE")
+    os.environ["VARCO_EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["VARCO_EDGE_CACHE"]
+    else:
+        os.environ["VARCO_EDGE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material."""
+    if not SHARED.is_dir():
+        pytest.skip("the reference material (../shared) is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, four heads over two, untied, HF format, fp32."""
+    return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", TinyOptions(seed=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` exported in fp32."""
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny")
