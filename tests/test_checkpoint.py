@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
 from varco_export.checkpoint import Checkpoint, Tensor, find_license
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.errors import CheckpointError, MissingExtraError
@@ -137,6 +138,16 @@ def test_the_extra_vision_layer_is_left_out_in_both_formats(made: Callable[..., 
         assert not checkpoint.has("vision_tower.encoder.layers.2.mlp.fc1.weight")
         assert checkpoint.skipped["vision_tower.encoder.layers.2.mlp.fc1.weight"] == "a dropped layer"
         use_all(checkpoint)
+
+
+def test_a_layer_count_left_out_still_says_which_layers_are_dropped(copy: Callable[..., Path]) -> None:
+    folder = copy(num_vision_layers=11, extra_vision_layer=True)
+    values = json.loads((folder / "config.json").read_text())
+    values["vision_config"]["num_hidden_layers"] = None  # the class default, 12
+    (folder / "config.json").write_text(json.dumps(values))
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.config.vision.num_hidden_layers == 11
+    assert checkpoint.skipped["vision_tower.encoder.layers.11.mlp.fc1.bias"] == "a dropped layer"
 
 
 def test_buffers_heads_and_norms_that_nothing_depends_on_are_left_out(copy: Callable[..., Path]) -> None:

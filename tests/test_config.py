@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from varco_export.checkpoint import expected_shapes
 from varco_export.config import ModelConfig, Shapes, read_config
 from varco_export.tiny import TinyOptions, make_tiny
@@ -28,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def read(made: dict[str, Path], tmp_path: Path) -> Callable[..., ModelConfig]:
-    """Read the tiny config of a format after some of its keys ("text_config.hidden_act") were changed, or removed by ..."""
+    """Read the tiny config of a format with some keys (`text_config__hidden_act`) changed, or removed by `...`."""
 
     def change_and_read(
         kind: str = "hf", file: str = "config.json", shapes: Shapes | None = None, **changes: Any
@@ -310,13 +311,11 @@ def test_a_missing_or_broken_file_is_named(made: dict[str, Path], tmp_path: Path
     assert "config.json is missing from" in _refusal(lambda: read_config(tmp_path, {}))
     (tmp_path / "config.json").write_text((made["hf"] / "config.json").read_text())
     assert "preprocessor_config.json is missing from" in _refusal(lambda: read_config(tmp_path, {}))
-    for text, message in (
-        ("{", "cannot be read as JSON"),
-        ("[1]", "holds [1], expected a JSON object"),
-        ("[" * 10**5, ""),
-    ):
+    (tmp_path / "config.json").write_text("[1]")
+    assert "holds [1], expected a JSON object" in _refusal(lambda: read_config(tmp_path, {}))
+    for text in ("{", "", "[" * 10**5, '{"a": ' + "9" * 5000 + "}"):
         (tmp_path / "config.json").write_text(text)
-        assert message in _refusal(lambda: read_config(tmp_path, {}))
+        assert "cannot be read as JSON" in _refusal(lambda: read_config(tmp_path, {}))
 
 
 def _refusal(call: Callable[[], object]) -> str:

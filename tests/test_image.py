@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from varco_runtime.errors import BundleError, ImageError
 from varco_runtime.image import (
     TilePlan,

@@ -48,7 +48,9 @@ def test_a_block_of_zeros_stays_zero() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("block_size", "width"), [(32, 96), (64, 200), (128, 64)])
 @pytest.mark.parametrize("accuracy_level", [1, 4])
-def test_onnxruntime_multiplies_by_the_dequantised_rows(bits: int, block_size: int, width: int, accuracy_level: int) -> None:
+def test_onnxruntime_multiplies_by_the_dequantised_rows(
+    bits: int, block_size: int, width: int, accuracy_level: int
+) -> None:
     rng = np.random.default_rng(5)
     rows = rng.normal(size=(24, width)).astype(np.float32)
     values, scales = quantise_rows(rows, bits, block_size)

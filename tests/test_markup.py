@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from varco_runtime.errors import InputError, PromptError
 from varco_runtime.markup import (
     MARKUP_TOKENS,
+    MAX_QUAD_CHARS,
     MAX_WARNINGS,
     OCR_PROMPT,
     Box,
@@ -147,6 +148,18 @@ def test_a_region_comes_out_as_its_box_closes() -> None:
     assert parser.feed(" sat <") == [" sat "]
     assert parser.finish() == ["<"]
     assert parser.finish() == []
+
+
+def test_a_box_that_never_closes_holds_little_text_back() -> None:
+    parser = StreamParser()
+    parser.feed("<obj>c</obj><bbox>")
+    said = [event for _ in range(1000) for event in parser.feed("0.1, ")]
+    assert len("".join(event for event in said if isinstance(event, str))) >= 5000 - MAX_QUAD_CHARS
+
+
+def test_zero_has_no_sign() -> None:
+    (region,) = parse("<obj>c</obj><bbox>-0, -0.0, 1, 1</bbox>").regions
+    assert str(region.boxes[0]) == "Box(x1=0.0, y1=0.0, x2=1.0, y2=1.0)"
 
 
 def test_feeding_a_finished_parser_is_a_bug() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+
 from varco_runtime import picture
 from varco_runtime.errors import ImageError
 from varco_runtime.picture import load_picture

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+
 from varco_export.checkpoint import Checkpoint
 from varco_export.config import ModelConfig
 from varco_export.tiny import SHAPES, TinyOptions, main, make_tiny, token_ids

@@ -15,7 +15,7 @@ from training.model import Tensor, attention_bias, patchify
 from training.pictures import draw
 from training.samples import IGNORE, Sample, Where, encode, make, prefix_text
 
-MAX_ANSWERS = 176  # longer sequences of questions and answers are cut
+LONG = 250  # tokens: pictures of 2x2 tiles are batched with pictures of about their length
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ def collate(samples: list[Sample], tokenizer: Tokenizer) -> Batch:
     start = len(prefix)
     counts = [len(sample.plan.indices) for sample in samples]
     width = -(-max(counts) // 8) * 8
-    asked = min(MAX_ANSWERS, max(len(sample.ids) for sample in samples))
+    asked = max(len(sample.ids) for sample in samples)
     batch, patches = len(samples), samples[0].plan.num_tiles * tiles.PATCHES
     packing = np.zeros((batch, width, patches + 1), np.float32)
     positions = np.zeros((batch, start + width + asked), np.float32)
@@ -75,13 +75,13 @@ def collate(samples: list[Sample], tokenizer: Tokenizer) -> Batch:
     columns = {name: np.full((batch, asked), fill, np.int64) for name, fill in _COLUMNS.items()}
     for i, (sample, count) in enumerate(zip(samples, counts, strict=True)):
         np.add.at(packing[i], (np.arange(count)[:, None], sample.plan.indices), sample.plan.weights)
-        length = min(asked, len(sample.ids))
+        length = len(sample.ids)
         positions[i, : start + count] = np.arange(start + count)
-        positions[i, start + width : start + width + length] = start + count + sample.positions[:length]
+        positions[i, start + width : start + width + length] = start + count + sample.positions
         segments[i, : start + count] = 0
-        segments[i, start + width : start + width + length] = sample.segments[:length]
+        segments[i, start + width : start + width + length] = sample.segments
         for name, column in columns.items():
-            column[i, :length] = getattr(sample, name)[:length]
+            column[i, :length] = getattr(sample, name)
     return Batch(
         patches=patchify(torch.from_numpy(np.concatenate([sample.pixels for sample in samples]))),
         patch_labels=Labels.of([sample.patches for sample in samples]),
@@ -98,9 +98,17 @@ _COLUMNS = {"ids": 0, "targets": IGNORE, "sources": 0, "indices": 0}
 
 
 def stream(
-    seeds: Iterator[int], size: int, grids: Iterator[tuple[int, int]], content: str | None, tokenizer: Tokenizer
+    seeds: Iterator[int], size: int, grids: Iterator[tuple[int, int]], tokenizer: Tokenizer
 ) -> Iterator[Batch]:
-    """Yield batches of `size` pictures, the grid of each taken from `grids`."""
+    """Yield batches of `size` pictures, the grid of each batch taken from `grids`."""
+    waiting: dict[tuple[tuple[int, int], bool], list[Sample]] = {}
     for grid in grids:
-        chosen = [next(seeds) for _ in range(size)]
-        yield collate([make(draw(seed, grid, content), tokenizer, random.Random(~seed)) for seed in chosen], tokenizer)
+        while True:
+            seed = next(seeds)
+            sample = make(draw(seed, grid), tokenizer, random.Random(~seed))
+            alike = waiting.setdefault((grid, len(sample.plan.indices) > LONG), [])
+            alike.append(sample)
+            if len(alike) == size:
+                yield collate(alike, tokenizer)
+                alike.clear()
+                break

@@ -15,6 +15,11 @@ def is_matrix(name: str, tensor: Tensor) -> bool:
     return tensor.dim() == 2 and ("layers." in name or name.startswith("multi_modal_projector"))
 
 
+def is_vision(name: str) -> bool:
+    """Whether the vision stage trains this tensor."""
+    return name.startswith((VISION, "multi_modal_projector", "heads.patch"))
+
+
 def orthogonalised(update: Tensor) -> Tensor:
     """Return the update with its singular values pushed to about 1 (five Newton-Schulz steps in bf16)."""
     x = update.bfloat16()
@@ -76,24 +81,25 @@ class Optimizer:
         self.barrier.wait()
 
     @torch.no_grad()
-    def step(self, rates: Rates, max_norm: float = 1.0) -> float:
-        """Update the weights from their gradients and return the gradients' norm."""
+    def step(self, rates: Rates, decoder: bool = True, max_norm: float = 1.0) -> float:
+        """Update the weights (without `decoder`: those of the vision) and return the gradients' norm."""
         self.count += 1
+        weights = {name: tensor for name, tensor in self.weights.items() if decoder or is_vision(name)}
         gradients = {
             name: tensor.grad / self.workers if tensor.grad is not None else torch.zeros_like(tensor)
-            for name, tensor in self.weights.items()
+            for name, tensor in weights.items()
         }
         self._exchange(gradients)
         norm = float(torch.sqrt(sum((g.square().sum() for g in gradients.values()), torch.zeros(()))))
         scale = min(1.0, max_norm / (norm + 1e-6))
-        matrices = [name for name, tensor in self.weights.items() if is_matrix(name, tensor)]
+        matrices = [name for name, tensor in weights.items() if is_matrix(name, tensor)]
         updates = {name: torch.zeros_like(self.weights[name]) for name in matrices}
         for position, name in enumerate(matrices):
             momentum = self.first[name].lerp_(gradients[name], 0.05)
             if position % self.workers == self.rank:
                 updates[name] = orthogonalised(gradients[name].lerp(momentum, 0.95))
         self._exchange(updates)
-        for name, tensor in self.weights.items():
+        for name, tensor in weights.items():
             vision = name.startswith(VISION)
             if name in updates:
                 rate = rates.muon_vision if vision else rates.muon
@@ -109,7 +115,7 @@ class Optimizer:
     def _adam(self, name: str, tensor: Tensor, gradient: Tensor, rate: float) -> None:
         first = self.first[name].lerp_(gradient, 0.1)
         second = self.second[name].lerp_(gradient.square(), 0.05)
-        first = first / (1 - 0.9**self.count)
+        first = first / (1 - 0.9**self.count)  # fresh tensors of a later stage start smaller, under its warm-up
         second = second / (1 - 0.95**self.count)
         tensor.addcdiv_(first, second.sqrt().add_(1e-8), value=-rate)
 

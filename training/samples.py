@@ -22,6 +22,7 @@ from training.tokenizer import IM_END, IM_START
 Array = npt.NDArray[np.int64]
 
 IGNORE = -100
+MAX_SEQUENCE = 112  # tokens of questions and answers behind one picture; tasks that do not fit are left out
 CHARACTER_IDS = {character: i + 1 for i, character in enumerate(CHARACTERS)}
 NUM_CHARACTERS = len(CHARACTERS) + 1  # 0: no character here
 NUM_INDICES = 9  # 0: none, then the position in the word
@@ -152,13 +153,17 @@ def _sequence(asked: list[Task], tokenizer: Tokenizer, rng: random.Random) -> tu
     segment, start = 0, 0
     for task in asked:
         first = segment == 0 or rng.random() < 0.75
-        segment, start = (segment + 1, 0) if first else (segment, start)
+        segment += first
         question = encode(question_text(task.question, first), tokenizer)
         encoding = tokenizer.encode(task.text, add_special_tokens=False)
         owner = [piece for piece in task.answer for _ in piece.text]
         owners = [owner[end - 1] for _, end in encoding.offsets]
         answer = [*encoding.ids, tokenizer.token_to_id(IM_END)]
         turn = question + answer
+        if ids and len(ids) + len(turn) > MAX_SEQUENCE:
+            segment -= first
+            continue
+        start = 0 if first else start
         ids += turn
         targets += [IGNORE] * (len(question) - 1) + answer + [IGNORE]
         sources += [0] * (len(question) - 1) + [piece.source for piece in owners] + [0, 0]

@@ -30,20 +30,25 @@ from training.pictures import training_seeds
 from training.tiles import GRIDS
 
 
+Grid = tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One part of the training; `batch` pictures per worker and step."""
+    """One part of the training; a step of a worker goes through one batch of `batch` pictures per entry of `grids`.
+
+    An entry lists the grids to choose from.
+    """
 
     name: str
     steps: int
     batch: int
-    grids: tuple[tuple[int, int], ...]
+    grids: tuple[tuple[Grid, ...], ...]
     rates: Rates
     hold: float = 0.4  # of the steps before the learning rate falls
     warm_up: int = 50
-    floor: float = 0.04
+    floor: float = 0.03
     decoder: bool = True
-    content: str | None = None
     patch_weight: float = 1.0
 
     def rates_at(self, step: int) -> Rates:
@@ -54,11 +59,11 @@ class Stage:
         return Rates(*(factor * r for r in (rates.muon, rates.muon_vision, rates.adam, rates.adam_vision)))
 
 
-MIX = ((1, 1),) * 3 + ((1, 2), (2, 1)) * 2 + ((2, 2),) * 4
+ONE, TWO, FOUR = GRIDS[:1], GRIDS[1:3], GRIDS[3:]
 STAGES = (
-    Stage("vision", 2400, 16, MIX, Rates(0.008, 0.008, 2e-3, 2e-3), hold=0.6, floor=0.3, decoder=False),
-    Stage("base", 500, 24, GRIDS[:1], Rates(0.008, 0.002, 2e-3, 5e-4), hold=1.0),
-    Stage("all", 3200, 24, MIX, Rates(0.006, 0.002, 1.5e-3, 6e-4), patch_weight=0.3),
+    Stage("vision", 2400, 16, (ONE + TWO + FOUR,), Rates(0.008, 0.008, 2e-3, 2e-3), hold=0.6, floor=0.3, decoder=False),
+    Stage("base", 500, 12, (ONE, ONE), Rates(0.008, 0.002, 2e-3, 5e-4), hold=1.0),
+    Stage("all", 2400, 8, (ONE + TWO, FOUR), Rates(0.006, 0.002, 1.5e-3, 6e-4), patch_weight=0.3),
 )
 
 
@@ -83,10 +88,11 @@ def loss_of(network: Network, batch: Batch, stage: Stage) -> tuple[Tensor, dict[
     return answer + stage.patch_weight * (loss + token_loss + 0.5 * pointing), notes
 
 
-def grids(stage: Stage, seed: int, start: int) -> Iterator[tuple[int, int]]:
-    """Yield the grid of every step, the same in every worker."""
+def grids(stage: Stage, seed: int, start: int) -> Iterator[Grid]:
+    """Yield the grid of every batch, the same in every worker."""
     for step in count(start):
-        yield random.Random(f"{seed} {stage.name} {step}").choice(stage.grids)
+        rng = random.Random(f"{seed} {stage.name} {step}")
+        yield from (rng.choice(choice) for choice in stage.grids)
 
 
 class Worker:
@@ -146,14 +152,17 @@ class Worker:
         """Run one stage, or the rest of it."""
         options, begun, saved, first = self.options, time.time(), time.time(), self.seconds
         stream_number = 1 + (options.seed * 16 + number) * 8 + self.rank
-        seeds = training_seeds(stream_number, self.step * stage.batch)
-        batches = stream(seeds, stage.batch, grids(stage, options.seed, self.step), stage.content, self.tokenizer)
+        pictures = stage.batch * len(stage.grids)
+        seeds = training_seeds(stream_number, self.step * pictures)
+        batches = stream(seeds, stage.batch, grids(stage, options.seed, self.step), self.tokenizer)
         while self.step < stage.steps:
-            loss, notes = loss_of(Network(self.weights, self.sizes), next(batches), stage)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = self.optimizer.step(stage.rates_at(self.step))
+            notes: dict[str, float] = {}
+            for _ in stage.grids:
+                loss, notes = loss_of(Network(self.weights, self.sizes), next(batches), stage)
+                (loss / len(stage.grids)).backward()  # type: ignore[no-untyped-call]
+            norm = self.optimizer.step(stage.rates_at(self.step), stage.decoder)
             self.step += 1
-            self.pictures += stage.batch * options.workers
+            self.pictures += pictures * options.workers
             self.seconds = first + time.time() - begun
             self._average(stage)
             if self.rank == 0 and (self.step % 20 == 0 or self.step < 4):

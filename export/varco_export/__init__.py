@@ -1,1 +1,2 @@
-"""varco-edge export: a LLaVA-OneVision checkpoint becomes a bundle, without torch and without loading it into memory."""
+"""varco-edge export: a LLaVA-OneVision checkpoint becomes a bundle, without torch and without loading it into
+memory."""

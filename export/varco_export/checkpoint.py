@@ -19,10 +19,10 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from varco_runtime.errors import CheckpointError, MissingExtraError
 
 from varco_export.config import ModelConfig, TextConfig, VisionConfig, read_config, read_json
 from varco_export.names import canonical_name
+from varco_runtime.errors import CheckpointError, MissingExtraError
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 Array = NDArray[Any]
@@ -413,10 +413,7 @@ def _find_skipped(
 def _dropped_layer_prefixes(config: ModelConfig) -> list[str]:
     """Vision layers that a checkpoint may hold and that never run."""
     run = config.vision.num_hidden_layers
-    held = run + 1  # LLaVA-NeXT deletes the last layer of the tower after loading
-    if config.family == "hf":  # vision_feature_layer may stop before the last layer
-        held = (config.raw.get("vision_config") or {}).get("num_hidden_layers", run)
-    return [f"vision_tower.encoder.layers.{index}." for index in range(run, held)]
+    return [f"vision_tower.encoder.layers.{run + index}." for index in range(config.num_dropped_vision_layers)]
 
 
 def _checked(

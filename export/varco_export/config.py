@@ -61,6 +61,7 @@ class ModelConfig:
     """Everything the exporter needs to know about a checkpoint apart from its weights.
 
     `image_token_id` is None where the checkpoint names none (LLaVA-NeXT splits `<image>` out of the text).
+    `num_dropped_vision_layers`: how many more layers than those that run the checkpoint may hold.
     `eos_token_id` holds the ids of config.json, usually one; generation_config.json may name others.
     `raw` is config.json as read; `notes` says, a sentence each, where weights and files disagreed and which won.
     """
@@ -73,6 +74,7 @@ class ModelConfig:
     image_token_id: int | None
     eos_token_id: tuple[int, ...]
     raw: dict[str, Any]
+    num_dropped_vision_layers: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -163,9 +165,10 @@ def _read_hf(folder: Path, config: _Fields) -> ModelConfig:
     if config.values.get("vision_config") is None:
         vision_fields = _Fields(dict(_SO400M), "config.json: vision_config")
     _refuse_other_vision(vision_fields)
+    num_vision_layers = vision_fields.whole("num_hidden_layers", 12, _MAX_LAYERS)
     vision = VisionConfig(
         hidden_size=vision_fields.whole("hidden_size", 768, _MAX_WIDTH),
-        num_hidden_layers=_layers_that_run(config, vision_fields.whole("num_hidden_layers", 12, _MAX_LAYERS)),
+        num_hidden_layers=_layers_that_run(config, num_vision_layers),
         num_attention_heads=vision_fields.whole("num_attention_heads", 12, _MAX_WIDTH),
         intermediate_size=vision_fields.whole("intermediate_size", 3072, _MAX_WIDTH),
         image_size=vision_fields.whole("image_size", 224, _MAX_WIDTH),
@@ -186,6 +189,7 @@ def _read_hf(folder: Path, config: _Fields) -> ModelConfig:
         image_token_id=_image_token_id(config, text.vocab_size, 151646),
         eos_token_id=_eos_token_id(config, text_fields),
         raw=config.values,
+        num_dropped_vision_layers=num_vision_layers - vision.num_hidden_layers,
     )
 
 
@@ -269,6 +273,7 @@ def _read_llava_next(config: _Fields, shapes: Shapes) -> ModelConfig:
         image_token_id=_image_token_id(config, text.vocab_size, None),
         eos_token_id=_eos_token_id(config),
         raw=config.values,
+        num_dropped_vision_layers=1,  # the one that LLaVA-NeXT deletes after loading
         notes=notes,
     )
 

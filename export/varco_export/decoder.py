@@ -65,7 +65,8 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
 
 
 def rotary_tables(config: TextConfig, num_positions: int) -> tuple[Array, Array]:
-    """Cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding, in fp32 arithmetic as in the reference.
+    """Cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding, in fp32 arithmetic as in the
+    reference.
 
     Angle of position p and pair i: p * theta^(-2 i / head_dim).
     """

@@ -1,7 +1,7 @@
 """The operators that the networks are written in, and their form in ONNX Runtime's dialect.
 
-`vision.py`, `projector.py` and `decoder.py` describe each network once, against the methods of `Dialect`. A dialect decides
-which ONNX operators they become: `OnnxRuntimeDialect` uses the fused `com.microsoft` operators.
+`vision.py`, `projector.py` and `decoder.py` describe each network once, against the methods of `Dialect`. A dialect
+decides which ONNX operators they become: `OnnxRuntimeDialect` uses the fused `com.microsoft` operators.
 
 Values are names of `[1, S, features]` activations unless a method says otherwise.
 """
@@ -138,7 +138,7 @@ class OnnxRuntimeDialect:
         blob = block_size * bits // 8
         b = self.graph.weight(f"{weights.name}.weight_int{bits}", "uint8", (n, num_blocks, blob), packed_rows())
         s = self.graph.weight(f"{weights.name}.scales", self.precision.compute, (n, num_blocks), [scales])
-        attributes = {"K": k, "N": n, "bits": bits, "block_size": block_size}
+        attributes: dict[str, Any] = {"K": k, "N": n, "bits": bits, "block_size": block_size}
         # Level 4 quantises activations to int8 and may flip a close call; level 1 keeps them in fp32.
         attributes["accuracy_level"] = 4 if self.precision.int8_activations else 1
         return self.graph.node("MatMulNBits", [x, b, s], domain=MICROSOFT, **attributes)
@@ -151,7 +151,9 @@ class OnnxRuntimeDialect:
     def patches(self, pixel_values: str, weight: Tensor, bias: Tensor, num_patches: int) -> str:
         stride = list(weight.shape[2:])
         inputs = [pixel_values, self.vector(weight), self.vector(bias)]
-        grid = self.graph.node("Conv", inputs, kernel_shape=stride, strides=stride, pads=[0, 0, 0, 0])  # [T, C, rows, columns]
+        grid = self.graph.node(
+            "Conv", inputs, kernel_shape=stride, strides=stride, pads=[0, 0, 0, 0]
+        )  # [T, C, rows, columns]
         flat = self.graph.node("Reshape", [grid, self.graph.ints(0, weight.shape[0], num_patches)])
         return self.graph.node("Transpose", [flat], perm=[0, 2, 1])  # [T, P, C]
 

@@ -54,7 +54,9 @@ def export(source: str | Path, target: Path, options: ExportOptions, progress: P
 
     Raises `CheckpointError` (naming the tensor or setting), `UsageError` or `ExportError`; then nothing is left behind.
     """
-    decoder = decoder_precision(options.decoder, options.lm_head, options.block_size, options.activations, options.device)
+    decoder = decoder_precision(
+        options.decoder, options.lm_head, options.block_size, options.activations, options.device
+    )
     vision = vision_precision(options.vision)
     checkpoint = Checkpoint.open(source)
     max_context = choose_max_context(options.max_context, checkpoint.config.text.max_position_embeddings)
@@ -68,7 +70,9 @@ def choose_max_context(asked: int | None, max_position_embeddings: int) -> int:
     if asked is None:
         return min(DEFAULT_MAX_CONTEXT, max_position_embeddings)
     if not 16 <= asked <= max_position_embeddings:
-        raise UsageError(f"--max-context {asked} is out of range. Expected 16 to {max_position_embeddings}, the model's maximum.")
+        raise UsageError(
+            f"--max-context {asked} is out of range. Expected 16 to {max_position_embeddings}, the model's maximum."
+        )
     return asked
 
 
@@ -84,11 +88,15 @@ def _write(
     config = checkpoint.config
     files: dict[str, FileFacts] = {}
 
-    def network(name: str, precision: Precision, steps: int, emit: Callable[[Dialect, Callable[[], None]], None]) -> Component:
+    def network(
+        name: str, precision: Precision, steps: int, emit: Callable[[Dialect, Callable[[], None]], None]
+    ) -> Component:
         with progress.component(name, steps) as advance, Graph(name, folder) as graph:
             emit(OnnxRuntimeDialect(graph, precision), advance)
             files.update(graph.save())
-        return Component(graph.path.name, graph.data_path.name, precision.compute, precision.describe(), graph.weight_bytes)
+        return Component(
+            graph.path.name, graph.data_path.name, precision.compute, precision.describe(), graph.weight_bytes
+        )
 
     assets = load_prompts(
         checkpoint.folder, family=config.family, image_token_id=config.image_token_id, eos_token_id=config.eos_token_id
@@ -139,7 +147,9 @@ def write_embedding(checkpoint: Checkpoint, folder: Path, files: dict[str, FileF
     """Write the token rows as they are stored, and image_newline as one more row, in the wider type of the two."""
     rows, newline = checkpoint.tensor("language_model.embed_tokens.weight"), checkpoint.tensor("image_newline")
     dtype = rows.dtype if rows.dtype == newline.dtype else "fp32"
-    numpy_type = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}[dtype]
+    numpy_type = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}[
+        dtype
+    ]
     name = "embedding.bin"
     with HashedFile(folder / name) as file:
         for tensor in (rows, newline):

@@ -1,7 +1,7 @@
 """An ONNX graph while it is written: nodes stay in memory, weights stream into the external data file.
 
-Nothing here knows a network. `Graph.weight` takes blocks of rows, writes them to `<name>.onnx.data` as they come and keeps
-only name, type, shape, offset and length, so that a graph of any size is written in the memory of one block.
+Nothing here knows a network. `Graph.weight` takes blocks of rows, writes them to `<name>.onnx.data` as they come and
+keeps only name, type, shape, offset and length, so that a graph of any size is written in the memory of one block.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Graph:
     def __enter__(self) -> Graph:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._data.close()
 
     def input(self, name: str, dtype: str, shape: Shape) -> str:
@@ -69,7 +71,9 @@ class Graph:
         self._outputs.append(helper.make_tensor_value_info(name, DTYPES[dtype][0], list(shape)))
         return name
 
-    def node(self, op_type: str, inputs: Sequence[str], output: str | None = None, domain: str = "", **attributes: Any) -> str:
+    def node(
+        self, op_type: str, inputs: Sequence[str], output: str | None = None, domain: str = "", **attributes: Any
+    ) -> str:
         """Append a node with one output and return the output's name (made up unless given)."""
         return self.multi_node(op_type, inputs, [output or self._value(op_type)], domain, **attributes)[0]
 
@@ -77,8 +81,11 @@ class Graph:
         self, op_type: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
     ) -> Sequence[str]:
         """Append a node with the named outputs; an empty name stands for an optional output that is left out."""
-        node = helper.make_node(op_type, list(inputs), list(outputs), name=f"node_{len(self._nodes)}_{op_type}", domain=domain)
-        # make_node drops an attribute that is None, but would sort nothing: sorted here, so that files are reproducible.
+        node = helper.make_node(
+            op_type, list(inputs), list(outputs), name=f"node_{len(self._nodes)}_{op_type}", domain=domain
+        )
+        # make_node drops an attribute that is None, but would sort nothing: sorted here, so that files are
+        # reproducible.
         node.attribute.extend(helper.make_attribute(key, attributes[key]) for key in sorted(attributes))
         self._nodes.append(node)
         return outputs
@@ -95,7 +102,9 @@ class Graph:
         """A small constant inside the graph file. The same name gives the same constant again."""
         if name not in self._initializers:
             assert array.nbytes <= 4096, f"Bug: {name} of {array.nbytes} bytes belongs into the data file"
-            tensor = helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.tobytes(), raw=True)
+            tensor = helper.make_tensor(
+                name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.tobytes(), raw=True
+            )
             self._initializers[name] = tensor
         return name
 
@@ -125,7 +134,9 @@ class Graph:
 
     def save(self) -> dict[str, FileFacts]:
         """Write the graph file; its weights are in the data file already. Returns the facts of both files by name."""
-        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
+        graph = helper.make_graph(
+            self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
+        )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="varco-edge")
         with HashedFile(self.path) as file:

@@ -47,8 +47,9 @@ def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array
     """Round rows `[n, k]` to symmetric integers in blocks of `block_size` along k, each with one scale.
 
     Returns values `[n, ceil(k / block_size), block_size]` uint8, with zero stored as 2^(bits-1), and scales
-    `[n, ceil(k / block_size)]` fp32. The scale is the entry of largest magnitude, sign included, over -2^(bits-1), so that
-    this entry is exact and all 2^bits levels are used (the rule of llama.cpp's Q4_0). A short last block is filled with zeros.
+    `[n, ceil(k / block_size)]` fp32. The scale is the entry of largest magnitude, sign included, over -2^(bits-1), so
+    that this entry is exact and all 2^bits levels are used (the rule of llama.cpp's Q4_0). A short last block is filled
+    with zeros.
     """
     num_rows, width = rows.shape
     num_blocks = -(-width // block_size)
@@ -68,7 +69,8 @@ def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array
 
 
 def pack_values(values: Array, bits: int) -> Array:
-    """Values `[n, blocks, block_size]` as MatMulNBits stores them: `[n, blocks, block_size * bits / 8]`, low nibble first."""
+    """Values `[n, blocks, block_size]` as MatMulNBits stores them: `[n, blocks, block_size * bits / 8]`, low nibble
+    first."""
     if bits == 8:
         return values
     packed: Array = values[:, :, 0::2] | (values[:, :, 1::2] << 4)

@@ -52,20 +52,26 @@ def decoder_precision(decoder: str, lm_head: str, block_size: int, activations: 
     """
     choose(device, "--device", ("cpu",), later=("cuda", "tensorrt"))
     if decoder == "bf16":
-        raise UsageError("--decoder bf16 has no kernels on the CPU. Use --decoder fp32 (exact) or int4 (small and fast).")
+        raise UsageError(
+            "--decoder bf16 has no kernels on the CPU. Use --decoder fp32 (exact) or int4 (small and fast)."
+        )
     decoder = "fp32" if decoder == "auto" else decoder
     choose(decoder, "--decoder", (*FLOATS, "int8", "int4"), later=("fp8",))
     choose(activations, "--activations", ("float", "int8"))
     if block_size not in BLOCK_SIZES:
         raise UsageError(f"--block-size {block_size} has no kernel. Expected one of: 32, 64, 128.")
     if activations == "int8" and decoder not in QUANTISED_BITS:
-        raise UsageError(f"--activations int8 needs quantised weights, got --decoder {decoder}. Add --decoder int4 or int8.")
+        raise UsageError(
+            f"--activations int8 needs quantised weights, got --decoder {decoder}. Add --decoder int4 or int8."
+        )
     compute = decoder if decoder in FLOATS else "fp32"
     if lm_head == "auto":
         lm_head = "int8" if decoder in QUANTISED_BITS else decoder
     choose(lm_head, "--lm-head", (*FLOATS, "int8", "int4"))
     if lm_head in FLOATS and lm_head != compute:
-        raise UsageError(f"--lm-head {lm_head} does not fit a decoder that computes in {compute}. Use --lm-head {compute}.")
+        raise UsageError(
+            f"--lm-head {lm_head} does not fit a decoder that computes in {compute}. Use --lm-head {compute}."
+        )
     return Precision(compute, decoder, lm_head, block_size, activations == "int8")
 
 

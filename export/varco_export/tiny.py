@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from varco_runtime.errors import UsageError, VarcoError
-from varco_runtime.settings import ImageSettings
 
 from varco_export.checkpoint import NUMPY_DTYPES, Array, Dtype, expected_shapes
 from varco_export.config import ModelConfig, TextConfig, VisionConfig
 from varco_export.names import Scheme, disk_name
+from varco_runtime.errors import UsageError, VarcoError
+from varco_runtime.settings import ImageSettings
 
 Format = Literal["hf", "llava-next"]
 Names = Literal["old", "new"]
@@ -130,6 +130,7 @@ class TinyOptions:
             image_token_id=token_ids()["<image>"] if self.format == "hf" else None,
             eos_token_id=(token_ids()["<|im_end|>"],),
             raw={},
+            num_dropped_vision_layers=int(self.extra_vision_layer) if self.format == "hf" else 1,
         )
 
 

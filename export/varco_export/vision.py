@@ -46,5 +46,7 @@ def emit_vision(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], None
         x = ops.add(x, h)
         advance()
 
-    graph.node("Identity", [x], output=graph.output("patch_features", dtype, ["tiles", num_patches, config.hidden_size]))
+    graph.node(
+        "Identity", [x], output=graph.output("patch_features", dtype, ["tiles", num_patches, config.hidden_size])
+    )
     checkpoint.skip("vision_tower.post_layernorm.", "the features are taken before it")

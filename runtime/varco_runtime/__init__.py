@@ -1,7 +1,7 @@
 """varco-edge runtime: answers about images from a bundle, without torch or transformers.
 
-`from varco_runtime import Varco` is all most programs need. Names are imported when they are first used, so that importing the package
-costs next to nothing.
+`from varco_runtime import Varco` is all most programs need. Names are imported when they are first used, so that
+importing the package costs next to nothing.
 """
 
 from __future__ import annotations

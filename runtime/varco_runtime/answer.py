@@ -26,7 +26,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds. `ttft_s` runs from the call to the first token, `load_s` apart; `tpot_s` is per token after the first."""
+    """Seconds. `ttft_s` runs from the call to the first token, `load_s` apart; `tpot_s` is per token after the
+    first."""
 
     load_s: float
     preprocess_s: float
@@ -50,8 +51,9 @@ class Piece:
 class Answer:
     """One finished answer.
 
-    `text` keeps the markup, `plain_text` has tags and boxes removed; `regions` carry offsets into `plain_text` and boxes of
-    0..1. `finish_reason` is `stop`, `length`, `stop_string` or `cancelled`. `warnings` say what was odd in the markup.
+    `text` keeps the markup, `plain_text` has tags and boxes removed; `regions` carry offsets into `plain_text` and
+    boxes of 0..1. `finish_reason` is `stop`, `length`, `stop_string` or `cancelled`. `warnings` say what was odd in
+    the markup.
     """
 
     text: str
@@ -90,15 +92,15 @@ class Answer:
         picture, _ = self._need_picture("draw")
         return draw(picture.image, self.regions)
 
-    def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str = 0, file_name: str = "") -> list[dict[str, Any]]:
         """COCO results: one entry per box."""
         _, size = self._need_picture("to_coco")
-        return to_coco(self.regions, size, image_id)
+        return to_coco(self.regions, size, image_id, file_name)
 
     def to_hocr(self, title: str = "") -> str:
         """An hOCR document of the regions."""
         _, size = self._need_picture("to_hocr")
-        return to_hocr(self.plain_text, self.regions, size, title)
+        return to_hocr(self.regions, size, title, self.plain_text)
 
     def _need_picture(self, what: str) -> tuple[Picture, tuple[int, int]]:
         if self.picture is None:

@@ -1,7 +1,7 @@
 """What the runtime needs of a provider: encode tiles, pack image tokens, prefill a prompt, take one decode step.
 
-Positions are counted from 0; a backend holds the keys and values of one sequence. Rewinding is free: prefilling or decoding at an earlier
-position overwrites what stood there, and nothing after it is seen.
+Positions are counted from 0; a backend holds the keys and values of one sequence. Rewinding is free: prefilling or
+decoding at an earlier position overwrites what stood there, and nothing after it is seen.
 """
 
 from __future__ import annotations

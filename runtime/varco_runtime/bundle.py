@@ -7,8 +7,14 @@
       embedding.bin        rows [vocab_size + 1, hidden] in the checkpoint's type; the last row is image_newline
 
 The exporter fills a `Manifest` and calls `write_manifest`; the runtime calls `Bundle.open`. A bundle is not trusted: the manifest is
-bounded before it is parsed, every other file must be a plain file of the recorded size and sha256, and only then does a
-library see it. Small files are hashed at every opening, large ones when path, size, time or inode are new (`verified.py`).
+bounded before it is parsed and its numbers before they are used; every other file must be a plain file of the recorded
+size and sha256, reached over no symbolic link, and only then does a library see it. Small files are hashed at every
+opening, large ones when path, size, time or inode are new (`verified.py`). Files that the manifest does not name are
+never opened.
+
+What this does not do: the hashes lie in the bundle, so they tell of damage and of a part that was exchanged, not of who
+made the whole. A graph refers to its data file by name, and that reference is covered by the graph's hash: it is as
+good as the exporter that wrote it. Load bundles of people whose programs you would run.
 """
 
 from __future__ import annotations
@@ -16,15 +22,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from varco_runtime.errors import BundleError
+from varco_runtime.errors import BundleError, ExportError
 from varco_runtime.settings import GenerationSettings, ImageSettings, PromptSettings
 from varco_runtime.verified import Remembered
 
@@ -32,9 +39,15 @@ FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILES = 256
+MAX_DEPTH = 16
+MAX_ITEMS = 4096
+MAX_CHARS = 4096
+MAX_KV_CACHE_BYTES = 1 << 42
+MAX_GRID_PIXELS = 1 << 27
 LARGE_SUFFIXES = (".data", ".bin")
 """Files hashed once and then remembered; everything else is hashed at every opening."""
 
+_AGAIN = "Copy or export the bundle again."
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}){0,3}")
 
 
@@ -152,57 +165,59 @@ class Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Parse `bundle.json`, which must be byte for byte what `write_manifest` writes."""
+    """Parse `bundle.json`, which must be byte for byte what `write_manifest` writes. Raises `BundleError`."""
     path = folder / MANIFEST
-    again = "Export the bundle again."
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a bundle: there is no such folder. Make one with: varco export CHECKPOINT {folder}")
-    try:
-        info = path.lstat()
-        if not stat.S_ISREG(info.st_mode):
-            raise BundleError(f"{path} is not a plain file. {again}")
-        if info.st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} has {info.st_size} bytes, expected at most {MAX_MANIFEST_BYTES}. {again}")
-        raw = path.read_bytes()
-    except FileNotFoundError:
+    document = _parse(path, _manifest_bytes(folder, path))
+    version = document["format_version"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
+        step = "Upgrade varco-edge, or export the bundle again." if newer else _AGAIN
         raise BundleError(
-            f"{folder} is not a bundle: it holds no {MANIFEST}. Make one with: varco export CHECKPOINT BUNDLE"
+            f"{path} has format version {_short(version)}, this varco-edge reads version {FORMAT_VERSION}. {step}"
+        )
+    try:
+        return _manifest_of(document)
+    except ValueError as error:
+        raise BundleError(f"{path} does not fit the schema: {error}. {_AGAIN}") from None
+
+
+def _manifest_bytes(folder: Path, path: Path) -> bytes:
+    """What the manifest's file holds, of bounded length."""
+    make_one = "Make one with: varco export CHECKPOINT BUNDLE"
+    if not os.path.isdir(folder):
+        got = "it is a file" if os.path.exists(folder) else "there is no such folder"
+        raise BundleError(f"{folder} is not a bundle: {got}. {make_one}")
+    if not os.path.lexists(path):
+        raise BundleError(f"{folder} is not a bundle: it holds no {MANIFEST}. {make_one}")
+    with _open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}. {_AGAIN}")
+        return _read(file, path, MAX_MANIFEST_BYTES + 1)
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    """The JSON object of a manifest, in the one spelling that a manifest has, digest included."""
+    try:
+        document = json.loads(raw, parse_constant=_no_constant)
+        if not isinstance(document, dict) or "format_version" not in document or not _is_shallow(document, MAX_DEPTH):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise BundleError(
+            f"{path} is not a bundle manifest: it is no JSON object with a format_version. {_AGAIN}"
         ) from None
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
-    try:
-        document = json.loads(raw)
-        if not isinstance(document, dict):
-            raise ValueError("not an object")
-        version = document["format_version"]
-    except (ValueError, KeyError, RecursionError):
-        raise BundleError(f"{path} is not a bundle manifest: it is no JSON object with a format_version. {again}") from None
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        step = "Upgrade varco-edge, or export the bundle again." if newer else again
-        raise BundleError(f"{path} has format version {version!r}, this varco-edge reads version {FORMAT_VERSION}. {step}")
-    if raw != _serialise(document):
-        raise BundleError(f"{path} has been altered: its digest does not match its content. {again}")
-    try:
-        manifest: Manifest = _from_json(Manifest, {k: v for k, v in document.items() if k != "digest"}, "")
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path} does not fit the schema: {error}. {again}") from None
-    _check_files(manifest, path)
-    return manifest
+    if document["format_version"] == FORMAT_VERSION and raw != _serialise(document):
+        raise BundleError(f"{path} has been altered: its digest does not match its content. {_AGAIN}")
+    return document
 
 
-def _check_files(manifest: Manifest, path: Path) -> None:
-    if len(manifest.files) > MAX_FILES:
-        raise BundleError(f"{path} lists {len(manifest.files)} files, expected at most {MAX_FILES}. Export the bundle again.")
-    for name in manifest.files:
-        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
-            raise BundleError(f"{path} lists the file name {name!r}, expected a plain relative name. Do not use this bundle.")
-    components = (manifest.vision, manifest.projector, manifest.decoder)
-    needed = [manifest.tokenizer, manifest.chat_template, manifest.embedding.file]
-    needed += [name for component in components for name in (component.file, component.data)]
-    for name in needed:
-        if name not in manifest.files:
-            raise BundleError(f"{path} names the file {name!r} but records no hash of it. Export the bundle again.")
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not children or (levels > 0 and all(_is_shallow(child, levels - 1) for child in children))
 
 
 def check_file(
@@ -215,39 +230,64 @@ def check_file(
 ) -> None:
     """Raise `BundleError` unless the file is a plain file of the recorded size and hash."""
     path = folder / name
-    again = "Copy or export the bundle again."
-    try:
-        if any(parent.is_symlink() for parent in path.parents if parent != folder and folder in parent.parents):
-            raise BundleError(f"{path} lies behind a symbolic link, expected a plain file. {again}")
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise BundleError(f"{path} is missing. {again}") from None
-    except OSError as error:
-        reason = "is a symbolic link" if path.is_symlink() else f"cannot be read ({error.strerror})"
-        raise BundleError(f"{path} {reason}, expected a plain file. {again}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    if any(parent.is_symlink() for parent in path.parents if parent != folder and folder in parent.parents):
+        raise BundleError(f"{path} lies behind a symbolic link, expected a plain file. {_AGAIN}")
+    with _open_plain(path) as file:
         info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise BundleError(f"{path} is not a plain file. {again}")
         if info.st_size != facts.size:
-            raise BundleError(f"{path} has {info.st_size} bytes, expected {facts.size}. {again}")
+            raise BundleError(f"{path} has {info.st_size} bytes, expected {facts.size}. {_AGAIN}")
         large = name.endswith(LARGE_SUFFIXES)
         if large and not full and remembered.knows(path, info, facts.sha256):
             return
         digest = hashlib.sha256()
-        while block := file.read(4 << 20):
+        while block := _read(file, path, 4 << 20):
             digest.update(block)
             if progress is not None:
                 progress(name, len(block))
     if digest.hexdigest() != facts.sha256:
-        raise BundleError(f"{path} has been altered: its sha256 is {digest.hexdigest()[:12]}…, expected {facts.sha256[:12]}…. {again}")
+        raise BundleError(
+            f"{path} has been altered: its sha256 is {digest.hexdigest()[:12]}…, expected {facts.sha256[:12]}…. {_AGAIN}"
+        )
     if large:
         remembered.remember(path, info, facts.sha256)
 
 
+def _open_plain(path: Path) -> BinaryIO:
+    """Open a plain file, without following a link and without waiting for whoever feeds a pipe."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing. {_AGAIN}") from None
+    except OSError as error:
+        reason = "is a symbolic link" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        raise BundleError(f"{path} {reason}, expected a plain file. {_AGAIN}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{path} is a folder, pipe or device, expected a plain file. {_AGAIN}")
+    return open(descriptor, "rb", buffering=0)
+
+
+def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
+    try:
+        return file.read(max_bytes)
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}). Check the disk, then copy the bundle again."
+        ) from None
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `bundle.json`, the last file of a bundle."""
-    (folder / MANIFEST).write_bytes(_serialise(dataclasses.asdict(manifest)))
+    """Write `bundle.json`, the last file of a bundle. Raises `ExportError` for what `read_manifest` would refuse."""
+    raw = _serialise(dataclasses.asdict(manifest))
+    try:
+        _manifest_of(json.loads(raw))
+    except ValueError as error:
+        raise ExportError(
+            f"No bundle can be made of this checkpoint: {error}. Compare its config.json with the original."
+        ) from None
+    with open(folder / MANIFEST, "wb", buffering=0) as file:
+        file.write(raw)
+        os.fsync(file.fileno())
 
 
 def _serialise(document: dict[str, Any]) -> bytes:
@@ -256,6 +296,96 @@ def _serialise(document: dict[str, Any]) -> bytes:
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True)
     content["digest"] = hashlib.sha256(text.encode()).hexdigest()
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
+
+
+# --- the schema -------------------------------------------------------------------------------------------------------
+
+_LIMITS: dict[str, tuple[float, float]] = {
+    "Manifest.format_version": (FORMAT_VERSION, FORMAT_VERSION),
+    "Manifest.max_context": (16, 1 << 20),
+    "ModelFacts.hidden_size": (1, 1 << 16),
+    "ModelFacts.num_layers": (1, 1 << 10),
+    "ModelFacts.num_attention_heads": (1, 1 << 10),
+    "ModelFacts.num_key_value_heads": (1, 1 << 10),
+    "ModelFacts.head_dim": (1, 1 << 12),
+    "ModelFacts.vocab_size": (1, 1 << 22),
+    "ModelFacts.vision_layers": (1, 1 << 10),
+    "ModelFacts.vision_hidden_size": (1, 1 << 16),
+    "ModelFacts.num_parameters": (1, 1 << 50),
+    "ImageSettings.tile_px": (1, 1 << 12),
+    "ImageSettings.patch_px": (1, 1 << 12),
+    "ImageSettings.grid_pinpoints": (1, 1 << 16),
+    "ImageSettings.max_grid_tiles": (1, 1 << 16),
+    "ImageSettings.mean": (-1e6, 1e6),
+    "ImageSettings.std": (1e-6, 1e6),
+    "ImageSettings.rescale_factor": (1e-9, 1e6),
+    "PromptSettings.image_token_id": (-(1 << 22), 1 << 22),  # LLaVA-NeXT's is -200
+    "GenerationSettings.eos_token_ids": (0, 1 << 22),
+    "GenerationSettings.repetition_penalty": (1e-6, 1e6),
+    "GenerationSettings.suggested": (-1e9, 1e9),
+    "Component.weight_bytes": (0, 1 << 50),
+    "Embedding.rows": (2, (1 << 22) + 1),
+    "Embedding.width": (1, 1 << 16),
+    "FileFacts.size": (0, 1 << 50),
+}
+"""Least and greatest value of every number, far beyond any model of this family: what a loop or an allocation may cost."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "Manifest.device": ("cpu", "cuda", "tensorrt"),
+    "PromptSettings.content_format": ("parts", "string"),
+    "Component.compute": ("fp32", "fp16"),
+    "Embedding.dtype": ("fp32", "fp16", "bf16"),
+}
+_ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+def _manifest_of(document: dict[str, Any]) -> Manifest:
+    """The manifest of a parsed document. Raises `ValueError` that says what, got and expected."""
+    manifest: Manifest = _from_json(Manifest, {k: v for k, v in document.items() if k != "digest"}, "")
+    if len(manifest.files) > MAX_FILES:
+        raise ValueError(f"it lists {len(manifest.files)} files, expected at most {MAX_FILES}")
+    for name in manifest.files:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise ValueError(f"it lists the file name {_short(name)}, expected a plain relative name")
+    components = (manifest.vision, manifest.projector, manifest.decoder)
+    needed = [manifest.tokenizer, manifest.chat_template, manifest.embedding.file]
+    needed += [name for component in components for name in (component.file, component.data)]
+    for name in needed:
+        if name not in manifest.files:
+            raise ValueError(f"it names the file {_short(name)}, expected a hash of it under files")
+    for fault in _contradictions(manifest):
+        raise ValueError(fault)
+    return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What no single value shows."""
+    model, image, embedding = manifest.model, manifest.image, manifest.embedding
+    if model.num_attention_heads % model.num_key_value_heads:
+        yield (
+            f"model.num_attention_heads is {model.num_attention_heads}, expected a multiple of "
+            f"model.num_key_value_heads {model.num_key_value_heads}"
+        )
+    if (embedding.rows, embedding.width) != (model.vocab_size + 1, model.hidden_size):
+        yield (
+            f"embedding has {embedding.rows} rows of {embedding.width}, expected {model.vocab_size + 1} of "
+            f"{model.hidden_size}: vocab_size + 1 of hidden_size"
+        )
+    expected = embedding.rows * embedding.width * _ELEMENT_BYTES[embedding.dtype]
+    if manifest.files[embedding.file].size != expected:
+        yield f"{embedding.file} has {manifest.files[embedding.file].size} bytes, expected {expected} by its shape"
+    cache_bytes = manifest.kv_bytes_per_token * manifest.max_context
+    if cache_bytes > MAX_KV_CACHE_BYTES:
+        yield f"a full context takes {cache_bytes} bytes of keys and values, expected at most {MAX_KV_CACHE_BYTES}"
+    if image.patch_px > image.tile_px:
+        yield f"image.patch_px is {image.patch_px}, expected at most image.tile_px {image.tile_px}"
+    if not image.grid_pinpoints:
+        yield "image.grid_pinpoints is empty, expected at least one (height, width)"
+    for pin in image.grid_pinpoints:
+        if any(side % image.tile_px for side in pin):
+            yield f"image.grid_pinpoints holds {list(pin)}, expected multiples of image.tile_px {image.tile_px}"
+        if math.prod(pin) > MAX_GRID_PIXELS:
+            yield f"image.grid_pinpoints holds {list(pin)}, expected at most {MAX_GRID_PIXELS} pixels"
 
 
 _NESTED: dict[str, type] = {
@@ -269,48 +399,103 @@ _NESTED: dict[str, type] = {
 
 
 def _from_json(cls: type, value: object, where: str) -> Any:
-    """A dataclass from parsed JSON: every field present, none unknown, every type right."""
+    """A dataclass from parsed JSON: every field present, none unknown, every value of its type and within its limits."""
     if not isinstance(value, dict):
-        raise TypeError(f"{where or 'the manifest'} is {type(value).__name__}, expected an object")
+        raise ValueError(f"{where.rstrip('.')} is {_kind(value)}, expected an object")
     fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
     for name in fields:
         if name not in value:
-            raise KeyError(f"{where}{name} is missing")
+            raise ValueError(f"{where}{name} is missing, expected it there")
     if unknown := set(value) - set(fields):
-        raise KeyError(f"{where}{min(unknown)} is unknown")
-    return cls(**{name: _convert(kind, value[name], f"{where}{name}") for name, kind in fields.items()})
+        raise ValueError(
+            f"{where.rstrip('.') or 'it'} holds {_short(min(unknown))}, expected only what the schema knows"
+        )
+    return cls(
+        **{
+            name: _convert(kind, value[name], f"{where}{name}", f"{cls.__name__}.{name}")
+            for name, kind in fields.items()
+        }
+    )
 
 
-def _convert(kind: str, value: Any, where: str) -> Any:
-    """`value` as the field type `kind` (the annotation's text) says."""
+def _convert(kind: str, value: Any, where: str, key: str) -> Any:
+    """`value` as the field type `kind` (the annotation's text) says; `key` finds its limits."""
     if kind in _NESTED:
         return _from_json(_NESTED[kind], value, f"{where}.")
     if kind == "dict[str, FileFacts]":
         if not isinstance(value, dict):
-            raise TypeError(f"{where} is not an object")
-        return {name: _from_json(FileFacts, facts, f"{where}.{name}.") for name, facts in value.items()}
+            raise ValueError(f"{where} is {_kind(value)}, expected an object")
+        return {name: _from_json(FileFacts, facts, f"{where}[{_short(name)}].") for name, facts in value.items()}
     if kind.endswith(" | None"):
-        return None if value is None else _convert(kind.removesuffix(" | None"), value, where)
+        return None if value is None else _convert(kind.removesuffix(" | None"), value, where, key)
     if kind.startswith("tuple["):
-        if not isinstance(value, list):
-            raise TypeError(f"{where} is {type(value).__name__}, expected a list")
-        return tuple(_convert_item(kind, item, where) for item in value)
+        return _tuple(kind, value, where, key)
     plain = {"int": int, "str": str, "float": (int, float), "bool": bool, "dict[str, Any]": dict}
     expected = plain[kind]
     if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
-        raise TypeError(f"{where} is {type(value).__name__}, expected {kind}")
-    if kind == "int" and where != "prompt.image_token_id" and value < 0:
-        raise ValueError(f"{where} is {value}, expected no negative number")
-    return float(value) if kind == "float" else value
+        raise ValueError(f"{where} is {_kind(value)}, expected {_KINDS[kind]}")
+    if kind in ("int", "float"):
+        low, high = _LIMITS[key]
+        if not low <= value <= high:  # compared before conversion: float() of a huge integer raises
+            raise ValueError(f"{where} is {_short(value)}, expected {low} to {high}")
+        return float(value) if kind == "float" else value
+    if kind == "str":
+        return _text(value, where, key)
+    return value
 
 
-def _convert_item(kind: str, item: Any, where: str) -> Any:
-    """One entry of a tuple: `tuple[int, ...]`, `tuple[float, float, float]`, `tuple[tuple[int, int], ...]`, ..."""
-    inner = kind[len("tuple[") : -1]
-    if inner.startswith("tuple["):
-        inner = inner[: inner.index("]") + 1]
-        if not isinstance(item, list) or len(item) != 2:
-            raise TypeError(f"{where} holds {item!r}, expected pairs")
-        first, second = inner[len("tuple[") : -1].split(", ")
-        return (_convert(first, item[0], where), _convert(second, item[1], where))
-    return _convert(inner.split(", ")[0], item, where)
+def _text(value: str, where: str, key: str) -> str:
+    if not 0 < len(value) <= MAX_CHARS:
+        raise ValueError(f"{where} has {len(value)} characters, expected 1 to {MAX_CHARS}")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise ValueError(f"{where} is {_short(value)}, expected one of: {', '.join(_CHOICES[key])}")
+    if key == "FileFacts.sha256" and not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"{where} is {_short(value)}, expected 64 hexadecimal digits")
+    return value
+
+
+def _tuple(kind: str, value: Any, where: str, key: str) -> tuple[Any, ...]:
+    """`tuple[int, ...]` of any length up to `MAX_ITEMS`, or `tuple[float, float, float]` of exactly that one."""
+    kinds = _split(kind[len("tuple[") : -1])
+    if not isinstance(value, list):
+        raise ValueError(f"{where} is {_kind(value)}, expected a list")
+    if kinds[-1] == "...":
+        if len(value) > MAX_ITEMS:
+            raise ValueError(f"{where} has {len(value)} entries, expected at most {MAX_ITEMS}")
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        raise ValueError(f"{where} has {len(value)} entries, expected {len(kinds)}")
+    return tuple(_convert(one, item, where, key) for one, item in zip(kinds, value, strict=True))
+
+
+def _split(kinds: str) -> list[str]:
+    """`tuple[str, float], ...` at its outer commas."""
+    return re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", kinds.replace(", ", ","))
+
+
+_KINDS = {
+    "int": "an integer",
+    "str": "text",
+    "float": "a number",
+    "bool": "true or false",
+    "dict[str, Any]": "an object",
+}
+
+
+def _kind(value: object) -> str:
+    """What JSON calls the type of `value`."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+    }
+    return names.get(type(value), "null")
+
+
+def _short(value: object) -> str:
+    """A hostile value as one short piece of a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

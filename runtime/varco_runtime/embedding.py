@@ -24,7 +24,9 @@ class EmbeddingTable:
         storage = _STORAGE[facts.dtype]
         expected = facts.rows * facts.width * storage.itemsize
         if path.stat().st_size != expected:
-            raise BundleError(f"{path} has {path.stat().st_size} bytes, its shape needs {expected}. Export the bundle again.")
+            raise BundleError(
+                f"{path} has {path.stat().st_size} bytes, its shape needs {expected}. Export the bundle again."
+            )
         self._is_bf16 = facts.dtype == "bf16"
         self._rows = np.memmap(path, dtype=storage, mode="r", shape=(facts.rows, facts.width))
 

@@ -12,7 +12,8 @@ in `warnings`, with its offset in the markup:
 - a tag that closes nothing, a `<delim>` outside a box, `<gro>` and `<ocr>`: the tag is dropped;
 - a region that opens inside another, or meets a box before its end tag, ends the open one there;
 - a region or box that is never closed ends with the text, or at the next tag;
-- a quad that is not four numbers stays in the plain text, just like the numbers at which the text was cut off;
+- a quad that is not four numbers, or longer than MAX_QUAD_CHARS, stays in the plain text, just like numbers at which
+  the text was cut off;
 - swapped corners are put in order, and coordinates outside 0..1 are clamped;
 - white space between a region and its box stays in the text, and the box still counts;
 - a box with nothing in front becomes an "object" without text, so that its place is not lost.

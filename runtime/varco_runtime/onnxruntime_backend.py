@@ -1,7 +1,7 @@
 """The bundle on ONNX Runtime's CPU provider.
 
-Keys and values live in buffers allocated once; every step binds them as past and as present, so nothing is copied. The decode step
-reuses one binding with fixed buffers for the embedding, the lengths and the logits.
+Keys and values live in buffers allocated once; every step binds them as past and as present, so nothing is copied.
+The decode step reuses one binding with fixed buffers for the embedding, the lengths and the logits.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from varco_runtime.image import PackingPlan, pack
 
 Array = np.ndarray[Any, Any]
 
-_NUMPY_TYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 CHUNK_TOKENS = 512
-"""Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run needs grows
-with the chunk and not with the context; 512 rows keep the matrix products busy."""
+"""Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run
+needs grows with the chunk and not with the context; 512 rows keep the matrix products busy."""
 
 
 class OnnxRuntimeBackend:
@@ -115,19 +115,25 @@ class OnnxRuntimeBackend:
         try:
             output: Array = session.run(None, feeds)[0]
         except Exception as error:
-            raise BackendError(f"onnxruntime failed while running a network: {_first_line(error)}. Run: varco doctor") from None
+            raise BackendError(
+                f"onnxruntime failed while running a network: {_first_line(error)}. Run: varco doctor"
+            ) from None
         return output
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
-        assert 0 <= start < total and 1 <= num_logits <= total - start, f"Bug: prefill {start}..{total}, {num_logits} logits"
+        assert 0 <= start < total and 1 <= num_logits <= total - start, (
+            f"Bug: prefill {start}..{total}, {num_logits} logits"
+        )
         self._check_length(total)
         first_logit = total - num_logits
         pieces = []
         position = start
         while position < total:
             end = min(total, position + CHUNK_TOKENS)
-            logits = self._prefill_chunk(self._embed(inputs, position, end), position, max(1, end - max(position, first_logit)))
+            logits = self._prefill_chunk(
+                self._embed(inputs, position, end), position, max(1, end - max(position, first_logit))
+            )
             if end > first_logit:
                 pieces.append(logits)
             position = end
@@ -168,7 +174,9 @@ class OnnxRuntimeBackend:
         try:
             self._decoder.run_with_iobinding(binding)
         except Exception as error:
-            raise BackendError(f"onnxruntime failed while running the decoder: {_first_line(error)}. Run: varco doctor") from None
+            raise BackendError(
+                f"onnxruntime failed while running the decoder: {_first_line(error)}. Run: varco doctor"
+            ) from None
 
     def _set_lengths(self, total: int) -> None:
         self._seqlens_k[0] = total - 1
@@ -176,7 +184,9 @@ class OnnxRuntimeBackend:
 
     def _check_length(self, total: int) -> None:
         if total > self._max_context:
-            raise ContextError(f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context.")
+            raise ContextError(
+                f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context."
+            )
 
 
 def usable_cores() -> int:

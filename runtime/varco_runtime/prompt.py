@@ -72,7 +72,7 @@ class Prompter:
             _Table([t for t in tokens if t.normalized is normalized], markup) for normalized in (False, True)
         ]
 
-    def build(
+    def encode(
         self, messages: Sequence[Message], num_image_tokens: int, add_generation_prompt: bool = True
     ) -> list[int]:
         """The ids of a conversation, the picture's placeholder repeated `num_image_tokens` times.

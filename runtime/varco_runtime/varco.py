@@ -1,11 +1,12 @@
-"""The one file that knows all stages: picture, tiles, features, image tokens, prompt, prefill, decode loop, text, regions."""
+"""The one file that knows all stages: picture, tiles, features, image tokens, prompt, prefill, decode loop, text,
+regions."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
@@ -83,7 +84,7 @@ class Varco:
         self.load_s = load_s
         manifest = bundle.manifest
         self._tokenizer = Tokenizer.from_json(bundle.text(manifest.tokenizer))
-        self._prompter = Prompter(manifest.prompt, bundle.text(manifest.chat_template), self._tokenizer)
+        self._prompter = Prompter(bundle.text(manifest.chat_template), manifest.prompt, self._tokenizer)
         self._cache = _Cache()
         self._encoded: _Encoded | None = None
         self._lock = threading.Lock()
@@ -97,11 +98,13 @@ class Varco:
         max_context: int | None = None,
         threads: int | None = None,
         verify: str = "quick",
+        progress: Callable[[str, int], None] | None = None,
     ) -> Varco:
         """Check and load a bundle.
 
-        `provider`: `auto` or `cpu`. `max_context`: at most the bundle's, less saves memory. `threads`: processor threads,
-        default all. `verify`: `quick` hashes large files once, `full` always.
+        `provider`: `auto` or `cpu`. `max_context`: at most the bundle's, less saves memory. `threads`: processor
+        threads, default all. `verify`: `quick` hashes large files once, `full` always; `progress(file, num_bytes)` is
+        called meanwhile.
         Raises `BundleError`, `BackendError`, `UsageError` or `MissingExtraError`.
         """
         started = time.perf_counter()
@@ -111,10 +114,12 @@ class Varco:
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads} is too few. Expected at least 1.")
-        opened = Bundle.open(bundle, verify)
+        opened = Bundle.open(bundle, verify, progress)
         limit = opened.manifest.max_context
         if max_context is not None and not 16 <= max_context <= limit:
-            raise UsageError(f"max_context={max_context} is out of range. Expected 16 to {limit}, the bundle's maximum.")
+            raise UsageError(
+                f"max_context={max_context} is out of range. Expected 16 to {limit}, the bundle's maximum."
+            )
         backend = OnnxRuntimeBackend(opened, max_context or limit, threads)
         varco = cls(opened, backend)
         varco.load_s = time.perf_counter() - started
@@ -125,8 +130,9 @@ class Varco:
     def ask(self, image: Source | None, prompt: str, **options: Unpack[Options]) -> Answer:
         """Ask about a picture, or with None about nothing but the prompt.
 
-        Options, all off or as the checkpoint says by default: `system` (a system message), `max_new_tokens` 1024, `temperature` 0
-        (greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` (strings that end the answer).
+        Options, all off or as the checkpoint says by default: `system` (a system message), `max_new_tokens` 1024,
+        `temperature` 0 (greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` (strings that end
+        the answer).
         Raises `ImageError`, `PromptError`, `ContextError` or `UsageError`; the model stays usable.
         """
         return self.stream(image, prompt, **options).run()
@@ -144,7 +150,12 @@ class Varco:
         return self.ask(image, ground_prompt(prompt), **options)
 
     def refer(
-        self, image: Source, prompt: str, text: str, box: Box | tuple[float, float, float, float], **options: Unpack[Options]
+        self,
+        image: Source,
+        prompt: str,
+        text: str,
+        box: Box | tuple[float, float, float, float],
+        **options: Unpack[Options],
     ) -> Answer:
         """Ask about a region: `{object}` in the prompt becomes `text` with its `box` (x1, y1, x2, y2 in 0..1)."""
         return self.ask(image, refer_prompt(prompt, text, box), **options)
@@ -167,7 +178,7 @@ class Varco:
         settings = self.bundle.manifest.image
         plan = None if picture is None else packing_plan(picture.size_hw, settings)
         num_image_tokens = 0 if plan is None else plan.num_tokens
-        ids = self._prompter.build(messages, num_image_tokens)
+        ids = self._prompter.encode(messages, num_image_tokens)
         room = self.backend.max_context - len(ids)
         if room < 1:
             detail = f", {num_image_tokens} of them the picture's" if num_image_tokens else ""
@@ -280,7 +291,9 @@ class Stream:
         while transcript.finish_reason is None and not self._cancelled:
             with varco._lock:
                 if varco._turn != turn:
-                    raise UsageError("A newer question ended this stream. Read a stream to its end before the next question.")
+                    raise UsageError(
+                        "A newer question ended this stream. Read a stream to its end before the next question."
+                    )
                 token = next(tokens, None)
             if token is None:
                 break

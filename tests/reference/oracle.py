@@ -90,13 +90,20 @@ class Oracle:
 
     def greedy(self, messages: list[dict[str, Any]], image: Image.Image | None, max_new_tokens: int) -> Greedy:
         ids = self.prompt_ids(messages, image)
-        inputs: dict[str, Any] = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        }
         if image is not None:
             inputs["pixel_values"], inputs["image_sizes"] = self.pixel_values(image)
             inputs["vision_aspect_ratio"] = self.model.config.vision_aspect_ratio
         with torch.no_grad():
             output = self.model.generate(
-                **inputs, do_sample=False, max_new_tokens=max_new_tokens, output_logits=True, return_dict_in_generate=True
+                **inputs,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                output_logits=True,
+                return_dict_in_generate=True,
             )
         logits = torch.cat(output.logits).numpy()
         return Greedy(ids, output.sequences[0, len(ids) :].tolist(), logits)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from varco_runtime.image import normalise, num_image_tokens, pack, packing_plan, tile, tile_plan
 from varco_runtime.picture import load_picture
 from varco_runtime.settings import ImageSettings

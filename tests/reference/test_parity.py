@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import export_bundle
-from tests.reference.oracle import Oracle, photo, relative_error, user_message
+from tests.reference.oracle import Greedy, Oracle, photo, relative_error, user_message
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
@@ -51,7 +52,20 @@ SIZES = [
     (1920, 1080),
     (768, 1920),
 ]
-QUESTIONS = ["What is this?", "<gro>\nDescribe the image in detail.", "이 물건은 무엇인가요?", "<ocr>"]
+QUESTIONS = [
+    "What is this?",
+    "<gro>\nDescribe the image in detail.",
+    "이 물건은 무엇인가요?",
+    "<ocr>",
+    "<obj>this</obj><bbox>0.1, 0.2, 0.3, 0.4</bbox> What colour is it?",
+    "How many?",
+    "Where?",
+    "고양이가 몇 마리야?",
+    "Read the sign.",
+    "And now?",
+]
+CLEAR_MARGIN = 0.02
+"""Logits here are good to about 5e-5: over 64 steps no choice may be closer than this, or a flip could be a tie."""
 LIMIT = 1e-4
 
 
@@ -91,11 +105,19 @@ def matrix() -> list[object]:
     return cases
 
 
+def clear_fixture(oracle: Oracle, image: Image.Image) -> tuple[str, Greedy]:
+    """The first question to which the reference gives 64 tokens without a close call."""
+    for question in QUESTIONS:
+        reference = oracle.greedy(user_message(question, image=True), image, 64)
+        if len(reference.token_ids) == 64 and reference.smallest_margin >= CLEAR_MARGIN:
+            return question, reference
+    raise AssertionError("no question has an answer without a close call: add questions or change the seed")
+
+
 @pytest.mark.parametrize(("pair", "size"), matrix(), indirect=["pair"])
 def test_every_stage_equals_the_reference(pair: Pair, size: tuple[int, int]) -> None:
     oracle, varco = pair.oracle, pair.varco
     image = photo(*size, seed=sum(size))
-    question = QUESTIONS[sum(size) % len(QUESTIONS)]
     settings = varco.bundle.manifest.image
     picture = load_picture(image)
 
@@ -105,17 +127,21 @@ def test_every_stage_equals_the_reference(pair: Pair, size: tuple[int, int]) -> 
     backend = varco.backend
     features = backend._run(backend._vision, {"pixel_values": pixel_values})  # type: ignore[attr-defined]
     error = relative_error(features, oracle.patch_features(image))
-    assert error < LIMIT, f"vision features differ by {error:.1e}: suspect the layer that counts, GELU or the patch order"
+    assert error < LIMIT, (
+        f"vision features differ by {error:.1e}: suspect the layer that counts, GELU or the patch order"
+    )
 
     tokens = backend.pack(backend.encode(pixel_values), packing_plan(picture.size_hw, settings))
     error = relative_error(tokens, oracle.image_tokens(image))
     assert error < LIMIT, f"image tokens differ by {error:.1e}: suspect unpadding, newlines or the shrink"
 
-    reference = oracle.greedy(user_message(question, image=True), image, 64)
-    ids = varco._prompter.build([Message("user", question, image=True)], len(tokens))
-    assert ids == reference.prompt_ids
-
+    question, reference = clear_fixture(oracle, image)
+    ids = varco._prompter.encode([Message("user", question, image=True)], len(tokens))
     prompt = varco.bundle.manifest.prompt
+    # LLaVA-NeXT's placeholder is no token of the vocabulary; it stands where its twin has <image>.
+    image_token_id = oracle.model.config.image_token_id
+    assert [image_token_id if token == prompt.image_token_id else token for token in ids] == reference.prompt_ids
+
     # Teacher forcing: one pass gives the logits at every step of the reference's answer.
     all_ids = np.array(ids + reference.token_ids[:-1], dtype=np.int64)
     logits = backend.prefill(PromptInputs(all_ids, prompt.image_token_id, tokens), 0, len(reference.token_ids))
@@ -124,8 +150,9 @@ def test_every_stage_equals_the_reference(pair: Pair, size: tuple[int, int]) -> 
     assert first < LIMIT, f"first logits differ by {first:.1e}: suspect rotary positions, masks or the head"
 
     error = float(np.abs(logits - reference.logits).max())
-    assert len(reference.token_ids) == 64, "this fixture's answer ends early: choose another seed"
-    assert reference.smallest_margin >= 100 * error, f"margin {reference.smallest_margin:.1e} near error {error:.1e}: a tie"
+    assert reference.smallest_margin >= 100 * error, (
+        f"margin {reference.smallest_margin:.1e} near error {error:.1e}: a tie"
+    )
     answer = varco.ask(image, question, max_new_tokens=64)
     assert list(answer.token_ids) == reference.token_ids
 
@@ -159,4 +186,7 @@ def test_a_repetition_penalty_from_the_checkpoint_is_applied_as_the_reference_do
     reference = Oracle(checkpoint).greedy(user_message("What is this?", image=True), image, 64)
     varco = Varco.load(export_bundle(checkpoint, tmp_path / "bundle"), threads=1)
     assert list(varco.ask(image, "What is this?", max_new_tokens=64).token_ids) == reference.token_ids
-    assert list(varco.ask(image, "What is this?", max_new_tokens=64, repetition_penalty=1.0).token_ids) != reference.token_ids
+    assert (
+        list(varco.ask(image, "What is this?", max_new_tokens=64, repetition_penalty=1.0).token_ids)
+        != reference.token_ids
+    )

@@ -1,4 +1,4 @@
-"""What every command prints with: answers on standard output, notes on standard error, nothing that upsets a terminal."""
+"""What commands print with: answers on standard output, notes on standard error, nothing that upsets a terminal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_document(text: str) -> None:
 
 
 def write(text: str, encoding: str | None = None) -> None:
-    """Write to standard output and flush. A full disk becomes a `VarcoError`, a closed pipe stays a `BrokenPipeError`."""
+    """Write to standard output and flush. A full disk raises `VarcoError`, a closed pipe `BrokenPipeError`."""
     stream = sys.stdout
     try:
         stream.flush()
@@ -51,7 +51,9 @@ def write(text: str, encoding: str | None = None) -> None:
         raise
     except OSError as error:
         discard_stdout()
-        raise VarcoError(f"Standard output could not be written: {error.strerror}. Free some space, then ask again.") from None
+        raise VarcoError(
+            f"Standard output could not be written: {error.strerror}. Free some space, then ask again."
+        ) from None
 
 
 def discard_stdout() -> None:
@@ -89,7 +91,10 @@ def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """A heading and aligned columns on standard output; `right` names the columns aligned to the right."""
+    """A heading and aligned columns on standard output, after a blank line if the heading begins with one.
+
+    `right` names the columns aligned to the right.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -104,7 +109,9 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
         table.add_row(Text(first, style="" if header else "dim"), *(Text(cell) for cell in rest))
     console = stdout_console()
     with console.capture() as captured:
-        console.print(Text(one_line(title), style="bold"))
+        if title.startswith("\n"):
+            console.print()
+        console.print(Text(one_line(title.strip()), style="bold"))
         console.print(table)
     lines = (line.rstrip() for line in captured.get().splitlines())
     write("".join(f"{line}\n" for line in lines))

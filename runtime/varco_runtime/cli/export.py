@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from varco_runtime.cli.console import note, print_facts, size_text
+from varco_runtime.cli.inspect import license_text
 from varco_runtime.cli.progress import ExportProgress
 from varco_runtime.errors import MissingExtraError
 
@@ -26,22 +27,32 @@ def export(
     device: Annotated[str, typer.Option(metavar="cpu", help="Where the bundle will run.")] = "cpu",
     decoder: Annotated[
         str,
-        typer.Option(metavar="auto|fp32|fp16|int8|int4", help="Weights of the language model; auto is fp32, the exact one."),
+        typer.Option(
+            metavar="auto|fp32|fp16|int8|int4", help="Weights of the language model; auto is fp32, the exact one."
+        ),
     ] = "auto",
     vision: Annotated[
         str, typer.Option(metavar="auto|fp32|fp16", help="Weights of the vision tower and projector; auto is fp32.")
     ] = "auto",
     lm_head: Annotated[
         str,
-        typer.Option(metavar="auto|fp32|fp16|int8|int4", help="Weights of the last layer; auto is int8 beside int8 or int4."),
+        typer.Option(
+            metavar="auto|fp32|fp16|int8|int4", help="Weights of the last layer; auto is int8 beside int8 or int4."
+        ),
     ] = "auto",
-    block_size: Annotated[int, typer.Option(metavar="32|64|128", help="Weights that share a scale in int8 and int4.")] = 32,
+    block_size: Annotated[
+        int, typer.Option(metavar="32|64|128", help="Weights that share a scale in int8 and int4.")
+    ] = 32,
     activations: Annotated[
         str, typer.Option(metavar="float|int8", help="Inputs of int8 and int4 layers: float is exact, int8 is fast.")
     ] = "float",
     max_context: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Tokens of prompt, picture and answer; 10240 holds the largest picture.", show_default=False),
+        typer.Option(
+            metavar="N",
+            help="Tokens of prompt, picture and answer; 10240 holds the largest picture.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
 ) -> None:
@@ -61,6 +72,7 @@ def export(
 
 def _report(bundle: Path, manifest: Manifest) -> None:
     total_bytes = sum(facts.size for facts in manifest.files.values())
+    cache_bytes = manifest.kv_bytes_per_token * manifest.max_context
     print_facts(
         f"{bundle} is ready: {size_text(total_bytes)}",
         [
@@ -69,8 +81,8 @@ def _report(bundle: Path, manifest: Manifest) -> None:
             ("embedding", f"{manifest.embedding.dtype}, {size_text(manifest.files[manifest.embedding.file].size)}"),
             ("decoder", _component(manifest, manifest.decoder)),
             ("read per token", f"{size_text(manifest.decoder.weight_bytes)} of weights"),
-            ("context", f"{manifest.max_context:,} tokens, {size_text(manifest.kv_bytes_per_token * manifest.max_context)} when full"),
-            ("licence of the weights", manifest.license),
+            ("context", f"{manifest.max_context:,} tokens, {size_text(cache_bytes)} of cache when full"),
+            ("licence of the weights", license_text(manifest.license)),
         ],
     )
     for text in manifest.provenance.get("notes", []):

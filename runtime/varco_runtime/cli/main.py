@@ -42,7 +42,9 @@ def _version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def varco(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Export VARCO-VISION and LLaVA-OneVision checkpoints to ONNX bundles, and ask the bundles about pictures."""
     if context.invoked_subcommand is None:
@@ -63,14 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.discard_stdout()
         return 1
     except MemoryError as error:
-        console.error(f"There is not enough memory ({error or 'no detail'}). Close other programs or lower --max-context.")
+        console.error(f"There is not enough memory ({error or 'no detail'}). Close programs or lower --max-context.")
         return 1
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what the option parser raises shares no public base
+        message = getattr(error, "format_message", None)
+        if message is None:
             raise
+        # What the option parser raises: typer 0.15 to 0.29 share no public class for it.
         context = getattr(error, "ctx", None)
-        where = context.command_path if context else "varco"
-        console.error(f"{error.format_message().rstrip('.')}. See: {where} --help")
+        console.error(f"{message().rstrip('.')}. See: {context.command_path if context else 'varco'} --help")
         return 2
 
 

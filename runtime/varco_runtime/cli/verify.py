@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from varco_runtime.cli.console import print_table, size_text, write_document
+from varco_runtime.cli.console import note, print_table, size_text, write_document
 from varco_runtime.cli.progress import HashProgress
 from varco_runtime.errors import BundleError
 
@@ -34,10 +35,11 @@ def verify(
 
     if as_json:
         files = [
-            {"file": name, "size": facts.size, "sha256": facts.sha256, "ok": name not in faults, "error": faults.get(name)}
+            {"file": name, **asdict(facts), "ok": name not in faults, "error": faults.get(name)}
             for name, facts in sorted(manifest.files.items())
         ]
-        write_document(json.dumps({"bundle": str(bundle), "ok": not faults, "files": files}, indent=2, ensure_ascii=False))
+        document = {"bundle": str(bundle), "ok": not faults, "files": files}
+        write_document(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         rows = [
             ("BAD" if name in faults else "ok", name, size_text(facts.size), facts.sha256[:16] + "…")
@@ -45,5 +47,7 @@ def verify(
         ]
         print_table(str(bundle), ("", "file", "size", "sha256 as recorded"), rows, right=(2,))
     if faults:
-        others = f" ({len(faults) - 1} more of {len(manifest.files)} files are bad.)" if len(faults) > 1 else ""
-        raise BundleError(faults[min(faults)] + others)
+        *others, last = (faults[name] for name in sorted(faults))
+        for fault in others:
+            note(fault)
+        raise BundleError(last)

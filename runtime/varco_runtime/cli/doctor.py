@@ -1,0 +1,210 @@
+"""`varco doctor`: what this machine offers, what is installed, what is missing. Imports onnxruntime only."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from varco_runtime import __version__
+from varco_runtime.cli.console import print_facts, print_table, size_text, write, write_document
+
+PACKAGES = (
+    *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
+    *("tensorrt", "tensorrt-rtx", "torch", "transformers"),
+)
+EXTRAS = {
+    "cpu": "running a bundle on a CPU",
+    "export": "varco export",
+    "cuda": "instead of cpu, for NVIDIA GPUs; this version does not use it yet",
+    "tensorrt": "TensorRT engines; this version does not use it yet",
+    "quantize": "making GPTQ and FP8 checkpoints; this version does not use it yet",
+}
+_FAR_TOO_MUCH = 1 << 60  # what cgroups report where there is no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything `doctor` says. Sizes in bytes; a version is None where the package is not installed."""
+
+    versions: dict[str, str | None]
+    platform: str
+    cpu: str
+    num_cores: int
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+    gpus: list[str]
+    providers: list[str]
+    missing_extras: dict[str, str]
+    cache_folder: str
+    warnings: list[str]
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False) -> None:
+    """Show versions, devices and memory, and what is missing."""
+    report = examine()
+    if as_json:
+        write_document(json.dumps(asdict(report), indent=2, ensure_ascii=False))
+    else:
+        _print(report)
+
+
+def examine() -> Report:
+    """Look at this machine and installation."""
+    from varco_runtime.verified import cache_folder
+
+    versions: dict[str, str | None] = {"python": platform.python_version(), "varco-edge": __version__}
+    versions |= {name: _version(name) for name in PACKAGES}
+    warnings: list[str] = []
+    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
+        warnings.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files. Uninstall both, then "
+            "install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'varco-edge[cpu]'"
+        )
+    providers, fault = _providers()
+    warnings += [fault] if fault else []
+    total, available = _memory()
+    return Report(
+        versions=versions,
+        platform=platform.platform(),
+        cpu=_cpu_name(),
+        num_cores=_num_cores(),
+        memory_total_bytes=total,
+        memory_available_bytes=available,
+        gpus=_gpus(),
+        providers=providers,
+        missing_extras={extra: f"pip install 'varco-edge[{extra}]'" for extra in EXTRAS if _lacks(extra)},
+        cache_folder=str(cache_folder()),
+        warnings=warnings,
+    )
+
+
+def _print(report: Report) -> None:
+    print_facts("Versions", [(name, version) for name, version in report.versions.items() if version])
+    memory = "unknown"
+    if report.memory_total_bytes is not None:
+        memory = size_text(report.memory_total_bytes)
+        if report.memory_available_bytes is not None:
+            memory += f", {size_text(report.memory_available_bytes)} available"
+    print_facts(
+        "\nMachine",
+        [
+            ("system", report.platform),
+            ("processor", f"{report.cpu}, {report.num_cores} core{'s' if report.num_cores > 1 else ''} usable"),
+            ("memory", memory),
+            ("GPUs", "; ".join(report.gpus) or "none found"),
+            ("onnxruntime runs on", ", ".join(report.providers) or "nothing: onnxruntime is not usable"),
+            ("cache folder", report.cache_folder),
+        ],
+    )
+    if report.missing_extras:
+        rows = [(extra, EXTRAS[extra], line) for extra, line in report.missing_extras.items()]
+        print_table("\nNot installed", ("extra", "for", "install with"), rows)
+    write("\n")
+    for warning in report.warnings:
+        write(f"WARNING: {warning}\n")
+    if not report.warnings:
+        write("Ready to run bundles.\n" if report.providers else "Install the extra 'cpu' to run bundles.\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _lacks(extra: str) -> bool:
+    """Whether a package that the extra names in this distribution's metadata is not installed."""
+    try:
+        required = importlib.metadata.requires("varco-edge") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed
+        return False
+    for line in required:
+        package, _, marker = line.partition(";")
+        name = re.match(r"[\w.-]+", package)
+        if name and re.search(rf"extra\s*==\s*['\"]{extra}['\"]", marker) and _version(name[0]) is None:
+            return True
+    return False
+
+
+def _providers() -> tuple[list[str], str | None]:
+    """What the installed onnxruntime runs on, and what is wrong with it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        if _version("onnxruntime") or _version("onnxruntime-gpu"):
+            return [], f"onnxruntime is installed but cannot be imported ({error}). Install it again."
+        return [], None
+    names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return [name for name in names if name != "Azure"], None  # Azure is a client of a remote service
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _num_cores() -> int:
+    """Cores this process may use: its affinity, and a container's share of time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # ValueError: the quota is "max"
+        return cores
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Bytes in all and available, of the machine or of the container if that has less."""
+    try:
+        facts = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
+        total, available = int(facts["MemTotal"]) * 1024, int(facts["MemAvailable"]) * 1024
+    except (OSError, KeyError):
+        return None, None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return total, available
+    if limit >= min(total, _FAR_TOO_MUCH):
+        return total, available
+    return limit, min(available, max(0, limit - used))
+
+
+def _gpus() -> list[str]:
+    """NVIDIA devices as nvidia-smi names them, or as the driver does."""
+    if program := shutil.which("nvidia-smi"):
+        query = "--query-gpu=name,memory.total,compute_cap,driver_version"
+        try:
+            done = subprocess.run(
+                [program, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True
+            )
+            return [_gpu_text(line) for line in done.stdout.splitlines() if line.strip()]
+        except (OSError, subprocess.SubprocessError):
+            pass
+    gpus = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        try:
+            found = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        gpus.append(found[1].strip() if found else path.parent.name)
+    return gpus
+
+
+def _gpu_text(line: str) -> str:
+    name, memory, capability, driver = (field.strip() for field in (line + ",,,").split(",")[:4])
+    return f"{name} ({memory}, compute capability {capability}, driver {driver})"

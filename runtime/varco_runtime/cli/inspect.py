@@ -1,0 +1,172 @@
+"""`varco inspect`: what a bundle holds and costs, without hashing its large files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from varco_runtime.cli.console import count_text, print_facts, print_table, size_text, write, write_document
+
+if TYPE_CHECKING:
+    from varco_runtime.bundle import Component, Manifest
+
+_NON_COMMERCIAL = ("-nc", "noncommercial", "research")
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+) -> None:
+    """Show what a bundle holds: licence, networks, precisions, memory, picture and prompt settings."""
+    from varco_runtime.bundle import read_manifest
+
+    manifest = read_manifest(bundle)
+    end_tokens = _end_tokens(bundle, manifest)
+    if as_json:
+        write_document(json.dumps(document(manifest, end_tokens), indent=2, ensure_ascii=False))
+    else:
+        _print(bundle, manifest, end_tokens)
+
+
+def document(manifest: Manifest, end_tokens: list[str]) -> dict[str, Any]:
+    """The manifest and what follows from it. `bytes_per_token` are what one decode step reads, the cache apart."""
+    return {
+        **dataclasses.asdict(manifest),
+        "derived": {
+            "bundle_bytes": _bundle_bytes(manifest),
+            "bytes_per_token": manifest.decoder.weight_bytes,
+            "kv_bytes_per_token": manifest.kv_bytes_per_token,
+            "kv_bytes_max_context": manifest.kv_bytes_per_token * manifest.max_context,
+            "end_tokens": end_tokens,
+            "large_files_hashed": False,
+        },
+    }
+
+
+def _end_tokens(bundle: Path, manifest: Manifest) -> list[str]:
+    """The texts of the tokens that end an answer. The tokenizer is checked before it is parsed."""
+    from varco_runtime.bundle import check_file
+    from varco_runtime.tokenizer import Tokenizer
+    from varco_runtime.verified import Remembered
+
+    name = manifest.tokenizer
+    check_file(bundle, name, manifest.files[name], Remembered.load(), full=True)
+    tokenizer = Tokenizer.from_json((bundle / name).read_text(encoding="utf-8"))
+    return [tokenizer.decode([token]) for token in manifest.generation.eos_token_ids]
+
+
+def _print(bundle: Path, manifest: Manifest, end_tokens: list[str]) -> None:
+    print_facts(str(bundle), _overview(manifest))
+    print_table(
+        "\nNetworks", ("", "weights", "computes in", "read per pass", "on disk"), _networks(manifest), right=(3, 4)
+    )
+    print_facts("\nLanguage model", _language_model(manifest))
+    print_facts("\nPictures", _pictures(manifest))
+    print_facts("\nPrompts and answers", _answers(manifest, end_tokens))
+    provenance = sorted(manifest.provenance.items())
+    print_facts("\nProvenance", [(name, _provenance_text(value)) for name, value in provenance])
+    write("\nThe manifest and the tokenizer were checked; varco verify hashes every file.\n")
+
+
+def _overview(manifest: Manifest) -> list[tuple[str, str]]:
+    model = manifest.model
+    return [
+        ("licence of the weights", license_text(manifest.license)),
+        ("model", f"{model.name}, {count_text(model.num_parameters)} parameters"),
+        ("size", f"{size_text(_bundle_bytes(manifest))} in {len(manifest.files) + 1} files"),
+        ("for", f"{manifest.device} (bundle format {manifest.format_version})"),
+    ]
+
+
+def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
+    """One row per network; one token reads one row of the embedding table."""
+    rows = []
+    for name in ("vision", "projector", "decoder"):
+        part: Component = getattr(manifest, name)
+        on_disk = size_text(_file_bytes(manifest, part.file, part.data))
+        rows.append((name, part.precision, part.compute, size_text(part.weight_bytes), on_disk))
+    table = manifest.embedding
+    row_bytes = table.width * (4 if table.dtype == "fp32" else 2)
+    on_disk = size_text(_file_bytes(manifest, table.file))
+    return [*rows, ("embedding", table.dtype, "", size_text(row_bytes), on_disk)]
+
+
+def _language_model(manifest: Manifest) -> list[tuple[str, str]]:
+    model, per_token, context = manifest.model, manifest.kv_bytes_per_token, manifest.max_context
+    heads = f"{model.num_attention_heads} over {model.num_key_value_heads} key/value heads of {model.head_dim}"
+    full = size_text(per_token * context)
+    return [
+        ("layers", f"{model.num_layers} of width {model.hidden_size:,}, vocabulary {model.vocab_size:,}"),
+        ("heads", heads),
+        ("read per token", f"{size_text(manifest.decoder.weight_bytes)} of weights, and the cache so far"),
+        ("key/value cache", f"{size_text(per_token)} per token, {full} at {context:,} tokens"),
+        ("longest context", f"{context:,} tokens of prompt, picture and answer"),
+    ]
+
+
+def _pictures(manifest: Manifest) -> list[tuple[str, str]]:
+    image, model = manifest.image, manifest.model
+    sides = [(height // image.tile_px, width // image.tile_px) for height, width in image.grid_pinpoints]
+    rows, columns = max(side[0] for side in sides), max(side[1] for side in sides)
+    shrunk = "never shrunk" if image.max_grid_tiles is None else f"shrunk beyond {image.max_grid_tiles} tiles' worth"
+    patches = f"{image.patches_per_side}x{image.patches_per_side} patches of {image.patch_px} px"
+    return [
+        ("tiles", f"{image.tile_px} px, {patches}"),
+        ("grids", f"{len(sides)}, up to {rows} rows and {columns} columns of tiles; {shrunk}"),
+        ("vision tower", f"{model.vision_layers} layers of width {model.vision_hidden_size:,}"),
+        ("normalised with", f"mean {_numbers(image.mean)}, std {_numbers(image.std)}"),
+    ]
+
+
+def _answers(manifest: Manifest, end_tokens: list[str]) -> list[tuple[str, str]]:
+    prompt, generation = manifest.prompt, manifest.generation
+    ends = zip(end_tokens, generation.eos_token_ids, strict=True)
+    counted = "prompt and answer" if generation.penalise_prompt else "the answer alone"
+    penalty = "none" if generation.repetition_penalty == 1 else f"{generation.repetition_penalty:g}, over {counted}"
+    suggested = ", ".join(f"{name} {value:g}" for name, value in generation.suggested)
+    return [
+        ("picture's place", f"{prompt.image_token} (id {prompt.image_token_id})"),
+        ("markup tokens", " ".join(prompt.markup_tokens) or "none"),
+        ("end tokens", ", ".join(f"{text} ({id_})" for text, id_ in ends)),
+        ("repetition penalty", penalty),
+        ("suggested sampling", f"{suggested} (not applied unless asked)" if suggested else "none"),
+    ]
+
+
+def _bundle_bytes(manifest: Manifest) -> int:
+    return sum(facts.size for facts in manifest.files.values())
+
+
+def _file_bytes(manifest: Manifest, *names: str) -> int:
+    return sum(manifest.files[name].size for name in names)
+
+
+def license_text(license_: str) -> str:
+    """What the licence of the weights means for the bundle."""
+    if license_ == "unknown":
+        return "unknown: the checkpoint names none. Ask its publisher before you use or share the bundle."
+    if any(word in license_.lower() for word in _NON_COMMERCIAL):
+        return f"{license_}: non-commercial use only, of the bundle too"
+    return f"{license_}, of the bundle too"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _provenance_text(value: object) -> str:
+    if isinstance(value, str) or value is None:
+        return value or "none"
+    if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value):
+        sizes = [(str(item["name"]), item.get("size")) for item in value]
+        return (
+            ", ".join(f"{name} ({size_text(size)})" if isinstance(size, int) else name for name, size in sizes)
+            or "none"
+        )
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return json.dumps(value, ensure_ascii=False)

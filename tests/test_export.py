@@ -1,0 +1,144 @@
+"""The exporter: twins, tied heads, choices, the graphs' own checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.conftest import Silent, export_bundle
+from varco_export.export import ExportOptions, export
+from varco_export.precision import decoder_precision, vision_precision
+from varco_export.tiny import TinyOptions, make_tiny
+from varco_runtime import Varco
+from varco_runtime.bundle import read_manifest
+from varco_runtime.errors import ExportError, UsageError
+
+
+def test_the_two_formats_of_one_checkpoint_give_the_same_graphs_byte_for_byte(tmp_path: Path) -> None:
+    hf = make_tiny(tmp_path / "hf", TinyOptions(seed=7, names="new", num_shards=2))
+    following = make_tiny(tmp_path / "next", TinyOptions(seed=7, format="llava-next", extra_vision_layer=True))
+    first, second = (export_bundle(folder, tmp_path / f"bundle-{folder.name}") for folder in (hf, following))
+    names = [path.name for path in first.glob("*.onnx*")] + ["embedding.bin"]
+    assert len(names) == 7
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), f"{name} differs between the twins"
+
+
+def test_an_export_is_reproducible(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    again = export_bundle(tiny_checkpoint, tmp_path / "again")
+    for path in sorted(tiny_bundle.iterdir()):
+        assert path.read_bytes() == (again / path.name).read_bytes(), f"{path.name} differs between two exports"
+
+
+@pytest.mark.parametrize("decoder", ["fp32", "fp16", "int8", "int4"])
+def test_every_graph_passes_the_onnx_checker_and_shape_inference(
+    tiny_checkpoint: Path, tmp_path: Path, decoder: str
+) -> None:
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", decoder=decoder)
+    for path in bundle.glob("*.onnx"):
+        onnx.checker.check_model(str(path), full_check=True)
+
+
+@pytest.mark.parametrize("decoder", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("activations", ["float", "int8"])
+def test_every_precision_answers(tiny_checkpoint: Path, tmp_path: Path, decoder: str, activations: str) -> None:
+    if activations == "int8" and decoder == "fp16":
+        with pytest.raises(UsageError, match="--activations int8 needs quantised weights"):
+            export_bundle(tiny_checkpoint, tmp_path / "bundle", decoder=decoder, activations=activations)
+        return
+    vision = "fp16" if decoder == "fp16" else "fp32"
+    bundle = export_bundle(
+        tiny_checkpoint, tmp_path / "bundle", decoder=decoder, activations=activations, vision=vision
+    )
+    image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
+    answer = Varco.load(bundle, threads=1).ask(image, "What is this?", max_new_tokens=6)
+    assert len(answer.token_ids) == 6
+
+
+def test_a_weight_is_stored_once_and_in_the_bytes_that_were_announced(tiny_bundle: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    for component in (manifest.vision, manifest.projector, manifest.decoder):
+        model = onnx.load(tiny_bundle / component.file, load_external_data=False)
+        external = [tensor for tensor in model.graph.initializer if tensor.external_data]
+        places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in external]
+        assert {place["location"] for place in places} == {component.data}
+        assert sum(int(place["length"]) for place in places) == component.weight_bytes
+        assert all(int(place["offset"]) % 4096 == 0 for place in places)
+        used = {name for node in model.graph.node for name in node.input}
+        assert {tensor.name for tensor in model.graph.initializer} <= used, "a weight is written and never used"
+
+
+def test_no_tensor_of_the_checkpoint_is_read_twice_or_forgotten(tmp_path: Path) -> None:
+    checkpoint = make_tiny(tmp_path / "tied", TinyOptions(tie_word_embeddings=True))
+    manifest = read_manifest(export_bundle(checkpoint, tmp_path / "bundle"))
+    assert manifest.embedding.rows == manifest.model.vocab_size + 1
+
+
+def test_an_existing_folder_is_kept_unless_asked(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    target = export_bundle(tiny_checkpoint, tmp_path / "bundle")
+    with pytest.raises(ExportError, match="exists already"):
+        export_bundle(tiny_checkpoint, target)
+    before = read_manifest(target).decoder.precision
+    export_bundle(tiny_checkpoint, target, decoder="int4", overwrite=True)
+    assert read_manifest(target).decoder.precision != before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_the_steps_of_the_progress_bar_are_the_steps_taken(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    promised: dict[str, int] = {}
+    taken: dict[str, int] = {}
+
+    class Counting(Silent):
+        def component(self, name: str, steps: int):  # type: ignore[no-untyped-def]
+            promised[name], taken[name] = steps, 0
+
+            class Bar:
+                def __enter__(self):  # type: ignore[no-untyped-def]
+                    def advance() -> None:
+                        taken[name] += 1
+
+                    return advance
+
+                def __exit__(self, *_: object) -> None:
+                    pass
+
+            return Bar()
+
+    export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(), Counting())
+    assert promised == taken
+    assert list(taken) == ["vision", "projector", "embedding", "decoder"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bf16", "auto", 32, "float", "cpu"), "--decoder bf16 has no kernels on the CPU"),
+        (("fp8", "auto", 32, "float", "cpu"), r"--decoder fp8 cannot be exported \(not available in this version\)"),
+        (("q3", "auto", 32, "float", "cpu"), "--decoder q3 cannot be exported. Expected one of: fp32"),
+        (("int4", "auto", 48, "float", "cpu"), "--block-size 48 has no kernel"),
+        (("int4", "auto", 32, "int2", "cpu"), "--activations int2 cannot"),
+        (("fp32", "fp16", 32, "float", "cpu"), "--lm-head fp16 does not fit"),
+        (("fp32", "int3", 32, "float", "cpu"), "--lm-head int3 cannot"),
+        (("fp32", "auto", 32, "float", "cuda"), "--device cuda cannot be exported"),
+    ],
+)
+def test_a_precision_that_does_not_exist_is_refused_by_name(
+    arguments: tuple[str, str, int, str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        decoder_precision(*arguments)
+
+
+def test_a_vision_precision_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="--vision int8 cannot be exported"):
+        vision_precision("int8")
+
+
+@pytest.mark.parametrize("max_context", [15, 40_000])
+def test_a_context_beyond_the_model_is_refused(tiny_checkpoint: Path, tmp_path: Path, max_context: int) -> None:
+    with pytest.raises(UsageError, match=f"--max-context {max_context} is out of range"):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", max_context=max_context)
+    assert not any(tmp_path.iterdir())
