@@ -4,9 +4,9 @@
     python benchmarks/export_memory.py --shape 0.5b --decoder fp32
 
 Makes the sparse checkpoint, exports it in a process of its own, and removes both. Peak memory is that process's
-`ru_maxrss`. The checkpoint is read from a hole, so what is measured is conversion, hashing and writing; the disk's own speed
-and that of sha256 are measured first, as the ceilings. Prints a table and ends with one JSON line; exit status 1 when
-the peak is not below `--limit-gb`.
+`ru_maxrss`. The checkpoint is read from a hole, so what is measured is conversion, hashing and writing; the disk's own
+speed and that of sha256 are measured first, as the ceilings. Prints a table and ends with one JSON line; exit status 1
+when the peak is not below `--limit-gb`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,17 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     write_ceiling = _disk_bytes_per_s(folder)
     hash_ceiling = _sha256_bytes_per_s()
     checkpoint, bundle = folder / "checkpoint", folder / "bundle"
-    make = [sys.executable, "-m", "varco_export.tiny", checkpoint, "--shape", options.shape, "--dtype", "bf16", "--sparse"]
+    make = [
+        sys.executable,
+        "-m",
+        "varco_export.tiny",
+        checkpoint,
+        "--shape",
+        options.shape,
+        "--dtype",
+        "bf16",
+        "--sparse",
+    ]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
 
     started = time.perf_counter()
@@ -138,20 +148,18 @@ def _processor() -> str:
 
 
 def _print(report: dict[str, Any]) -> None:
+    def mb(key: str) -> str:
+        return f"{report[key] / 1e6:.0f} MB/s"
+
+    def gb(key: str) -> str:
+        return f"{report[key] / 1e9:.2f} GB"
+
+    ceilings = f"the disk alone {mb('ceiling_write_bytes_per_s')}, sha256 alone {mb('ceiling_sha256_bytes_per_s')}"
     rows = [
-        ("peak resident memory", f"{report['peak_rss_bytes'] / 1e9:.2f} GB", f"limit {report['limit_bytes'] / 1e9:.2f} GB"),
+        ("peak resident memory", gb("peak_rss_bytes"), f"limit {gb('limit_bytes')}"),
         ("wall time", f"{report['wall_s']:.0f} s", f"processor {report['cpu_s']:.0f} s"),
-        (
-            "checkpoint read",
-            f"{report['checkpoint_bytes'] / 1e9:.2f} GB",
-            f"{report['read_bytes_per_s'] / 1e6:.0f} MB/s, from a hole in the file",
-        ),
-        (
-            "bundle written",
-            f"{report['bundle_bytes'] / 1e9:.2f} GB",
-            f"{report['write_bytes_per_s'] / 1e6:.0f} MB/s; the disk alone {report['ceiling_write_bytes_per_s'] / 1e6:.0f} MB/s, "
-            f"sha256 alone {report['ceiling_sha256_bytes_per_s'] / 1e6:.0f} MB/s",
-        ),
+        ("checkpoint read", gb("checkpoint_bytes"), f"{mb('read_bytes_per_s')}, from a hole in the file"),
+        ("bundle written", gb("bundle_bytes"), f"{mb('write_bytes_per_s')}; {ceilings}"),
     ]
     print(f"Export of a {report['shape']} checkpoint, decoder {report['decoder']}, vision {report['vision']}")
     for name, value, note in rows:

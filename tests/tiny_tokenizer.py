@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -11,8 +12,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 CORPUS = (
     "Describe this image. 이 그림을 설명해 주세요. The cats lie on the sofa.",
     "고양이 두 마리가 누워 있다.\n\n system user ",
-)
-    "Describe this image. 이 그림을 설명해 주세요. The cats lie on the sofa. 고양이 두 마리가 누워 있다.\n\n system user ",
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "[UNK]")
 MARKUP = ("<gro>", "<ocr>", "<char>", "</char>", "<obj>", "</obj>", "<bbox>", "</bbox>", "<delim>")
@@ -37,16 +36,18 @@ def _base_json() -> str:
     return text
 
 
-def tiny_document(added: tuple[str, ...] = (*SPECIAL, *MARKUP, "<image>"), **flags: bool) -> dict[str, Any]:
+def tiny_document(
+    added: tuple[str, ...] = (*SPECIAL, *MARKUP, "<image>"), flags: Mapping[str, bool] | None = None
+) -> dict[str, Any]:
     """The `tokenizer.json` as an object; `flags` go to every added token."""
     document: dict[str, Any] = json.loads(_base_json())
     size = len(document["model"]["vocab"])
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     document["added_tokens"] = [
-        {"id": size + number, "content": content, **plain, **flags} for number, content in enumerate(added)
+        {"id": size + number, "content": content, **plain, **(flags or {})} for number, content in enumerate(added)
     ]
     return document
 
 
-def tiny_json(added: tuple[str, ...] = (*SPECIAL, *MARKUP, "<image>"), **flags: bool) -> str:
-    return json.dumps(tiny_document(added, **flags), ensure_ascii=False)
+def tiny_json(added: tuple[str, ...] = (*SPECIAL, *MARKUP, "<image>"), flags: Mapping[str, bool] | None = None) -> str:
+    return json.dumps(tiny_document(added, flags), ensure_ascii=False)

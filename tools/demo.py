@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         run(Path(arguments[0]))
-    except VarcoError as error:
+    except (VarcoError, OSError) as error:
         console.error(str(error))
         return 1
     return 0

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from training import tiles
-from training.model import Tensor, attention_bias, patchify
+from training.model import Tensor, patchify
 from training.pictures import draw
 from training.samples import IGNORE, Sample, Where, encode, make, prefix_text
 
@@ -58,7 +58,7 @@ class Batch:
     sources: Tensor  # [B, S]
     indices: Tensor  # [B, S]
     positions: Tensor  # [B, 3 + N + S]
-    bias: Tensor  # [B, 1, 3 + N + S, 3 + N + S]
+    segments: Tensor  # [B, 3 + N + S]
 
 
 def collate(samples: list[Sample], tokenizer: Tokenizer) -> Batch:
@@ -89,7 +89,7 @@ def collate(samples: list[Sample], tokenizer: Tokenizer) -> Batch:
         token_labels=Labels.of([sample.tokens for sample in samples], pad_to=width),
         prefix=prefix,
         positions=torch.from_numpy(positions),
-        bias=attention_bias(torch.from_numpy(segments)),
+        segments=torch.from_numpy(segments),
         **{name: torch.from_numpy(column) for name, column in columns.items()},
     )
 
@@ -98,14 +98,16 @@ _COLUMNS = {"ids": 0, "targets": IGNORE, "sources": 0, "indices": 0}
 
 
 def stream(
-    seeds: Iterator[int], size: int, grids: Iterator[tuple[int, int]], tokenizer: Tokenizer
+    seeds: Iterator[int], size: int, grids: Iterator[tuple[int, int]], pages: float, tokenizer: Tokenizer
 ) -> Iterator[Batch]:
-    """Yield batches of `size` pictures, the grid of each batch taken from `grids`."""
+    """Yield batches of `size` pictures, the grid of each batch taken from `grids`; a share are `pages` full of words."""
     waiting: dict[tuple[tuple[int, int], bool], list[Sample]] = {}
     for grid in grids:
         while True:
             seed = next(seeds)
-            sample = make(draw(seed, grid), tokenizer, random.Random(~seed))
+            rng = random.Random(~seed)
+            content = "page" if pages and rng.random() < pages else None
+            sample = make(draw(seed, grid, content), tokenizer, rng)
             alike = waiting.setdefault((grid, len(sample.plan.indices) > LONG), [])
             alike.append(sample)
             if len(alike) == size:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -148,7 +149,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _compile(function: Any) -> Any:
-    return torch.compile(function, dynamic=True)
+    """Return the function, compiled when it is first called: importing this module stays cheap."""
+
+    @cache
+    def compiled() -> Any:
+        return torch.compile(function, dynamic=True)
+
+    return lambda *arguments: compiled()(*arguments)
 
 
 pixels, add_layer_norm, add_rms_norm = _compile(_pixels), _compile(_add_layer_norm), _compile(_add_rms_norm)
@@ -193,7 +200,9 @@ class Network:
             q, k, v = (part.reshape(-1, tiles.PATCHES, 64) for part in qkv)  # [T * heads, 64, 64]
             mixed = torch.bmm(softmax(torch.bmm(q, k.transpose(1, 2))), v)
             mixed = mixed.view(count, sizes.vision_heads, tiles.PATCHES, 64).transpose(1, 2).flatten(2)
-            x, h = add_layer_norm(x, self.linear(mixed, layer + "self_attn.out_proj"), *self._norm(layer + "layer_norm2"))
+            x, h = add_layer_norm(
+                x, self.linear(mixed, layer + "self_attn.out_proj"), *self._norm(layer + "layer_norm2")
+            )
             change = self.linear(gelu_tanh(self.linear(h, layer + "mlp.fc1")), layer + "mlp.fc2")
         h = (x + change.float()).bfloat16()
         return self.linear(gelu(self.linear(h, "multi_modal_projector.linear_1")), "multi_modal_projector.linear_2")
@@ -245,7 +254,9 @@ class Network:
             mixed = mixed.view(batch, groups, shared, rows, 64).permute(0, 3, 1, 2, 4).reshape(batch, rows, -1)
             change = self.linear(mixed, layer + "self_attn.o_proj")
             x, h = add_rms_norm(x[:, -rows:], change, self.full[layer + "post_attention_layernorm.weight"])
-            change = self.linear(swiglu(self.joined(h, layer + "mlp.", ("gate_proj", "up_proj"))), layer + "mlp.down_proj")
+            change = self.linear(
+                swiglu(self.joined(h, layer + "mlp.", ("gate_proj", "up_proj"))), layer + "mlp.down_proj"
+            )
         _, h = add_rms_norm(x, change, self.full[DECODER + "norm.weight"])
         return h, middle, pointer
 

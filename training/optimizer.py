@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from training.model import VISION, Tensor, Weights
+from training.stages import Rates
 
 
 def is_matrix(name: str, tensor: Tensor) -> bool:
@@ -30,16 +31,6 @@ def orthogonalised(update: Tensor) -> Tensor:
         a = x @ x.T
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return (x.T if tall else x).float()
-
-
-@dataclass(slots=True)
-class Rates:
-    """Learning rates of one step."""
-
-    muon: float
-    muon_vision: float
-    adam: float
-    adam_vision: float
 
 
 @dataclass(slots=True)

@@ -20,9 +20,10 @@ from training.lexicon import COLOURS, DIGITS, HANGUL_WORDS, LATIN, LATIN_WORDS, 
 from training.tiles import GRIDS, TILE_PX, best_grid
 from training.typefaces import HANGUL_TYPEFACES, LATIN_TYPEFACES, advance_px, typeface
 
-HELD_OUT = 1 << 40
+HELD_OUT = 1 << 48
 MAX_WORDS = 4
 MAX_SHAPES = 4
+MAX_PAGE_WORDS = 16
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2, normalised to the picture
 Colour = tuple[int, int, int]
@@ -77,7 +78,10 @@ def training_seeds(stream: int, start: int = 0) -> Iterator[int]:
 
 
 def draw(seed: int, grid: tuple[int, int] | None = None, content: str | None = None) -> Picture:
-    """Draw the picture of a seed; `grid` and `content` (`words`, `shapes`, `both`) narrow what is drawn."""
+    """Draw the picture of a seed; `grid` and `content` narrow what is drawn.
+
+    `content` is `words`, `shapes`, `both`, or `page`: as many words as fit, which only the tower's training reads.
+    """
     rng = random.Random(seed)
     drawn_grid = rng.choices(GRIDS, (32, 17, 17, 34))[0]
     drawn_content = rng.choices(("words", "shapes", "both"), (68, 18, 14))[0]
@@ -85,8 +89,12 @@ def draw(seed: int, grid: tuple[int, int] | None = None, content: str | None = N
     size, scale = _size(rng, grid)
     image, paper = _background(rng, size)
     page = _Page(rng, image, paper, scale, grid)
+    words: tuple[Word, ...] = ()
+    shapes: tuple[Shape, ...] = ()
     if content == "words":
         words, shapes = page.write(rng.choices((1, 2, 3, 4), (20, 30, 30, 20))[0], 0, size[1]), ()
+    elif content == "page":
+        words, shapes = page.write(MAX_PAGE_WORDS, 0, size[1]), ()
     elif content == "shapes":
         words, shapes = (), page.place_shapes(rng.choices((1, 2, 3, 4), (20, 30, 30, 20))[0], 0, size[1])
     else:
@@ -220,7 +228,7 @@ class _Page:
         for _ in range(count):
             setting = self._set(width - 6 * self.scale)
             space = 0.55 * setting.size_px
-            if lines and rng.random() < 0.5:
+            if lines and rng.random() < (0.5 if count <= MAX_WORDS else 0.95):
                 line = lines[-1]
                 taken = sum(word.width_px for word in line) + space * len(line)
                 if taken + setting.width_px + space < width - 6 * self.scale:
@@ -302,7 +310,6 @@ class _Page:
                     break
         return tuple(sorted(placed, key=lambda item: item.box[0]))
 
-    @cache
     def _shape_colours(self) -> tuple[str, ...]:
         far = [name for name, colour in COLOURS.items() if math.dist(colour, self.paper) > 130]
         return tuple(far)

@@ -81,8 +81,10 @@ def look_up(picture: Picture, points: npt.NDArray[np.float32], reach: npt.NDArra
         place = np.searchsorted(word.edges, x, side="right")
         ids = np.array([0] + [CHARACTER_IDS[character] for character in word.text] + [0])
         hit = inside.any(1)
-        where.character[hit] = np.where(inside, ids[place], 0)[hit]
-        where.index[hit] = np.where(inside, place, 0)[hit]
+        cell = (word.edges[-1] - word.edges[0]) / len(word.text) / np.maximum(reach[:, :1], 1e-6) * (tiles.PATCH_PX / 2)
+        legible = cell >= (6.0 if word.text.isascii() else 11.0)
+        where.character[hit] = np.where(inside, np.where(legible, ids[place], IGNORE), 0)[hit]
+        where.index[hit] = np.where(inside, np.where(legible, place, IGNORE), 0)[hit]
         where.object[hit] = source
         where.box[hit] = _bins(np.array(word.box))
         nearest[hit] = distance[hit]
@@ -102,7 +104,12 @@ def make(picture: Picture, tokenizer: Tokenizer, rng: random.Random) -> Sample:
     patches = look_up(picture, plan.patch_points.reshape(-1, 2), np.repeat(plan.patch_reach, tiles.PATCHES, 0))
     tokens = look_up(picture, plan.token_points, plan.token_reach)
     _localise(picture, plan, patches)
-    ids, targets, positions, segments, sources, indices = _sequence(tasks(picture, rng), tokenizer, rng)
+    crowded = len(picture.words) > MAX_WORDS
+    asked = [] if crowded else tasks(picture, rng)
+    if crowded:
+        for where in (patches, tokens):
+            where.object[where.object > MAX_WORDS] = IGNORE
+    ids, targets, positions, segments, sources, indices = _sequence(asked, tokenizer, rng)
     assert len(patches.object) == count * tiles.PATCHES
     return Sample(tiles.cut(picture.image), plan, patches, tokens, ids, targets, positions, segments, sources, indices)
 
@@ -110,7 +117,7 @@ def make(picture: Picture, tokenizer: Tokenizer, rng: random.Random) -> Sample:
 def _localise(picture: Picture, plan: tiles.Plan, patches: Where) -> None:
     """Make the labels of patches what a tile alone can know: boxes clipped to it, no order of words beyond it."""
     grid = np.arange(len(patches.object)) // tiles.PATCHES
-    boxes = np.array([(0.0, 0, 0, 0)] * NUM_OBJECTS)
+    boxes = np.zeros((max(NUM_OBJECTS, len(picture.words) + 1), 4))
     for source, item in [*enumerate(picture.words, 1), *enumerate(picture.shapes, MAX_WORDS + 1)]:
         boxes[source] = item.box
     (left, top), (width, height) = plan.offset, plan.resized

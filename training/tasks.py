@@ -181,8 +181,18 @@ def tasks(picture: Picture, rng: random.Random) -> list[Task]:
 def corpus() -> list[str]:
     """Return texts that show the tokenizer which words are common."""
     texts = ["user", "assistant", "system"] * 40 + [*GROUND, *DESCRIBE, COUNT_WORDS, COUNT_SHAPES] * 4
-    texts += [way.format(o='') for ways in REFER.values() for way in ways] * 4 + list(OBJECT_NAMES) * 4
-    texts += ["There is a", "There are two", "three", "four", " and", " an", "The text says", "no shape.", "no text."] * 8
+    texts += [way.format(o="") for ways in REFER.values() for way in ways] * 4 + list(OBJECT_NAMES) * 4
+    texts += [
+        "There is a",
+        "There are two",
+        "three",
+        "four",
+        " and",
+        " an",
+        "The text says",
+        "no shape.",
+        "no text.",
+    ] * 8
     return texts
 
 

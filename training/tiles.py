@@ -83,7 +83,15 @@ def plan(width: int, height: int) -> Plan:
     flat_reach = np.concatenate([np.repeat(reach, PATCHES, 0), [(0.0, 0.0)]]).astype(np.float32)
     token_points = (flat[indices] * weights[..., None]).sum(1)
     return Plan(
-        (rows, columns), (new_w, new_h), (left, top), indices, weights, points, reach, token_points, flat_reach[indices[:, 0]]
+        (rows, columns),
+        (new_w, new_h),
+        (left, top),
+        indices,
+        weights,
+        points,
+        reach,
+        token_points,
+        flat_reach[indices[:, 0]],
     )
 
 

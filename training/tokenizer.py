@@ -6,6 +6,7 @@ then the third); a few dozen merges for the words of the prompts and answers are
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -54,13 +55,15 @@ def _merges(count: int) -> list[tuple[str, str]]:
     merges += list(dict.fromkeys((a, b) for a, b, _ in syllables)) + [(a + b, c) for a, b, c in syllables]
 
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-    named = [f"{space}{word}{plural}" for word in (*COLOURS, *SHAPES) for space in ("", " ") for plural in ("", "s")] * 6
+    named = [
+        f"{space}{word}{plural}" for word in (*COLOURS, *SHAPES) for space in ("", " ") for plural in ("", "s")
+    ] * 6
     counts = Counter(tuple(visible(piece)) for text in corpus() + named for piece, _ in split.pre_tokenize_str(text))
     words = {word: n for word, n in counts.items() if word[-1].islower() or len(word) > 1}
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, n in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += n
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)

@@ -9,12 +9,12 @@ A run writes `run/state.pt` every two minutes and continues from it; `run/log.js
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,47 +24,10 @@ import torch.multiprocessing as mp
 
 from training import checkpoint, losses, tokenizer
 from training.batches import Batch, stream
-from training.model import VISION, Network, Sizes, Tensor, Weights, initial
-from training.optimizer import Optimizer, Rates
+from training.model import Network, Sizes, Tensor, Weights, attention_bias, initial
+from training.optimizer import Optimizer
 from training.pictures import training_seeds
-from training.tiles import GRIDS
-
-
-Grid = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One part of the training; a step of a worker goes through one batch of `batch` pictures per entry of `grids`.
-
-    An entry lists the grids to choose from.
-    """
-
-    name: str
-    steps: int
-    batch: int
-    grids: tuple[tuple[Grid, ...], ...]
-    rates: Rates
-    hold: float = 0.4  # of the steps before the learning rate falls
-    warm_up: int = 50
-    floor: float = 0.03
-    decoder: bool = True
-    patch_weight: float = 1.0
-
-    def rates_at(self, step: int) -> Rates:
-        """Return the learning rates of a step."""
-        left = (self.steps - step) / max(1, self.steps * (1 - self.hold))
-        factor = min(1.0, (step + 1) / self.warm_up, max(self.floor, left))
-        rates = self.rates
-        return Rates(*(factor * r for r in (rates.muon, rates.muon_vision, rates.adam, rates.adam_vision)))
-
-
-ONE, TWO, FOUR = GRIDS[:1], GRIDS[1:3], GRIDS[3:]
-STAGES = (
-    Stage("vision", 2400, 16, (ONE + TWO + FOUR,), Rates(0.008, 0.008, 2e-3, 2e-3), hold=0.6, floor=0.3, decoder=False),
-    Stage("base", 500, 12, (ONE, ONE), Rates(0.008, 0.002, 2e-3, 5e-4), hold=1.0),
-    Stage("all", 2400, 8, (ONE + TWO, FOUR), Rates(0.006, 0.002, 1.5e-3, 6e-4), patch_weight=0.3),
-)
+from training.stages import STAGES, Grid, Stage
 
 
 def loss_of(network: Network, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, float]]:
@@ -78,7 +41,7 @@ def loss_of(network: Network, batch: Batch, stage: Stage) -> tuple[Tensor, dict[
     packed = network.pack(features.view(rows, -1, hidden), batch.packing)
     start = len(batch.prefix)
     x = torch.cat([network.embed(batch.prefix.expand(rows, -1)), packed.float(), network.embed(batch.ids)], 1)
-    states, middle, pointer = network.decode(x, batch.positions, batch.bias, batch.ids.shape[1])
+    states, middle, pointer = network.decode(x, batch.positions, attention_bias(batch.segments), batch.ids.shape[1])
     token_loss, more = losses.places(
         network, middle[:, start : start + width].reshape(-1, hidden), batch.token_labels, "token"
     )
@@ -103,7 +66,9 @@ class Worker:
         torch.manual_seed(options.seed * 2 + rank)
         self.rank, self.options, self.sizes = rank, options, Sizes()
         self.tokenizer = tokenizer.build()
-        self.weights: Weights = initial(self.sizes, options.seed) | losses.initial_heads(self.sizes.hidden, options.seed)
+        self.weights: Weights = initial(self.sizes, options.seed) | losses.initial_heads(
+            self.sizes.hidden, options.seed
+        )
         self.optimizer = Optimizer(self.weights, rank, options.workers, shared, barrier)
         self.average: Weights = {}
         self.folder = Path(options.run)
@@ -154,7 +119,7 @@ class Worker:
         stream_number = 1 + (options.seed * 16 + number) * 8 + self.rank
         pictures = stage.batch * len(stage.grids)
         seeds = training_seeds(stream_number, self.step * pictures)
-        batches = stream(seeds, stage.batch, grids(stage, options.seed, self.step), self.tokenizer)
+        batches = stream(seeds, stage.batch, grids(stage, options.seed, self.step), stage.pages, self.tokenizer)
         while self.step < stage.steps:
             notes: dict[str, float] = {}
             for _ in stage.grids:
@@ -200,8 +165,6 @@ def work(rank: int, options: argparse.Namespace, shared: Any, barrier: Any) -> N
 
 def resized(stage: Stage, options: argparse.Namespace) -> Stage:
     """Return the stage with the number of steps asked for."""
-    import dataclasses
-
     steps = dict(item.split("=") for item in options.steps)
     return dataclasses.replace(stage, steps=int(steps.get(stage.name, stage.steps)))
 
@@ -224,6 +187,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-__all__ = ["STAGES", "VISION", "Stage", "Worker"]

@@ -1,45 +1,25 @@
-"""Safetensors shards -> lazy tensors under canonical names, so that nothing after this file knows where a weight was.
+"""The weights of a checkpoint under canonical names, so that nothing after this file knows where a weight was.
 
 `Checkpoint.open` reads the headers only and compares them with the configuration: a tensor that is missing, unknown, of
-the wrong shape or dtype ends the export here, before a byte is written. Weights are read when asked for, large ones in
-blocks of rows, with `preadv` into fresh arrays rather than mapped, so that peak resident memory is one block.
+the wrong shape or dtype ends the export here, before a byte is written. Quantised linears are found here too, and stand
+beside the plain tensors from then on.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
-from varco_export.config import ModelConfig, TextConfig, VisionConfig, read_config, read_json
+from varco_export.config import ModelConfig, TextConfig, VisionConfig, read_config
 from varco_export.names import canonical_name
-from varco_runtime.errors import CheckpointError, MissingExtraError
-
-Dtype = Literal["bf16", "fp16", "fp32"]
-Array = NDArray[Any]
-
-NUMPY_DTYPES: dict[Dtype, np.dtype[Any]] = {
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "fp16": np.dtype(np.float16),
-    "fp32": np.dtype(np.float32),
-}
-BLOCK_BYTES = 32 << 20
-
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-_DTYPES: dict[str, Dtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
-_BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16}
-_BITS |= {"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4}
-_BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6}
-_DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "README.md", "LICENSE*"]
+from varco_export.shards import Entry, locate, read_shards, short, some
+from varco_export.tensor import FLOAT_DTYPES, SAFETENSORS_DTYPES, Tensor
+from varco_runtime.errors import CheckpointError
 
 # Tensors that checkpoints hold and the features or logits never depend on.
 _UNUSED = (
@@ -48,43 +28,6 @@ _UNUSED = (
     ("vision_tower.embeddings.position_ids", "a buffer that counts up"),
 )
 _INV_FREQ = ".rotary_emb.inv_freq"
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of a shard, not read yet. `name` is canonical; `offset` counts from the start of the file."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
-
-    @property
-    def num_rows(self) -> int:
-        return self.shape[0] if self.shape else 1
-
-    def read(self) -> Array:
-        """All of it, in the dtype it is stored in."""
-        return self.rows(0, self.num_rows).reshape(self.shape)
-
-    def rows(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop`: [stop - start, *shape[1:]]."""
-        assert 0 <= start <= stop <= self.num_rows, f"Bug: rows {start}:{stop} of {self.shape}"
-        array = np.empty((stop - start, *self.shape[1:]), NUMPY_DTYPES[self.dtype])
-        row_bytes = self.nbytes // max(self.num_rows, 1)
-        _read_exactly(self.path, self.offset + start * row_bytes, array, self.name)
-        return array
-
-    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
-        """Every row once, in order, in arrays of at most `max_bytes` (of one row where a row is larger)."""
-        step = max(1, max_bytes * self.num_rows // max(self.nbytes, 1))
-        for start in range(0, self.num_rows, step):
-            yield self.rows(start, min(start + step, self.num_rows))
 
 
 @dataclass(slots=True)
@@ -104,8 +47,8 @@ class Checkpoint:
     @classmethod
     def open(cls, source: str | Path, revision: str | None = None) -> Checkpoint:
         """A local folder of safetensors, or a Hugging Face repo id. Raises CheckpointError, all in one line."""
-        folder, repo_id = _locate(source, revision)
-        shards = _read_shards(folder)
+        folder, repo_id = locate(source, revision)
+        shards = read_shards(folder)
         entries = _canonical_entries([entry for held in shards.values() for entry in held])
         config = read_config(folder, {name: entry.shape for name, entry in entries.items()})
         shapes = expected_shapes(config)
@@ -142,7 +85,7 @@ class Checkpoint:
         unused = self.tensors.keys() - self._used - self.skipped.keys()
         if unused:
             raise CheckpointError(
-                f"{_some(sorted(unused))} never used by the export of {self.folder.name}, expected every tensor to be. "
+                f"{some(sorted(unused))} never used by the export of {self.folder.name}, expected every tensor to be. "
                 "This is a fault of the exporter: please report it with the checkpoint's config.json."
             )
 
@@ -203,191 +146,18 @@ def _text_shapes(text: TextConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-# --- the files --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One line of a shard's header, bounds checked. `dtype` is the file's word for it."""
-
-    disk_name: str
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
-
-
-def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
-    """The local folder, and the repo id where it was one."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise CheckpointError(
-                f"{source} is a folder and has no revision {revision!r}, expected none. Leave it out."
-            )
-        return folder, None
-    if isinstance(source, Path) or folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise CheckpointError(
-            f"{source} is not a folder, expected a checkpoint's folder or a Hugging Face repo id such as "
-            "NCSOFT/VARCO-VISION-14B-HF. Check the path."
-        )
-    return _download(source, revision), source
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingExtraError(f"Downloading {repo_id}", "export") from None
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_DOWNLOAD))
-    except Exception as error:  # the hub's own errors, the HTTP client's and the file system's share no base
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{repo_id} is neither a local folder nor could it be downloaded ({type(error).__name__}: {reason}). "
-            "Check the name and the network, or pass the folder of a downloaded checkpoint."
-        ) from None
-
-
-def _read_shards(folder: Path) -> dict[Path, list[_Entry]]:
-    """model.safetensors, or the shards that its index names, each inside the folder. Checks the index against them."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
-        return {single: _read_header(single)}
-    if not index.exists():
-        found = "only PyTorch .bin files" if any(folder.glob("*.bin")) else "neither"
-        raise CheckpointError(
-            f"{folder} holds {found}, expected model.safetensors or model.safetensors.index.json. Convert or "
-            "download the checkpoint as safetensors."
-        )
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
-        raise CheckpointError(f"{index} has no usable weight_map, expected tensor names to shard names. Copy it again.")
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise CheckpointError(
-                f"{index.name} names the shard {name[:80]!r}, expected a .safetensors file beside it. Copy it again."
-            )
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{name} is missing from {folder}, expected by {index.name}. Download the shard again."
-            )
-    shards = {folder / name: _read_header(folder / name) for name in names}
-    held = {(entry.disk_name, path.name) for path, entries in shards.items() for entry in entries}
-    absent = sorted(tensor for tensor, shard in weight_map.items() if (tensor, shard) not in held)
-    if absent:
-        raise CheckpointError(
-            f"{_some(absent)} not in {weight_map[absent[0]]}, expected there by {index.name}. Copy both files again."
-        )
-    return shards
-
-
-def _read_header(path: Path) -> list[_Entry]:
-    """The tensors of one shard. Layout: 8 bytes little-endian header size, JSON header, tensors without gaps."""
-
-    def bad(problem: str, expected: str) -> CheckpointError:
-        return CheckpointError(f"{path.name} {problem}, expected {expected}. Download the shard again.")
-
-    try:
-        with path.open("rb") as file:
-            file_bytes = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            header_bytes = int.from_bytes(prefix, "little")
-            if len(prefix) < 8:
-                raise bad(f"is {file_bytes} bytes long", "a safetensors file")
-            if header_bytes > _MAX_HEADER_BYTES:
-                raise bad(f"claims a header of {header_bytes} bytes", f"at most {_MAX_HEADER_BYTES}")
-            if 8 + header_bytes > file_bytes:
-                raise bad(f"is truncated inside its header at {file_bytes} bytes", f"{8 + header_bytes} or more")
-            text = file.read(header_bytes)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}). Check the file and its permissions."
-        ) from None
-    try:
-        header = json.loads(text, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise bad(f"has a header that is not JSON ({' '.join(str(error).split())[:100]})", "a JSON object") from None
-    if not isinstance(header, dict):
-        raise bad("has a header that is not a JSON object", "one entry per tensor")
-    header.pop("__metadata__", None)
-    return _check_entries(header, path, 8 + header_bytes, file_bytes, bad)
-
-
-def _check_entries(
-    header: dict[str, Any], path: Path, data_start: int, file_bytes: int, bad: Callable[[str, str], CheckpointError]
-) -> list[_Entry]:
-    spans: list[tuple[int, int, str]] = []
-    entries: list[_Entry] = []
-    for name, info in header.items():
-        match info:
-            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if all(
-                type(number) is int and 0 <= number < 1 << 60 for number in (*shape, start, stop)
-            ):
-                pass
-            case _:
-                raise bad(f"describes {_short(name)} as {_short(str(info))}", "dtype, shape and data_offsets")
-        if dtype not in _BITS:
-            raise bad(f"holds {_short(name)} in the unknown dtype {_short(dtype)}", "BF16, F16 or F32")
-        size = math.prod(shape) * _BITS[dtype] // 8
-        if stop - start != size:
-            raise bad(f"gives {_short(name)} {stop - start} bytes", f"{size} for {dtype} {shape}")
-        if data_start + stop > file_bytes:
-            raise bad(f"is truncated: {_short(name)} ends at byte {data_start + stop} of {file_bytes}", "all of it")
-        spans.append((start, stop, name))
-        entries.append(_Entry(name, dtype, tuple(shape), path, data_start + start))
-    end = 0
-    for start, stop, name in sorted(spans):
-        if start != end:
-            raise bad(f"has {_short(name)} at byte {start} of its data", f"byte {end}, without overlap or gap")
-        end = stop
-    if data_start + end != file_bytes:
-        raise bad(f"is {file_bytes} bytes long", f"{data_start + end}, the end of its last tensor")
-    return entries
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return keys
-
-
-def _read_exactly(path: Path, offset: int, array: Array, name: str) -> None:
-    view = array.reshape(-1).view(np.uint8).data
-    done = 0
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        try:
-            while done < len(view):
-                count = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
-                if count == 0:
-                    break
-                done += count
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}). Check the file and its disk.") from None
-    if done < len(view):
-        raise CheckpointError(
-            f"{path.name} was truncated while {name} was read, expected {len(view) - done} more bytes. Copy it again."
-        )
-
-
 # --- names, shapes and what is left out -------------------------------------------------------------------------------
 
 
-def _canonical_entries(found: list[_Entry]) -> dict[str, _Entry]:
+def _canonical_entries(found: list[Entry]) -> dict[str, Entry]:
     """Entries by canonical name; unknown prefixes keep their own name and are refused later, with the shapes."""
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Entry] = {}
     for entry in found:
         name = canonical_name(entry.disk_name) or entry.disk_name
         if name in entries:
             other = entries[name]
             raise CheckpointError(
-                f"{_short(entry.disk_name)} in {entry.path.name} and {_short(other.disk_name)} in {other.path.name} "
+                f"{short(entry.disk_name)} in {entry.path.name} and {short(other.disk_name)} in {other.path.name} "
                 "are the same tensor, expected it once. Remove one of them."
             )
         entries[name] = entry
@@ -395,7 +165,7 @@ def _canonical_entries(found: list[_Entry]) -> dict[str, _Entry]:
 
 
 def _find_skipped(
-    entries: dict[str, _Entry], config: ModelConfig, shapes: dict[str, tuple[int, ...]]
+    entries: dict[str, Entry], config: ModelConfig, shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, str]:
     skipped: dict[str, str] = {}
     dropped = _dropped_layer_prefixes(config)
@@ -417,7 +187,7 @@ def _dropped_layer_prefixes(config: ModelConfig) -> list[str]:
 
 
 def _checked(
-    entries: dict[str, _Entry], shapes: dict[str, tuple[int, ...]], skipped: dict[str, str], config: ModelConfig
+    entries: dict[str, Entry], shapes: dict[str, tuple[int, ...]], skipped: dict[str, str], config: ModelConfig
 ) -> dict[str, Tensor]:
     """The tensors that the network needs. Raises CheckpointError naming all that are missing, unknown or odd."""
     missing = [name for name in shapes if name not in entries]
@@ -428,13 +198,13 @@ def _checked(
         )
     if missing:
         raise CheckpointError(
-            f"{_some(missing)} missing from the weights, expected by config.json. Copy the shards from the original "
+            f"{some(missing)} missing from the weights, expected by config.json. Copy the shards from the original "
             "repository."
         )
     unknown = sorted(entries[name].disk_name for name in entries.keys() - shapes.keys() - skipped.keys())
     if unknown:
         raise CheckpointError(
-            f"{_some(unknown)} unknown, expected only the tensors that config.json describes. Compare config.json with "
+            f"{some(unknown)} unknown, expected only the tensors that config.json describes. Compare config.json with "
             "the original repository; another architecture cannot be exported."
         )
     tensors: dict[str, Tensor] = {}
@@ -456,7 +226,7 @@ def _checked(
     return tensors
 
 
-def _check_tied_head(entries: dict[str, _Entry], tensors: dict[str, Tensor], config: ModelConfig) -> None:
+def _check_tied_head(entries: dict[str, Entry], tensors: dict[str, Tensor], config: ModelConfig) -> None:
     """A head on disk beside `tie_word_embeddings` must equal the embedding: transformers 4 drops it, 5 would use it."""
     head = entries.get("lm_head.weight")
     if head is None or not config.text.tie_word_embeddings:
@@ -520,14 +290,3 @@ def _head(path: Path) -> str:
             return file.read(65536)
     except OSError:
         return ""
-
-
-def _some(names: list[str]) -> str:
-    """The first name, how many follow, and the verb: "a is", "a and 3 more are"."""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{_short(names[0])}{more} {'are' if more else 'is'}"
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 120 else text[:117] + "..."

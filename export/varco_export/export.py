@@ -99,7 +99,11 @@ def _write(
         )
 
     assets = load_prompts(
-        checkpoint.folder, family=config.family, image_token_id=config.image_token_id, eos_token_id=config.eos_token_id
+        checkpoint.folder,
+        family=config.family,
+        image_token_id=config.image_token_id,
+        eos_token_id=config.eos_token_id,
+        vocab_size=config.text.vocab_size,
     )
     for name, text in (("tokenizer.json", assets.tokenizer_json), ("chat_template.jinja", assets.chat_template)):
         with HashedFile(folder / name) as file:

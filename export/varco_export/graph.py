@@ -21,8 +21,8 @@ from varco_runtime.bundle import FileFacts
 
 MICROSOFT = "com.microsoft"
 OPSET = 23
-"""RMSNormalization came with opset 23; newer operators are the business of the dialect that needs them."""
-IR_VERSION = 11
+"""RMSNormalization came with opset 23. A dialect that needs newer operators asks for a newer one."""
+IR_VERSIONS = {23: 11, 24: 12}
 ALIGNMENT = 4096
 """Every tensor starts on a page of the data file, so that a runtime can map it."""
 
@@ -33,6 +33,9 @@ DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
     "uint8": (TensorProto.UINT8, np.dtype(np.uint8)),
     "int32": (TensorProto.INT32, np.dtype(np.int32)),
     "int64": (TensorProto.INT64, np.dtype(np.int64)),
+    "bool": (TensorProto.BOOL, np.dtype(np.bool_)),
+    # Two to a byte, the first in the low nibble; blocks are given packed.
+    "int4": (TensorProto.INT4, np.dtype(np.uint8)),
 }
 """Our names of element types: the ONNX type and the numpy type."""
 
@@ -42,8 +45,9 @@ Shape = Sequence[int | str]
 class Graph:
     """One ONNX graph in the making. A context manager: leaving it closes the data file."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, opset: int = OPSET) -> None:
         self.name = name
+        self.opset = opset
         self.path = folder / f"{name}.onnx"
         self.data_path = folder / f"{name}.onnx.data"
         self._data = HashedFile(self.data_path)
@@ -52,7 +56,6 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._num_values: dict[str, int] = {}
-        self._scope: list[str] = []
         self.weight_bytes = 0
 
     def __enter__(self) -> Graph:
@@ -61,7 +64,7 @@ class Graph:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._data.close()
+        self._data.__exit__(kind, error, trace)
 
     def input(self, name: str, dtype: str, shape: Shape) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, DTYPES[dtype][0], list(shape)))
@@ -120,7 +123,7 @@ class Graph:
         written = 0
         for block in blocks:
             written += self._data.write(np.ascontiguousarray(block, dtype=numpy_type).view(np.uint8).reshape(-1).data)
-        expected = int(np.prod(shape, dtype=np.int64)) * numpy_type.itemsize
+        expected = int(np.prod(shape, dtype=np.int64)) * numpy_type.itemsize // (2 if dtype == "int4" else 1)
         assert written == expected, f"Bug: {name} wrote {written} bytes, its shape {tuple(shape)} needs {expected}"
         tensor = TensorProto(name=name, data_type=onnx_type, dims=list(shape), data_location=TensorProto.EXTERNAL)
         for key, text in (("location", self.data_path.name), ("offset", str(offset)), ("length", str(written))):
@@ -137,8 +140,10 @@ class Graph:
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="varco-edge")
+        opsets = [helper.make_opsetid("", self.opset)]
+        if any(node.domain == MICROSOFT for node in self._nodes):
+            opsets.append(helper.make_opsetid(MICROSOFT, 1))
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSIONS[self.opset], producer_name="varco-edge")
         with HashedFile(self.path) as file:
             file.write(model.SerializeToString(deterministic=True))
         self._data.close()

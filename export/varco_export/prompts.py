@@ -110,11 +110,11 @@ def _tokenizer_json(folder: Path, config: dict[str, Any], named: dict[str, str])
     document = _parse(path, text) if text is not None else _build(folder, config)
     model = document.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict):
+    if not isinstance(vocab, dict) or not all(type(id_) is int for id_ in vocab.values()):
         raise CheckpointError(f"{path} holds no vocabulary, expected a byte-level BPE. Copy it again.")
     added = _AddedTokens(vocab)
     entries = document.get("added_tokens") or []
-    for entry in entries:
+    for entry in entries if isinstance(entries, list) else [entries]:
         added.add("tokenizer.json", entry, entry.get("id") if isinstance(entry, dict) else None)
     num_found = len(added.entries)
     for source, entry, id_ in _other_added_tokens(folder, config, set(named.values())):
@@ -244,10 +244,10 @@ def _other_added_tokens(
         )
     if decoder:
         for id_, entry in decoder.items():
-            yield "tokenizer_config.json", entry, int(id_) if id_.isascii() and id_.isdigit() else id_
+            yield "tokenizer_config.json", entry, int(id_) if re.fullmatch("[0-9]{1,9}", id_) else id_
         return
     added = _read_json(folder / "added_tokens.json", required=False)
-    for content, id_ in sorted(added.items(), key=lambda item: (str(type(item[1])), item[1])):
+    for content, id_ in sorted(added.items(), key=lambda item: item[1] if type(item[1]) is int else -1):
         is_special = content in special
         yield "added_tokens.json", {"content": content, "normalized": not is_special, "special": is_special}, id_
 
@@ -263,7 +263,8 @@ def _named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
     own = {name: value for name, value in values.items() if name.endswith("_token") and name not in found}
     found |= {name: value for name, value in own.items() if isinstance(value, str | dict)}
-    found |= extra if isinstance(extra, dict) else {f"extra_{number}": token for number, token in enumerate(extra)}
+    tokens = extra if isinstance(extra, list) else []
+    found |= extra if isinstance(extra, dict) else {f"extra_{number}": token for number, token in enumerate(tokens)}
     contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
     return {name: content for name, content in contents.items() if isinstance(content, str) and content}
 
@@ -418,6 +419,8 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
     try:
         value = json.loads(text, object_pairs_hook=unique)
+        if "\\ud" in text.lower():  # halves of surrogate pairs; a ValueError when one stands alone
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}), expected a JSON object. Copy it again.") from None
     if not isinstance(value, dict):

@@ -25,9 +25,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from varco_export.checkpoint import NUMPY_DTYPES, Array, Dtype, expected_shapes
+from varco_export.checkpoint import expected_shapes
 from varco_export.config import ModelConfig, TextConfig, VisionConfig
 from varco_export.names import Scheme, disk_name
+from varco_export.tensor import FLOAT_DTYPES, NUMPY_DTYPES, Array, Dtype
 from varco_runtime.errors import UsageError, VarcoError
 from varco_runtime.settings import ImageSettings
 
@@ -649,7 +650,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, dest=name, type=int, metavar="N")
     parser.add_argument("--repetition-penalty", dest="repetition_penalty", type=float, metavar="X")
     parser.add_argument("--grid", dest="max_grid", type=_grid, metavar="ROWSxCOLUMNS", help="the largest tile grid")
-    parser.add_argument("--dtype", choices=NUMPY_DTYPES)
+    parser.add_argument("--dtype", choices=FLOAT_DTYPES)
     parser.add_argument("--format", choices=("hf", "llava-next"))
     parser.add_argument("--names", choices=("old", "new"), help="weight names of transformers 4.45 or 5 (hf only)")
     tied = parser.add_mutually_exclusive_group()

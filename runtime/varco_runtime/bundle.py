@@ -6,11 +6,11 @@
       vision.onnx  projector.onnx  decoder.onnx  *.onnx.data
       embedding.bin        rows [vocab_size + 1, hidden] in the checkpoint's type; the last row is image_newline
 
-The exporter fills a `Manifest` and calls `write_manifest`; the runtime calls `Bundle.open`. A bundle is not trusted: the manifest is
-bounded before it is parsed and its numbers before they are used; every other file must be a plain file of the recorded
-size and sha256, reached over no symbolic link, and only then does a library see it. Small files are hashed at every
-opening, large ones when path, size, time or inode are new (`verified.py`). Files that the manifest does not name are
-never opened.
+The exporter fills a `Manifest` and calls `write_manifest`; the runtime calls `Bundle.open`. A bundle is not trusted:
+the manifest is bounded before it is parsed and its numbers before they are used; every other file must be a plain file
+of the recorded size and sha256, reached over no symbolic link, and only then does a library see it. Small files are
+hashed at every opening, large ones when path, size, time or inode are new (`verified.py`). Files that the manifest does
+not name are never opened.
 
 What this does not do: the hashes lie in the bundle, so they tell of damage and of a part that was exchanged, not of who
 made the whole. A graph refers to its data file by name, and that reference is covered by the graph's hash: it is as
@@ -26,6 +26,7 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ MAX_DEPTH = 16
 MAX_ITEMS = 4096
 MAX_CHARS = 4096
 MAX_KV_CACHE_BYTES = 1 << 42
-MAX_GRID_PIXELS = 1 << 27
+MAX_GRID_PIXELS = 1 << 25
+MAX_GRID_PATCHES = 1 << 20
 LARGE_SUFFIXES = (".data", ".bin")
 """Files hashed once and then remembered; everything else is hashed at every opening."""
 
@@ -239,17 +241,18 @@ def check_file(
         large = name.endswith(LARGE_SUFFIXES)
         if large and not full and remembered.knows(path, info, facts.sha256):
             return
-        digest = hashlib.sha256()
+        digest, started_ns = hashlib.sha256(), time.time_ns()
         while block := _read(file, path, 4 << 20):
             digest.update(block)
             if progress is not None:
                 progress(name, len(block))
-    if digest.hexdigest() != facts.sha256:
+    sha256 = digest.hexdigest()
+    if sha256 != facts.sha256:
         raise BundleError(
-            f"{path} has been altered: its sha256 is {digest.hexdigest()[:12]}…, expected {facts.sha256[:12]}…. {_AGAIN}"
+            f"{path} has been altered: its sha256 is {sha256[:12]}…, expected {facts.sha256[:12]}…. {_AGAIN}"
         )
     if large:
-        remembered.remember(path, info, facts.sha256)
+        remembered.remember(path, info, facts.sha256, started_ns)
 
 
 def _open_plain(path: Path) -> BinaryIO:
@@ -328,7 +331,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "Embedding.width": (1, 1 << 16),
     "FileFacts.size": (0, 1 << 50),
 }
-"""Least and greatest value of every number, far beyond any model of this family: what a loop or an allocation may cost."""
+"""Least and greatest value of every number, far beyond any model of this family: what a loop or allocation may cost."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "Manifest.device": ("cpu", "cuda", "tensorrt"),
@@ -384,8 +387,11 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for pin in image.grid_pinpoints:
         if any(side % image.tile_px for side in pin):
             yield f"image.grid_pinpoints holds {list(pin)}, expected multiples of image.tile_px {image.tile_px}"
-        if math.prod(pin) > MAX_GRID_PIXELS:
-            yield f"image.grid_pinpoints holds {list(pin)}, expected at most {MAX_GRID_PIXELS} pixels"
+        if math.prod(pin) > MAX_GRID_PIXELS or math.prod(pin) // image.patch_px**2 > MAX_GRID_PATCHES:
+            yield (
+                f"image.grid_pinpoints holds {list(pin)}, expected at most {MAX_GRID_PIXELS} pixels and "
+                f"{MAX_GRID_PATCHES} patches of image.patch_px {image.patch_px}"
+            )
 
 
 _NESTED: dict[str, type] = {
@@ -399,7 +405,7 @@ _NESTED: dict[str, type] = {
 
 
 def _from_json(cls: type, value: object, where: str) -> Any:
-    """A dataclass from parsed JSON: every field present, none unknown, every value of its type and within its limits."""
+    """A dataclass from parsed JSON: every field present, none unknown, each value of its type and within its limits."""
     if not isinstance(value, dict):
         raise ValueError(f"{where.rstrip('.')} is {_kind(value)}, expected an object")
     fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
@@ -407,9 +413,7 @@ def _from_json(cls: type, value: object, where: str) -> Any:
         if name not in value:
             raise ValueError(f"{where}{name} is missing, expected it there")
     if unknown := set(value) - set(fields):
-        raise ValueError(
-            f"{where.rstrip('.') or 'it'} holds {_short(min(unknown))}, expected only what the schema knows"
-        )
+        raise ValueError(f"{where.rstrip('.') or 'it'} holds {_short(min(unknown))}, expected only known keys")
     return cls(
         **{
             name: _convert(kind, value[name], f"{where}{name}", f"{cls.__name__}.{name}")
@@ -430,10 +434,9 @@ def _convert(kind: str, value: Any, where: str, key: str) -> Any:
         return None if value is None else _convert(kind.removesuffix(" | None"), value, where, key)
     if kind.startswith("tuple["):
         return _tuple(kind, value, where, key)
-    plain = {"int": int, "str": str, "float": (int, float), "bool": bool, "dict[str, Any]": dict}
-    expected = plain[kind]
-    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
-        raise ValueError(f"{where} is {_kind(value)}, expected {_KINDS[kind]}")
+    expected, types = _PLAIN[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        raise ValueError(f"{where} is {_kind(value)}, expected {expected}")
     if kind in ("int", "float"):
         low, high = _LIMITS[key]
         if not low <= value <= high:  # compared before conversion: float() of a huge integer raises
@@ -473,26 +476,20 @@ def _split(kinds: str) -> list[str]:
     return re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", kinds.replace(", ", ","))
 
 
-_KINDS = {
-    "int": "an integer",
-    "str": "text",
-    "float": "a number",
-    "bool": "true or false",
-    "dict[str, Any]": "an object",
+_PLAIN: dict[str, tuple[str, Any]] = {
+    "int": ("an integer", (int,)),
+    "str": ("text", (str,)),
+    "float": ("a number", (int, float)),
+    "bool": ("true or false", (bool,)),
+    "dict[str, Any]": ("an object", (dict,)),
 }
 
 
 def _kind(value: object) -> str:
     """What JSON calls the type of `value`."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-    }
-    return names.get(type(value), "null")
+    if isinstance(value, list):
+        return "a list"
+    return next((name for name, types in _PLAIN.values() if type(value) in types), "null")
 
 
 def _short(value: object) -> str:

@@ -94,8 +94,14 @@ class Tokenizer:
                     f"tokenizer.json gives the id {token.id} to {content_of[token.id]!r} and to the added token "
                     f"{token.content!r}, expected one. Export the checkpoint again."
                 )
-        token_bytes = {id_: _bytes_of(content) for id_, content in content_of.items()}
-        token_bytes |= {token.id: token.content.encode() for token in added_tokens.values()}
+        try:
+            token_bytes = {id_: _bytes_of(content) for id_, content in content_of.items()}
+            token_bytes |= {token.id: token.content.encode() for token in added_tokens.values()}
+        except UnicodeEncodeError as error:
+            raise BundleError(
+                f"tokenizer.json holds a token that is no Unicode text ({error}), expected UTF-8. "
+                "Export the checkpoint again."
+            ) from None
         return cls(_plain_tokenizer(document, added_tokens), token_bytes, added_tokens)
 
     def encode_plain(self, text: str) -> list[int]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-from varco_runtime.errors import VarcoError
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from contextlib import suppress
+from typing import TextIO
 
 # C0 and C1 controls, line and paragraph separators, bidirectional overrides, surrogates that no encoding takes.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,7 +29,7 @@ def printable(text: str) -> str:
 
 def write_text(text: str) -> None:
     """Put a model's text on standard output: as it is into a file or pipe, made harmless for a terminal."""
-    write(printable(text) if sys.stdout.isatty() else text)
+    write(printable(text) if _is_terminal(sys.stdout) else text)
 
 
 def write_document(text: str) -> None:
@@ -41,25 +38,20 @@ def write_document(text: str) -> None:
 
 
 def write(text: str, encoding: str | None = None) -> None:
-    """Write to standard output and flush. A full disk raises `VarcoError`, a closed pipe `BrokenPipeError`."""
+    """Write to standard output and flush; what its encoding lacks is spelled out."""
     stream = sys.stdout
-    try:
-        stream.flush()
-        stream.buffer.write(text.encode(encoding or stream.encoding, errors="backslashreplace"))
-        stream.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        discard_stdout()
-        raise VarcoError(
-            f"Standard output could not be written: {error.strerror}. Free some space, then ask again."
-        ) from None
+    if stream is None:  # closed by whoever started the command
+        return
+    stream.flush()
+    stream.buffer.write(text.encode(encoding or stream.encoding, errors="backslashreplace"))
+    stream.flush()
 
 
 def discard_stdout() -> None:
     """Send what is still buffered nowhere, so that Python's own flush at exit does not complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    with suppress(OSError, ValueError, AttributeError):  # closed, or no real file
+        os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
@@ -74,15 +66,12 @@ def error(message: str) -> None:
     print(f"varco: {one_line(message)}", file=sys.stderr, flush=True)
 
 
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
 def _is_colourful() -> bool:
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-
-
-def stdout_console() -> Console:
-    """A rich console: colours and wrapping on a terminal, neither into a file or pipe."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    return _is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
@@ -95,6 +84,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
 
     `right` names the columns aligned to the right.
     """
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -107,14 +97,15 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     for row in rows:
         first, *rest = (one_line(cell) for cell in row)
         table.add_row(Text(first, style="" if header else "dim"), *(Text(cell) for cell in rest))
-    console = stdout_console()
-    with console.capture() as captured:
-        if title.startswith("\n"):
-            console.print()
-        console.print(Text(one_line(title.strip()), style="bold"))
-        console.print(table)
-    lines = (line.rstrip() for line in captured.get().splitlines())
-    write("".join(f"{line}\n" for line in lines))
+    # Colours and wrapping on a terminal, neither into a file or pipe.
+    terminal = _is_terminal(sys.stdout)
+    lines = io.StringIO()
+    console = Console(file=lines, force_terminal=terminal, width=None if terminal else PIPED_WIDTH, highlight=False)
+    if title.startswith("\n"):
+        console.print()
+    console.print(Text(one_line(title.strip()), style="bold"))
+    console.print(table)
+    write("".join(f"{line.rstrip()}\n" for line in lines.getvalue().splitlines()))
 
 
 def size_text(num_bytes: int) -> str:

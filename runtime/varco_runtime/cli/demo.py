@@ -40,7 +40,10 @@ def demonstrate(bundle: Path, out: Path, can_read: bool) -> None:
     from varco_runtime.draw import draw
     from varco_runtime.varco import Varco
 
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VarcoError(f"{out} cannot be made: {error.strerror}. Choose another folder for the pictures.") from None
     sign, truth = draw_sign()
     save_picture(sign, out / "sign.png")
     varco = Varco.load(bundle)

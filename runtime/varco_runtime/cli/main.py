@@ -5,6 +5,7 @@ Commands import what is heavy when they run, so that `varco --help` is quick.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -22,6 +23,7 @@ from varco_runtime.cli.verify import verify
 from varco_runtime.errors import UsageError, VarcoError
 
 INTERRUPTED = 130
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     add_completion=False,
@@ -64,8 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the answer has seen enough
         console.discard_stdout()
         return 1
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        console.discard_stdout()
+        console.error(f"The output could not be written: {error.strerror}. Free some space, then try again.")
+        return 1
     except MemoryError as error:
-        console.error(f"There is not enough memory ({error or 'no detail'}). Close programs or lower --max-context.")
+        console.error(
+            f"There is not enough memory ({str(error) or 'no detail'}). Close programs or lower --max-context."
+        )
         return 1
     except Exception as error:
         message = getattr(error, "format_message", None)
@@ -73,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         # What the option parser raises: typer 0.15 to 0.29 share no public class for it.
         context = getattr(error, "ctx", None)
-        console.error(f"{message().rstrip('.')}. See: {context.command_path if context else 'varco'} --help")
+        sentence = message().rstrip(".")
+        stop = "" if sentence.endswith("?") else "."
+        console.error(f"{sentence}{stop} See: {context.command_path if context else 'varco'} --help")
         return 2
 
 

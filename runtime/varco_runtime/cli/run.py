@@ -154,7 +154,10 @@ def _check_question(
     if no_image and task != "chat":
         raise UsageError(f"--task {task} is about a picture. Give a picture instead of --no-image.")
     if image is None and not no_image:
-        raise UsageError("No picture was given. Expected: varco run BUNDLE IMAGE PROMPT, or --no-image and a prompt.")
+        expected = "IMAGE --task ocr" if task == "ocr" else "IMAGE PROMPT, or --no-image and a prompt."
+        raise UsageError(f"No picture was given. Expected: varco run BUNDLE {expected}")
+    if image == STDIN and sys.stdin.isatty():
+        raise UsageError("- reads a picture from standard input, got a terminal. Expected: varco run BUNDLE - < IMAGE")
     if task == "ocr" and prompt is not None:
         raise UsageError("--task ocr takes no prompt: it reads all text in the picture. Leave the prompt out.")
     if task == "refer" and (text is None or box is None):
@@ -252,7 +255,9 @@ def _print_notes(answer: Answer, varco: Varco) -> None:
     for warning in answer.warnings:
         note(f"note: {warning}")
     if answer.finish_reason == "length":
-        note(f"note: the answer was cut off at {answer.usage.completion_tokens} tokens. See --max-new-tokens.")
+        usage, limit = answer.usage, varco.backend.max_context
+        option = "--max-context" if usage.prompt_tokens + usage.completion_tokens >= limit else "--max-new-tokens"
+        note(f"note: the answer was cut off at {usage.completion_tokens} tokens. See {option}.")
     note(timing_line(answer), faint=True)
     note(varco.backend.description, faint=True)
 

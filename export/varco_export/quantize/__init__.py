@@ -1,0 +1,24 @@
+"""`varco quantize`: a checkpoint becomes a GPTQ or FP8 checkpoint in the compressed-tensors format.
+
+    calibration -> inputs_embeds -> [layer: measure -> quantise -> save -> run on] x N -> the rest -> OUT
+
+The arithmetic is llm-compressor's (Hessians, GPTQ, scales, packing); the loop is this folder's, because it has to hold
+one decoder layer at a time, calibrate with pictures through the project's own preprocessing, and survive a kill:
+
+    options.py       what is asked for                      calibration.py   FOLDER -> samples -> token ids
+    pictures.py      pictures -> image tokens               embeddings.py    samples -> inputs_embeds
+    activations.py   every sample's hidden states, on disk  layer.py         one Qwen2 decoder layer from the checkpoint
+    linear.py        one linear: Hessian, GPTQ, packing     scheme.py        the names of all this in compressed-tensors
+    shards.py        safetensors, written as it is produced work.py          the folder that a killed run continues from
+    asset.py         config.json and the other small files  quantizer.py     the one file that knows all stages
+
+A layer is measured with the outputs of the quantised layers before it, and itself unquantised, as llm-compressor's
+sequential pipeline does. Activations are kept on disk in fp32 and read one sample at a time.
+
+Memory, for L parameters in a decoder layer, hidden width h, MLP width m and at most S tokens in a sample, in floats of
+4 bytes: L (the layer), plus 3 h^2 + m^2 (the four Hessians), plus the larger of 2 m^2 + 2 h m (quantising down_proj)
+and m^2 + 4 S m (a sample's way through the MLP); before the first layer the vision tower instead. Disk: the result, and
+2 T h floats for T calibration tokens.
+
+Nothing here imports llm-compressor before it is needed; torch is imported by whatever computes.
+"""

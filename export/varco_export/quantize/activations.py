@@ -1,0 +1,39 @@
+"""Every calibration sample's hidden states, in one file of fp32 rows, read and written one sample at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varco_runtime.errors import ExportError
+
+Array = NDArray[np.floating[Any]]
+
+
+def write_activations(path: Path, samples: Iterable[Array]) -> None:
+    """Samples [S, D], one behind the other. The file is there when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        for sample in samples:
+            np.ascontiguousarray(sample, dtype=np.float32).tofile(file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_activations(path: Path, lengths: Sequence[int], width: int) -> Iterator[Array]:
+    """The samples again, [S, D] with S from `lengths`."""
+    expected_bytes = sum(lengths) * width * 4
+    if path.stat().st_size != expected_bytes:
+        raise ExportError(
+            f"{path} has {path.stat().st_size} bytes, expected {expected_bytes}. Remove the folder {path.parent} and "
+            "start again."
+        )
+    with path.open("rb") as file:
+        for length in lengths:
+            yield np.fromfile(file, np.float32, length * width).reshape(length, width)

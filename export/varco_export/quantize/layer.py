@@ -1,0 +1,91 @@
+"""One Qwen2 decoder layer at a time: transformers' own module, in fp32, with the checkpoint's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
+
+from varco_export.checkpoint import Checkpoint
+from varco_export.config import TextConfig
+from varco_export.quantize.weights import load_weights
+
+Array = NDArray[np.floating[Any]]
+
+# Every linear of a layer by the one whose input it shares; down_proj, whose Hessian is largest, comes last.
+SHARED_INPUT = {
+    "self_attn.q_proj": "self_attn.q_proj",
+    "self_attn.k_proj": "self_attn.q_proj",
+    "self_attn.v_proj": "self_attn.q_proj",
+    "self_attn.o_proj": "self_attn.o_proj",
+    "mlp.gate_proj": "mlp.gate_proj",
+    "mlp.up_proj": "mlp.gate_proj",
+    "mlp.down_proj": "mlp.down_proj",
+}
+LINEARS = tuple(SHARED_INPUT)
+
+
+def layer_name(index: int) -> str:
+    return f"language_model.layers.{index}"
+
+
+class Decoder:
+    """What the layers have in common: their configuration and rotary positions."""
+
+    def __init__(self, text: TextConfig, device: torch.device) -> None:
+        self._device = device
+        self._config = Qwen2Config(
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_hidden_layers=text.num_hidden_layers,
+            num_attention_heads=text.num_attention_heads,
+            num_key_value_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            rms_norm_eps=text.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": text.rope_theta},
+            max_position_embeddings=text.max_position_embeddings,
+            attn_implementation="sdpa",  # causal without a mask, and without a matrix of all pairs of tokens
+        )
+        self._rotary = Qwen2RotaryEmbedding(self._config).to(device)
+
+    def layer(self, checkpoint: Checkpoint, index: int) -> Qwen2DecoderLayer:
+        """Layer `index`, read now."""
+        return load_weights(
+            lambda: Qwen2DecoderLayer(self._config, index), checkpoint, f"{layer_name(index)}.", self._device
+        )
+
+    @torch.no_grad()
+    def run(self, layer: Qwen2DecoderLayer, samples: Iterable[Array]) -> Iterator[Array]:
+        """Hidden states behind the layer, [S, D], of those in front of it."""
+        for sample in samples:
+            hidden = torch.from_numpy(sample).to(self._device)[None]  # [1, S, D]
+            positions = torch.arange(hidden.shape[1], device=self._device)[None]
+            output = layer(hidden, position_embeddings=self._rotary(hidden, positions), position_ids=positions)
+            yield output[0].cpu().numpy()
+
+
+@contextmanager
+def watched_inputs(
+    layer: Qwen2DecoderLayer, watch: Callable[[str, torch.nn.Linear, torch.Tensor], None]
+) -> Iterator[None]:
+    """Call `watch(name, linear, input)` whenever one of the linears that others share their input with runs."""
+    handles = []
+    for name in sorted(set(SHARED_INPUT.values())):
+        linear = layer.get_submodule(name)
+
+        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+            assert isinstance(module, torch.nn.Linear), f"Bug: {name} is no linear"
+            watch(name, module, inputs[0])
+
+        handles.append(linear.register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

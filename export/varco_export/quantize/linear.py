@@ -1,0 +1,118 @@
+"""One linear: its Hessian, its quantised weight by llm-compressor, and the tensors that stand for it on disk.
+
+Scales are taken from the weight in the dtype it is stored in, as llm-compressor does, and GPTQ runs with the very
+scales that are saved. `Quantised.weight` is what a reader of the checkpoint computes from the saved tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from varco_export.quantize.scheme import silence
+
+if TYPE_CHECKING:
+    from compressed_tensors.quantization import QuantizationScheme
+
+DAMPENING = 0.01  # of the Hessian's mean diagonal; llm-compressor's default
+BLOCK_COLUMNS = 128  # columns whose error is passed on together; llm-compressor's default
+
+
+class Hessian:
+    """2 X^T X of what flowed into a linear, per sample: [K, K] in fp32."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        silence()
+        from llmcompressor.modifiers.gptq.helpers import make_empty_hessian
+
+        self._sum = make_empty_hessian(linear)
+        self._num_samples = torch.zeros((), device=self._sum.device)
+
+    def add(self, inputs: torch.Tensor, linear: torch.nn.Linear) -> None:
+        """Count in one sample's inputs [1, S, K]."""
+        from llmcompressor.modifiers.gptq.helpers import accumulate_hessian
+
+        self._sum, self._num_samples = accumulate_hessian(inputs, linear, self._sum, self._num_samples)
+
+    def mean(self) -> torch.Tensor:
+        """The matrix, for the caller to spoil."""
+        return self._sum / self._num_samples
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantised:
+    """`tensors`: what is saved, by its last name. `is_nearest`: GPTQ could not invert the Hessian and rounded."""
+
+    weight: torch.Tensor
+    tensors: dict[str, torch.Tensor]
+    is_nearest: bool = False
+
+
+def quantise(
+    weight: torch.Tensor, dtype: torch.dtype, scheme: QuantizationScheme, format_: str, hessian: torch.Tensor | None
+) -> Quantised:
+    """GPTQ of a weight [N, K] in fp32 whose values are `dtype`'s; without a Hessian, rounded to the nearest.
+
+    The Hessian is spoiled.
+    """
+    scale, zero_point = _scale_of(weight.to(dtype), scheme)
+    scale = scale.to(dtype).float()
+    is_nearest = False
+    if hessian is not None:
+        from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
+
+        moved, _, fell_back = quantize_weight(
+            weights=weight.clone()[None],
+            hessians=hessian[None],
+            scale=scale[None],
+            zero_point=zero_point[None],
+            global_scale=None,
+            quant_args=scheme.weights,
+            blocksize=BLOCK_COLUMNS,
+            percdamp=DAMPENING,
+        )
+        weight, is_nearest = moved[0], bool(fell_back[0])
+    return _packed(weight, scale, dtype, scheme, format_, is_nearest)
+
+
+def output_error(weight: torch.Tensor, quantised: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Squared error of the linear's outputs over the outputs' own square, on what the Hessian was measured with."""
+
+    def energy(matrix: torch.Tensor) -> float:
+        return float(((matrix @ hessian) * matrix).sum())
+
+    return energy(weight - quantised) / max(energy(weight), 1e-30)
+
+
+def _scale_of(weight: torch.Tensor, scheme: QuantizationScheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zero points [N, groups] by llm-compressor's observer."""
+    silence()
+    from llmcompressor.observers import Observer
+
+    arguments = scheme.weights
+    assert arguments is not None, "Bug: a scheme without weights"
+    observer = Observer.load_from_registry(
+        arguments.observer or "memoryless_minmax", base_name="weight", args=arguments
+    )
+    observer(weight)
+    found = observer.get_qparams()
+    return found["scale"], found["zero_point"]
+
+
+def _packed(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    dtype: torch.dtype,
+    scheme: QuantizationScheme,
+    format_: str,
+    is_nearest: bool,
+) -> Quantised:
+    from compressed_tensors.compressors import BaseCompressor
+
+    compressor = BaseCompressor.get_value_from_registry(format_)
+    tensors = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+    saved = compressor.decompress(tensors, scheme)["weight"]
+    tensors["weight_scale"] = tensors["weight_scale"].to(dtype)
+    return Quantised(saved.float(), {name: tensor.cpu() for name, tensor in tensors.items()}, is_nearest)

@@ -1,0 +1,29 @@
+"""Weights of a checkpoint as torch tensors, and torch modules filled with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from varco_export.checkpoint import Checkpoint
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A tensor in fp32, which holds every bf16 and fp16 value exactly."""
+    return torch.from_numpy(checkpoint.tensor(name).read().astype(np.float32))
+
+
+def load_weights(build: Callable[[], Module], checkpoint: Checkpoint, prefix: str, device: torch.device) -> Module:
+    """The module that `build` makes, in fp32 with the weights called `prefix` + its own names. Buffers are not set."""
+    with torch.device("meta"):  # no memory, and no time for random values
+        module = build()
+    weights = {name: read_weight(checkpoint, prefix + name).to(device) for name in module.state_dict()}
+    module.load_state_dict(weights, assign=True)
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,122 @@
+"""The wheel with the `cpu` extra alone: what it contains, what it imports, and that it runs a bundle.
+
+Nothing is downloaded. The wheel is built here, and beside it an environment is laid out that holds the distributions
+that the wheel and its `cpu` extra ask for, and nothing else of what is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "onnx", "safetensors", "ml_dtypes", "varco_export")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, files):
+        if name.startswith(("export/", "runtime/", "pyproject", "LICENSE", "README")) and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def closure(extra: str) -> Iterator[str]:
+    """The distributions that varco-edge[extra] needs, of those installed here."""
+    seen: set[str] = set()
+    todo = [("varco-edge", frozenset({extra}))]
+    while todo:
+        name, extras = todo.pop()
+        for text in importlib.metadata.requires(name) or []:
+            requirement = Requirement(text)
+            wanted = [""] + sorted(extras)
+            if requirement.marker and not any(requirement.marker.evaluate({"extra": e}) for e in wanted):
+                continue
+            if requirement.name.lower() not in seen:
+                seen.add(requirement.name.lower())
+                todo.append((requirement.name, frozenset(requirement.extras)))
+                yield requirement.name
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages: the wheel, unpacked, and links to what its `cpu` extra needs."""
+    folder = tmp_path_factory.mktemp("environment")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    for name in closure("cpu"):
+        distribution = importlib.metadata.distribution(name)
+        tops = {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}
+        for top in tops:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(distribution.locate_file(top))).resolve())
+    return folder
+
+
+def run(environment: Path, *arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Python with that folder as its only packages."""
+    variables = {"PYTHONPATH": str(environment), "PATH": os.environ["PATH"], "HOME": str(environment)}
+    if cache is not None:
+        variables["VARCO_EDGE_CACHE"] = str(cache)
+    command = [sys.executable, "-S", "-W", "error", *arguments]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, cwd=environment, check=False)
+
+
+def test_the_wheel_holds_the_code_the_font_and_the_licences(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert any(name.startswith("varco_runtime/fonts/") and name.endswith(".woff") for name in names)
+    assert "varco_runtime/cli/main.py" in names
+    assert "varco_export/decoder.py" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any(name.endswith("OFL.txt") for name in names)
+    assert not any(name.startswith(("tests/", "training/", "tools/", "benchmarks/")) for name in names)
+
+
+def test_the_cpu_extra_alone_runs_a_bundle(environment: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(picture)
+    program = "import sys; from varco_runtime.cli.main import main; sys.exit(main())"
+    arguments = ("-c", program, "run", str(tiny_bundle), str(picture), "What is this?", "--json", "--max-new-tokens", "4")
+    result = run(environment, *arguments, cache=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["token_ids"]) == 4
+    assert run(environment, "-c", "import torch").returncode != 0, "the environment is not empty"
+
+
+def test_importing_and_loading_the_runtime_imports_nothing_heavy(environment: Path) -> None:
+    program = (
+        "import sys, varco_runtime; from varco_runtime import Varco; import varco_runtime.onnxruntime_backend;"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    # In the full environment, where all of it could be imported.
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    assert run(environment, "-c", program).stdout.strip() == "[]"
+
+
+def test_a_command_without_its_extra_says_which(environment: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    program = "import sys; from varco_runtime.cli.main import main; sys.exit(main())"
+    result = run(environment, "-c", program, "export", str(tiny_checkpoint), str(tmp_path / "bundle"))
+    assert result.returncode == 1
+    assert "varco-edge[export]" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "bundle").exists()
