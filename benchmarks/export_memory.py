@@ -2,6 +2,7 @@
 
     python benchmarks/export_memory.py                                    # the 14B in int4: the limit is 3 GB
     python benchmarks/export_memory.py --shape 0.5b --decoder fp32
+    python benchmarks/export_memory.py --quantised gptq --limit-gb 2      # a GPTQ checkpoint with act-order
 
 Makes the sparse checkpoint, exports it in a process of its own, and removes both. Peak memory is that process's
 `ru_maxrss`. The checkpoint is read from a hole, so what is measured is conversion, hashing and writing; the disk's own
@@ -63,6 +64,9 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "--sparse",
     ]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    if options.quantised:  # in a process of its own: see the imports
+        code = "import sys, pathlib, sparse_gptq; sparse_gptq.make_gptq(pathlib.Path(sys.argv[1]))"
+        subprocess.run([sys.executable, "-c", code, checkpoint], check=True, cwd=Path(__file__).parent)
 
     started = time.perf_counter()
     child = subprocess.Popen([sys.executable, __file__, "--child", checkpoint, bundle, *sys.argv[1:]])
@@ -79,6 +83,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "export_memory",
         "shape": options.shape,
         "decoder": options.decoder,
+        "quantised": options.quantised,
         "vision": options.vision,
         "machine": f"{os.cpu_count()} x {_processor()}, Python {platform.python_version()}",
         "peak_rss_bytes": usage.ru_maxrss * 1024,
@@ -100,7 +105,7 @@ def _export(options: argparse.Namespace) -> None:
     from varco_export.export import ExportOptions, export
 
     export_options = ExportOptions(
-        decoder=options.decoder,
+        decoder="auto" if options.quantised else options.decoder,
         vision=options.vision,
         block_size=options.block_size,
         activations=options.activations,
@@ -171,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure the memory, time and disk of an export.")
     parser.add_argument("--shape", default="14b", choices=("0.5b", "7b", "14b", "72b"))
     parser.add_argument("--decoder", default="int4", help="fp32, fp16, int8 or int4")
+    parser.add_argument("--quantised", choices=("gptq",), help="of a checkpoint that is quantised; --decoder is auto")
     parser.add_argument("--vision", default="auto", help="auto, fp32 or fp16")
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--activations", default="float", choices=("float", "int8"))

@@ -37,6 +37,7 @@ from typing import Any
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # exports are forked from this process, which must have one thread
 
 import numpy as np
+import PIL
 from PIL import Image, features
 
 from varco_runtime.bundle import MANIFEST, Bundle, check_file, read_manifest
@@ -68,7 +69,7 @@ def main() -> int:
             "benchmark": "robustness",
             "seed": options.seed,
             "machine": f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, "
-            f"Pillow {Image.__version__}",
+            f"Pillow {PIL.__version__}",
             "pictures": _pictures(options.seed, 500 if options.quick else 10_000),
             "kills": _kills(checkpoint, reference, folder / "kills", 10 if options.quick else 50),
             "full_disks": _full_disks(checkpoint, reference, folder / "disks", 3 if options.quick else 10),
@@ -236,7 +237,7 @@ def _mutate(data: bytes, other: bytes, generator: np.random.Generator) -> tuple[
     elif how == "number":
         extreme = int(generator.choice([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]))
         width = int(generator.choice([2, 4]))
-        number = (extreme & (1 << 8 * width) - 1).to_bytes(width, str(generator.choice(["little", "big"])))
+        number = (extreme & (1 << 8 * width) - 1).to_bytes(width, "little" if generator.random() < 0.5 else "big")
         start = spot()
         raw[start : start + width] = number
     else:

@@ -186,8 +186,6 @@ def test_llava_next_is_known_by_its_class_where_model_type_is_another(
 REFUSED_HF: list[tuple[Change, str]] = [
     ({"model_type": "llava_next"}, "model_type is 'llava_next', expected 'llava_onevision'"),
     ({"model_type": ...}, "model_type is missing, expected 'llava_onevision'"),
-    ({"quantization_config": {"bits": 4}}, "quantised checkpoints come with a later version"),
-    ({"text_config__quantization_config": {}}, "quantised checkpoints come with a later version"),
     ({"text_config__model_type": "llama"}, "text_config: model_type is 'llama', expected 'qwen2'"),
     ({"vision_config__model_type": "clip_vision_model"}, "model_type is 'clip_vision_model', expected 'siglip_vision"),
     (

@@ -116,8 +116,8 @@ def test_the_steps_of_the_progress_bar_are_the_steps_taken(tiny_checkpoint: Path
     ("arguments", "message"),
     [
         (("bf16", "auto", 32, "float", "cpu"), "--decoder bf16 has no kernels on the CPU"),
-        (("fp8", "auto", 32, "float", "cpu"), r"--decoder fp8 cannot be exported \(not available in this version\)"),
-        (("q3", "auto", 32, "float", "cpu"), "--decoder q3 cannot be exported. Expected one of: fp32"),
+        (("fp8", "auto", 32, "float", "cpu"), "--decoder fp8 needs a checkpoint in FP8, this one is not quantised"),
+        (("q3", "auto", 32, "float", "cpu"), "--decoder q3 cannot be exported. Expected one of: auto, fp32"),
         (("int4", "auto", 48, "float", "cpu"), "--block-size 48 has no kernel"),
         (("int4", "auto", 32, "int2", "cpu"), "--activations int2 cannot"),
         (("fp32", "fp16", 32, "float", "cpu"), "--lm-head fp16 does not fit"),

@@ -47,7 +47,7 @@ def closure(extra: str) -> Iterator[str]:
         name, extras = todo.pop()
         for text in importlib.metadata.requires(name) or []:
             requirement = Requirement(text)
-            wanted = [""] + sorted(extras)
+            wanted = ["", *sorted(extras)]
             if requirement.marker and not any(requirement.marker.evaluate({"extra": e}) for e in wanted):
                 continue
             if requirement.name.lower() not in seen:
@@ -95,8 +95,8 @@ def test_the_cpu_extra_alone_runs_a_bundle(environment: Path, tiny_bundle: Path,
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(picture)
     program = "import sys; from varco_runtime.cli.main import main; sys.exit(main())"
-    arguments = ("-c", program, "run", str(tiny_bundle), str(picture), "What is this?", "--json", "--max-new-tokens", "4")
-    result = run(environment, *arguments, cache=tmp_path)
+    question = (str(tiny_bundle), str(picture), "What is this?", "--json", "--max-new-tokens", "4")
+    result = run(environment, "-c", program, "run", *question, cache=tmp_path)
     assert result.returncode == 0, result.stderr
     assert len(json.loads(result.stdout)["token_ids"]) == 4
     assert run(environment, "-c", "import torch").returncode != 0, "the environment is not empty"

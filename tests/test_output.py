@@ -314,6 +314,22 @@ def test_of_many_exports_at_once_each_is_whole_or_refused(tmp_path: Path) -> Non
     assert names(tmp_path) == ["bundle"]
 
 
+def test_a_lock_that_its_last_holder_removes_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, flock, removed = tmp_path / ".bundle.varco-lock", output.fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(lock.unlink())
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(output.fcntl, "flock", late)
+    with whole_folder(tmp_path / "bundle"):
+        assert lock.exists()
+    assert removed
+
+
 def leave_behind(folder: Path, name: str) -> None:
     """What a killed run leaves: a lock that nobody holds, and what it had written."""
     (folder / f".{name}.varco-lock").touch()

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from varco_export.checkpoint import Checkpoint
 from varco_export.config import ModelConfig
-from varco_export.tiny import SHAPES, TinyOptions, main, make_tiny, token_ids
+from varco_export.tiny import SHAPES, TinyOptions, make_tiny, token_ids
+from varco_export.tiny.command import main
 from varco_runtime.errors import UsageError
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -139,7 +140,7 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path: Path, monkeypatch: 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("varco_export.tiny._write_weights", full)
+    monkeypatch.setattr("varco_export.tiny.maker.write_weights", full)
     with pytest.raises(OSError, match="No space left"):
         make_tiny(tmp_path / "tiny")
     assert not any(tmp_path.iterdir())
@@ -194,7 +195,7 @@ def test_a_wrong_command_line_ends_with_status_2(tmp_path: Path, capsys: pytest.
 def test_no_torch_is_needed(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from varco_export.tiny import main\n"
+        "from varco_export.tiny.command import main\n"
         "from varco_export.checkpoint import Checkpoint\n"
         f"main([{str(tmp_path / 'tiny')!r}]); Checkpoint.open({str(tmp_path / 'tiny')!r})\n"
         "print(sorted({'torch', 'transformers', 'safetensors', 'huggingface_hub', 'onnx'} & sys.modules.keys()))"

@@ -100,7 +100,7 @@ _COLUMNS = {"ids": 0, "targets": IGNORE, "sources": 0, "indices": 0}
 def stream(
     seeds: Iterator[int], size: int, grids: Iterator[tuple[int, int]], pages: float, tokenizer: Tokenizer
 ) -> Iterator[Batch]:
-    """Yield batches of `size` pictures, the grid of each batch taken from `grids`; a share are `pages` full of words."""
+    """Yield batches of `size` pictures, the grid of each batch taken from `grids`; some are `pages` of words."""
     waiting: dict[tuple[tuple[int, int], bool], list[Sample]] = {}
     for grid in grids:
         while True:

@@ -1,13 +1,15 @@
-"""Write the trained weights as a Hugging Face LLaVA-OneVision checkpoint: bf16 safetensors, configuration, tokenizer."""
+"""Write the trained weights as a Hugging Face LLaVA-OneVision checkpoint: bf16 safetensors, settings, tokenizer."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from training import tiles, tokenizer
 from training.model import Sizes, Weights, shapes
@@ -103,7 +105,7 @@ def save(weights: Weights, sizes: Sizes, folder: Path) -> None:
     tensors = {name: weights[name].detach().bfloat16().view(shape).contiguous() for name, shape in table.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokens = tokenizer.save(folder)
-    ids = {token: tokens.token_to_id(token) for token in tokenizer.SPECIAL}
+    ids = token_ids(tokens)
     generation = {"eos_token_id": ids[tokenizer.IM_END], "pad_token_id": ids[tokenizer.PAD], "do_sample": False}
     for name, document in (
         ("config.json", config(sizes, ids)),
@@ -114,8 +116,27 @@ def save(weights: Weights, sizes: Sizes, folder: Path) -> None:
         (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
+def token_ids(tokens: Tokenizer) -> dict[str, int]:
+    """Return the ids of the special tokens."""
+    vocabulary: dict[str, int] = tokens.get_vocab()
+    return {token: vocabulary[token] for token in tokenizer.SPECIAL}
+
+
 def load_average(state: Path) -> Weights:
     """Return the averaged weights of a run's `state.pt`, without the training-only heads."""
     saved: dict[str, Any] = torch.load(state)
     weights = saved["average"] or saved["weights"]
     return {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
+
+
+def main() -> None:
+    """Write the averaged weights of a run, finished or not, as a checkpoint."""
+    parser = argparse.ArgumentParser(description="Write the averaged weights of a training run as a checkpoint.")
+    parser.add_argument("state", type=Path, help="training/run/state.pt")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    save(load_average(options.state), Sizes(), options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -190,7 +190,8 @@ def transformers_answer(folder: Path, max_new_tokens: int = 160) -> Answer:
 
     from training import tiles
 
-    model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
     processor: Any = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
     image_token = model.config.image_token_index

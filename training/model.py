@@ -1,4 +1,4 @@
-"""The network as the trainer runs it: LLaVA-OneVision in bf16 with matrix products by hand and compiled pointwise parts.
+"""The network as the trainer runs it: LLaVA-OneVision in bf16, matrix products by hand, pointwise parts compiled.
 
 Weights live in one dictionary under the names a Hugging Face checkpoint has on disk, so saving them is copying them.
 Attention is two batched products around a compiled softmax, which on a CPU beats the built-in attention two to six
@@ -32,7 +32,7 @@ class Sizes:
     layers: int = 4
     mlp: int = 640
     kv_heads: int = 2
-    vocab: int = 704
+    vocab: int = 640
     rope_theta: float = 10000.0
 
     @property

@@ -30,7 +30,8 @@ def orthogonalised(update: Tensor) -> Tensor:
     for _ in range(5):
         a = x @ x.T
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.T if tall else x).float()
+    result: Tensor = (x.T if tall else x).float()
+    return result
 
 
 @dataclass(slots=True)

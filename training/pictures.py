@@ -92,11 +92,11 @@ def draw(seed: int, grid: tuple[int, int] | None = None, content: str | None = N
     words: tuple[Word, ...] = ()
     shapes: tuple[Shape, ...] = ()
     if content == "words":
-        words, shapes = page.write(rng.choices((1, 2, 3, 4), (20, 30, 30, 20))[0], 0, size[1]), ()
+        words = page.write(rng.choices((1, 2, 3, 4), (20, 30, 30, 20))[0], 0, size[1])
     elif content == "page":
-        words, shapes = page.write(MAX_PAGE_WORDS, 0, size[1]), ()
+        words = page.write(MAX_PAGE_WORDS, 0, size[1])
     elif content == "shapes":
-        words, shapes = (), page.place_shapes(rng.choices((1, 2, 3, 4), (20, 30, 30, 20))[0], 0, size[1])
+        shapes = page.place_shapes(rng.choices((1, 2, 3, 4), (20, 30, 30, 20))[0], 0, size[1])
     else:
         top, middle, bottom = 0, round(size[1] * rng.uniform(0.4, 0.6)), size[1]
         upper, lower = rng.sample(((top, middle), (middle, bottom)), 2)
@@ -260,7 +260,7 @@ class _Page:
         text, hangul = random_text(rng)
         if hangul not in self.names or rng.random() < 0.3:
             self.names[hangul] = rng.choice(HANGUL_TYPEFACES if hangul else LATIN_TYPEFACES)
-        size = rng.uniform(17 if hangul else 15, 26) * self.large * self.scale
+        size = (rng.uniform(20, 28) if hangul else rng.uniform(16, 26)) * self.large * self.scale
         setting = _Setting.of(text, self.names[hangul], round(size))
         while setting.width_px > room_px:
             size *= 0.93 * min(1.0, 1.05 * room_px / setting.width_px)
@@ -315,9 +315,10 @@ class _Page:
         return tuple(far)
 
     def _draw_shape(self, shape: str, x: float, y: float, side: float, colour: Colour) -> Box:
-        colour = tuple(min(255, max(0, c + self.rng.randint(-12, 12))) for c in colour)  # type: ignore[assignment]
+        red, green, blue = (min(255, max(0, c + self.rng.randint(-12, 12))) for c in colour)
+        colour = (red, green, blue)
         x, y, side = round(x), round(y), round(side)
-        box = (x, y, x + side, y + side)
+        box: Box = (x, y, x + side, y + side)
         if shape == "circle":
             self.pen.ellipse(box, fill=colour)
         elif shape == "square":

@@ -60,7 +60,8 @@ class Sample:
 
 
 def _bins(boxes: npt.NDArray[np.float64]) -> Array:
-    return np.rint(boxes.clip(0, 1) * (NUM_BINS - 1)).astype(np.int64)
+    bins: Array = np.rint(boxes.clip(0, 1) * (NUM_BINS - 1)).astype(np.int64)
+    return bins
 
 
 def look_up(picture: Picture, points: npt.NDArray[np.float32], reach: npt.NDArray[np.float32]) -> Where:
@@ -69,9 +70,12 @@ def look_up(picture: Picture, points: npt.NDArray[np.float32], reach: npt.NDArra
     x = points[:, None, 0] + PROBES * reach[:, None, 0]  # [P, 3]
     y = points[:, 1]
     where = Where(
-        np.zeros((count, 3), np.int64), np.zeros((count, 3), np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64),
-        np.full((count, 4), IGNORE, np.int64),
-    )  # fmt: skip
+        character=np.zeros((count, 3), np.int64),
+        index=np.zeros((count, 3), np.int64),
+        object=np.zeros(count, np.int64),
+        look=np.zeros(count, np.int64),
+        box=np.full((count, 4), IGNORE, np.int64),
+    )
     nearest = np.full(count, np.inf)
     for source, word in enumerate(picture.words, 1):
         middle, half = (word.box[1] + word.box[3]) / 2, (word.box[3] - word.box[1]) / 2
@@ -118,8 +122,10 @@ def _localise(picture: Picture, plan: tiles.Plan, patches: Where) -> None:
     """Make the labels of patches what a tile alone can know: boxes clipped to it, no order of words beyond it."""
     grid = np.arange(len(patches.object)) // tiles.PATCHES
     boxes = np.zeros((max(NUM_OBJECTS, len(picture.words) + 1), 4))
-    for source, item in [*enumerate(picture.words, 1), *enumerate(picture.shapes, MAX_WORDS + 1)]:
-        boxes[source] = item.box
+    for source, word in enumerate(picture.words, 1):
+        boxes[source] = word.box
+    for source, shape in enumerate(picture.shapes, MAX_WORDS + 1):
+        boxes[source] = shape.box
     (left, top), (width, height) = plan.offset, plan.resized
     for tile in range(1, plan.num_tiles):
         row, column = divmod(tile - 1, plan.grid[1])
@@ -157,7 +163,7 @@ def _sequence(asked: list[Task], tokenizer: Tokenizer, rng: random.Random) -> tu
     segments: list[int] = []
     sources: list[int] = []
     indices: list[int] = []
-    segment, start = 0, 0
+    segment, start, end = 0, 0, tokenizer.get_vocab()[IM_END]
     for task in asked:
         first = segment == 0 or rng.random() < 0.75
         segment += first
@@ -165,7 +171,7 @@ def _sequence(asked: list[Task], tokenizer: Tokenizer, rng: random.Random) -> tu
         encoding = tokenizer.encode(task.text, add_special_tokens=False)
         owner = [piece for piece in task.answer for _ in piece.text]
         owners = [owner[end - 1] for _, end in encoding.offsets]
-        answer = [*encoding.ids, tokenizer.token_to_id(IM_END)]
+        answer = [*encoding.ids, end]
         turn = question + answer
         if ids and len(ids) + len(turn) > MAX_SEQUENCE:
             segment -= first

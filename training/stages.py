@@ -37,6 +37,7 @@ class Stage:
     decoder: bool = True
     patch_weight: float = 1.0
     pages: float = 0.0  # share of pictures full of words
+    side_pages: int = 0  # pictures full of words that the tower alone reads beside each step
 
     def rates_at(self, step: int) -> Rates:
         """Return the learning rates of a step."""
@@ -52,13 +53,14 @@ STAGES = (
         "vision",
         2400,
         16,
-        (ONE + TWO + FOUR,),
+        (ONE + TWO + FOUR * 2,),
         Rates(0.005, 0.005, 1e-3, 1e-3),
         hold=0.6,
         floor=0.2,
         decoder=False,
         pages=0.75,
     ),
-    Stage("base", 500, 12, (ONE, ONE), Rates(0.006, 0.0015, 1e-3, 4e-4), hold=1.0),
-    Stage("all", 2400, 12, (ONE + TWO, FOUR), Rates(0.005, 0.0015, 1e-3, 4e-4), patch_weight=0.3),
+    Stage("base", 250, 8, (ONE, ONE), Rates(0.006, 0.002, 1e-3, 4e-4), hold=1.0, side_pages=4),
+    Stage("all", 900, 8, (ONE + TWO, FOUR), Rates(0.005, 0.002, 1e-3, 4e-4), hold=1.0, patch_weight=0.3, side_pages=4),
+    Stage("fine", 450, 14, (ONE + TWO, FOUR), Rates(0.005, 0.002, 1e-3, 4e-4), hold=0.0, patch_weight=0.3, side_pages=6),
 )

@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE of 704 tokens in which every digit, capital, syllable and coordinate is one token.
+"""The tokenizer: byte-level BPE of 640 tokens in which every digit, capital, syllable and coordinate is one token.
 
 `0.37` and `, ` are one token each, so a box costs nine tokens. Hangul syllables get two merges (their first two bytes,
 then the third); a few dozen merges for the words of the prompts and answers are learnt from `tasks.corpus`.
@@ -17,10 +17,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from training.lexicon import COLOURS, SHAPES, SYLLABLES
 from training.tasks import corpus
 
-VOCAB_SIZE = 704
+VOCAB_SIZE = 640
 PAD, IM_START, IM_END, IMAGE = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"
-SPECIAL = (PAD, IM_START, IM_END, "<gro>", "<ocr>", "<char>", "</char>", "<obj>", "</obj>", "<bbox>", "</bbox>")
-SPECIAL += ("<delim>", IMAGE)
+MARKUP = ("<gro>", "<ocr>", "<char>", "</char>", "<obj>", "</obj>", "<bbox>", "</bbox>", "<delim>")
+SPECIAL = (PAD, IM_START, IM_END, *MARKUP, IMAGE)
 PIECES = r"0\.\d{1,2}|\p{N}|, | ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
 
 CHAT_TEMPLATE = (

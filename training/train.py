@@ -28,14 +28,17 @@ from training.model import Network, Sizes, Tensor, Weights, attention_bias, init
 from training.optimizer import Optimizer
 from training.pictures import training_seeds
 from training.stages import STAGES, Grid, Stage
+from training.tiles import GRIDS
+
+PAGES = 4  # from a worker's stream of pictures to its stream of pages: there are at most four workers
 
 
-def loss_of(network: Network, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+def loss_of(network: Network, batch: Batch, decoder: bool, patch_weight: float) -> tuple[Tensor, dict[str, float]]:
     """Return the loss of one batch and what to log."""
     features = network.encode(batch.patches)
     hidden = network.sizes.hidden
     loss, notes = losses.places(network, features.reshape(-1, hidden), batch.patch_labels, "patch")
-    if not stage.decoder:
+    if not decoder:
         return loss, notes
     rows, width = batch.packing.shape[:2]
     packed = network.pack(features.view(rows, -1, hidden), batch.packing)
@@ -48,7 +51,7 @@ def loss_of(network: Network, batch: Batch, stage: Stage) -> tuple[Tensor, dict[
     pointing = losses.pointing(pointer, batch, start)
     answer, notes["right"] = losses.answers(network, states, batch.targets)
     notes |= more | {"pointing": float(pointing.detach()), "answer": float(answer.detach())}
-    return answer + stage.patch_weight * (loss + token_loss + 0.5 * pointing), notes
+    return answer + patch_weight * (loss + token_loss + 0.5 * pointing), notes
 
 
 def grids(stage: Stage, seed: int, start: int) -> Iterator[Grid]:
@@ -120,11 +123,18 @@ class Worker:
         pictures = stage.batch * len(stage.grids)
         seeds = training_seeds(stream_number, self.step * pictures)
         batches = stream(seeds, stage.batch, grids(stage, options.seed, self.step), stage.pages, self.tokenizer)
+        page_seeds = training_seeds(stream_number + PAGES, self.step * stage.side_pages)
+        page_grids = (random.Random(f"{options.seed} page {n}").choice(GRIDS[1:]) for n in count(self.step))
+        pages = stream(page_seeds, stage.side_pages, page_grids, 1.0, self.tokenizer)
         while self.step < stage.steps:
             notes: dict[str, float] = {}
             for _ in stage.grids:
-                loss, notes = loss_of(Network(self.weights, self.sizes), next(batches), stage)
+                network = Network(self.weights, self.sizes)
+                loss, notes = loss_of(network, next(batches), stage.decoder, stage.patch_weight)
                 (loss / len(stage.grids)).backward()  # type: ignore[no-untyped-call]
+            if stage.side_pages:
+                page_loss, _ = loss_of(Network(self.weights, self.sizes), next(pages), False, 1.0)
+                page_loss.backward()  # type: ignore[no-untyped-call]
             norm = self.optimizer.step(stage.rates_at(self.step), stage.decoder)
             self.step += 1
             self.pictures += pictures * options.workers
@@ -180,9 +190,11 @@ def main() -> None:
     options = parser.parse_args()
     Path(options.run).mkdir(parents=True, exist_ok=True)
     numel = sum(t.numel() for t in (initial(Sizes(), 0) | losses.initial_heads(Sizes().hidden, 0)).values())
-    shared = torch.zeros(options.workers, numel).share_memory_()
-    barrier = mp.get_context("spawn").Barrier(options.workers)
-    mp.start_processes(work, (options, shared, barrier), nprocs=options.workers, start_method="spawn")
+    processes: Any = mp
+    shared: Any = torch.zeros(options.workers, numel)
+    shared.share_memory_()
+    barrier = processes.get_context("spawn").Barrier(options.workers)
+    processes.start_processes(work, (options, shared, barrier), nprocs=options.workers, start_method="spawn")
 
 
 if __name__ == "__main__":

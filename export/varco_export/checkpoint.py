@@ -17,8 +17,13 @@ import numpy as np
 
 from varco_export.config import ModelConfig, TextConfig, VisionConfig, read_config
 from varco_export.names import canonical_name
+from varco_export.precision import Stored
+from varco_export.quantisation import Quantisation, read_quantisation, refuse_unstated, stored_format
+from varco_export.quantised import QuantisedWeight
+from varco_export.quantised_entries import QuantisedEntries
 from varco_export.shards import Entry, locate, read_shards, short, some
 from varco_export.tensor import FLOAT_DTYPES, SAFETENSORS_DTYPES, Tensor
+from varco_export.text_model import check_same_model, join_text_model
 from varco_runtime.errors import CheckpointError
 
 # Tensors that checkpoints hold and the features or logits never depend on.
@@ -34,6 +39,7 @@ _INV_FREQ = ".rotary_emb.inv_freq"
 class Checkpoint:
     """A checkpoint whose every tensor is known, has the shape that the configuration asks for, and is used once read.
 
+    `tensors` holds the plain ones by name, `quantised` the quantised linears, without a `.weight` behind the name.
     `skipped` maps what is deliberately left out to the reason; `finish` complains about everything else not read.
     """
 
@@ -42,25 +48,57 @@ class Checkpoint:
     provenance: dict[str, Any]
     tensors: dict[str, Tensor]
     skipped: dict[str, str]
+    quantised: dict[str, QuantisedWeight] = field(default_factory=dict)
+    quantisation: Quantisation | None = None
     _used: set[str] = field(default_factory=set)
 
     @classmethod
-    def open(cls, source: str | Path, revision: str | None = None) -> Checkpoint:
-        """A local folder of safetensors, or a Hugging Face repo id. Raises CheckpointError, all in one line."""
+    def open(
+        cls, source: str | Path, revision: str | None = None, vision_source: str | Path | None = None
+    ) -> Checkpoint:
+        """A local folder of safetensors, or a Hugging Face repo id. Raises CheckpointError, all in one line.
+
+        With `vision_source`, `source` holds the language model alone; everything else, configuration and tokenizer
+        included, comes from there.
+        """
         folder, repo_id = locate(source, revision)
         shards = read_shards(folder)
         entries = _canonical_entries([entry for held in shards.values() for entry in held])
-        config = read_config(folder, {name: entry.shape for name, entry in entries.items()})
+        home, home_id = folder, repo_id
+        if vision_source is not None:
+            home, home_id = locate(vision_source, None)
+            more = read_shards(home)
+            entries = join_text_model(entries, _canonical_entries([entry for held in more.values() for entry in held]))
+            shards |= more
+        config = read_config(home, {name: entry.shape for name, entry in entries.items()})
         shapes = expected_shapes(config)
-        skipped = _find_skipped(entries, config, shapes)
-        tensors = _checked(entries, shapes, skipped, config)
+        if vision_source is not None:
+            check_same_model(folder, config)
+        quantisation = read_quantisation(folder)
+        parts = QuantisedEntries(entries, shapes)
+        if quantisation is None:
+            refuse_unstated(parts)
+        weights = {} if quantisation is None else quantisation.take(parts)
+        plain = {name: shape for name, shape in shapes.items() if name.removesuffix(".weight") not in weights}
+        skipped = _find_skipped(entries, config, plain) | _zero_biases(entries, plain, weights)
+        tensors = _checked(entries, plain, skipped, config)
         _check_tied_head(entries, tensors, config)
-        return cls(folder, config, _provenance(folder, repo_id, list(shards), config), tensors, skipped)
+        provenance = _provenance(folder, repo_id, list(shards), config)
+        if vision_source is not None:
+            provenance["vision_source"] = home_id or home.resolve().name
+        return cls(home, config, provenance, tensors, skipped, weights, quantisation)
 
     @property
     def num_parameters(self) -> int:
         """Parameters of the exported network: a tied head counts once, skipped tensors not at all."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        return sum(math.prod(weight.shape) for weight in (*self.tensors.values(), *self.quantised.values()))
+
+    @property
+    def stored(self) -> Stored | None:
+        """The formats of the quantised linears, None where there are none."""
+        if self.quantisation is None or not self.quantised:
+            return None
+        return stored_format(self.quantised, self.quantisation.method)
 
     def has(self, name: str) -> bool:
         return self._resolve(name) in self.tensors
@@ -75,6 +113,14 @@ class Checkpoint:
         self._used.add(found.name)
         return found
 
+    def weight(self, linear: str) -> Tensor | QuantisedWeight:
+        """The weight of a linear, as plain or quantised as it is stored, counted as used."""
+        found = self.quantised.get(linear)
+        if found is None:
+            return self.tensor(f"{linear}.weight")
+        self._used.add(linear)
+        return found
+
     def skip(self, prefix: str, reason: str) -> None:
         """Leave out the tensor of this name, or all whose names begin so, and remember why."""
         for name in [name for name in self.tensors if name.startswith(prefix)]:
@@ -82,7 +128,7 @@ class Checkpoint:
 
     def finish(self) -> None:
         """Raise CheckpointError naming every tensor that was neither used nor skipped."""
-        unused = self.tensors.keys() - self._used - self.skipped.keys()
+        unused = (self.tensors.keys() | self.quantised.keys()) - self._used - self.skipped.keys()
         if unused:
             raise CheckpointError(
                 f"{some(sorted(unused))} never used by the export of {self.folder.name}, expected every tensor to be. "
@@ -164,9 +210,7 @@ def _canonical_entries(found: list[Entry]) -> dict[str, Entry]:
     return entries
 
 
-def _find_skipped(
-    entries: dict[str, Entry], config: ModelConfig, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, str]:
+def _find_skipped(entries: dict[str, Entry], config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
     skipped: dict[str, str] = {}
     dropped = _dropped_layer_prefixes(config)
     for name in entries.keys() - shapes.keys():
@@ -177,6 +221,25 @@ def _find_skipped(
             skipped[name] = "computed from rope_theta"
         if name == "lm_head.weight" and config.text.tie_word_embeddings:
             skipped[name] = "tied to the embedding table"
+    return skipped
+
+
+def _zero_biases(
+    entries: dict[str, Entry], shapes: dict[str, tuple[int, ...]], weights: dict[str, QuantisedWeight]
+) -> dict[str, str]:
+    """Biases that some packers give to every linear they quantise, and that are nothing but zeros."""
+    skipped: dict[str, str] = {}
+    for name, weight in weights.items():
+        entry = entries.get(f"{name}.bias")
+        if entry is None or f"{name}.bias" in shapes:
+            continue
+        bias = entry.to_tensor(f"{name}.bias", weight.shape[:1], FLOAT_DTYPES, "Copy the shards again.").read()
+        if bias.any():
+            raise CheckpointError(
+                f"{short(entry.disk_name)} is not zero, expected no bias: Qwen2 has one on q, k and v alone. Export "
+                "the checkpoint that it was made from."
+            )
+        skipped[f"{name}.bias"] = "a bias of zeros"
     return skipped
 
 
@@ -217,12 +280,8 @@ def _checked(
         )
     for name, shape in shapes.items():
         entry = entries[name]
-        if entry.dtype not in _DTYPES:
-            raise CheckpointError(
-                f"{entry.disk_name} in {entry.path.name} has dtype {entry.dtype}, expected BF16, F16 or F32. Export "
-                "the checkpoint that it was made from."
-            )
-        tensors[name] = Tensor(name, _DTYPES[entry.dtype], shape, entry.path, entry.offset)
+        step = "Export the checkpoint that it was made from."
+        tensors[name] = entry.to_tensor(name, shape, FLOAT_DTYPES, step)
     return tensors
 
 
@@ -232,7 +291,7 @@ def _check_tied_head(entries: dict[str, Entry], tensors: dict[str, Tensor], conf
     if head is None or not config.text.tie_word_embeddings:
         return
     table = tensors["language_model.embed_tokens.weight"]
-    same = _DTYPES.get(head.dtype) == table.dtype and head.shape == table.shape
+    same = SAFETENSORS_DTYPES.get(head.dtype) == table.dtype and head.shape == table.shape
     if same:
         copy = Tensor("lm_head.weight", table.dtype, table.shape, head.path, head.offset)
         blocks = zip(copy.blocks(4 << 20), table.blocks(4 << 20), strict=True)

@@ -118,11 +118,6 @@ _REQUIRED = object()
 def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
     """The configuration of the checkpoint in `folder`, whose tensors have `shapes` (by canonical name)."""
     config = _Fields(read_json(folder / "config.json"), "config.json")
-    if any(fields.values.get("quantization_config") is not None for fields in (config, config.sub("text_config"))):
-        raise CheckpointError(
-            "config.json holds a quantization_config, expected plain bf16, fp16 or fp32 weights: quantised checkpoints "
-            "come with a later version. Export the checkpoint that it was made from."
-        )
     match config.values.get("model_type"):
         case "llava_onevision":
             return _read_hf(folder, config)
@@ -131,10 +126,21 @@ def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
         case "llava" | "qwen2" if "LlavaQwenForCausalLM" in _as_list(config.values.get("architectures")):
             return _read_llava_next(config, shapes)
         case other:
+            only_text = " For a language model quantised apart, add --vision-from ORIGINAL." if other == "qwen2" else ""
             raise CheckpointError(
                 f"config.json: model_type is {_show(other)}, expected 'llava_onevision' (transformers) or 'llava_qwen' "
-                "(LLaVA-NeXT). Only LLaVA-OneVision checkpoints with a Qwen2 language model can be exported."
+                "(LLaVA-NeXT). Only LLaVA-OneVision checkpoints with a Qwen2 language model can be "
+                f"exported.{only_text}"
             )
+
+
+def read_text_config(folder: Path) -> TextConfig:
+    """The language model that config.json describes, on its own or as part of a whole."""
+    config = _Fields(read_json(folder / "config.json"), "config.json")
+    fields = config.sub("text_config") if "text_config" in config.values else config
+    if fields.values.get("model_type") not in ("qwen2", "llava_qwen"):
+        fields.expect("model_type", "qwen2", "only Qwen2 language models are implemented")
+    return _read_text(fields, config.flag("tie_word_embeddings", False) or fields.flag("tie_word_embeddings", False))
 
 
 def read_json(path: Path) -> dict[str, Any]:

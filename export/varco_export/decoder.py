@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from varco_export.act_order import fold_order
 from varco_export.checkpoint import Checkpoint
 from varco_export.config import TextConfig
 from varco_export.dialect import AttentionHeads, Dialect
@@ -23,7 +24,7 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
 
     `advance` is called after each layer and after the head.
     """
-    config, tensor, graph = checkpoint.config.text, checkpoint.tensor, ops.graph
+    config, tensor, weight, graph = checkpoint.config.text, checkpoint.tensor, checkpoint.weight, ops.graph
     x = graph.input("inputs_embeds", ops.precision.compute, [1, "sequence", config.hidden_size])
     heads = AttentionHeads(
         config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -32,33 +33,33 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
 
     for index in range(config.num_hidden_layers):
         layer = f"language_model.layers.{index}"
-        weight = tensor(f"{layer}.input_layernorm.weight")
+        norm = tensor(f"{layer}.input_layernorm.weight")
         if index == 0:
-            residual, h = x, ops.rms_norm(x, weight, config.rms_norm_eps)
+            residual, h = x, ops.rms_norm(x, norm, config.rms_norm_eps)
         else:
-            h, residual = ops.add_rms_norm(x, residual, weight, config.rms_norm_eps)
+            h, residual = ops.add_rms_norm(x, residual, norm, config.rms_norm_eps)
 
         attention = f"{layer}.self_attn"
         qkv = Linear(
             f"{attention}.qkv_proj",
-            tuple(tensor(f"{attention}.{part}_proj.weight") for part in "qkv"),
+            tuple(weight(f"{attention}.{part}_proj") for part in "qkv"),
             tuple(tensor(f"{attention}.{part}_proj.bias") for part in "qkv"),
         )
         h = ops.cached_attention(ops.linear(h, qkv), index)
-        h = ops.linear(h, Linear(f"{attention}.o_proj", (tensor(f"{attention}.o_proj.weight"),)))
+        h = ops.linear(h, Linear(f"{attention}.o_proj", (weight(f"{attention}.o_proj"),)))
 
-        weight = tensor(f"{layer}.post_attention_layernorm.weight")
-        h, residual = ops.add_rms_norm(h, residual, weight, config.rms_norm_eps)
-        gate_up = Linear(
-            f"{layer}.mlp.gate_up_proj",
-            (tensor(f"{layer}.mlp.gate_proj.weight"), tensor(f"{layer}.mlp.up_proj.weight")),
-        )
+        norm = tensor(f"{layer}.post_attention_layernorm.weight")
+        h, residual = ops.add_rms_norm(h, residual, norm, config.rms_norm_eps)
+        mlp = f"{layer}.mlp"
+        gate_up = Linear(f"{mlp}.gate_up_proj", (weight(f"{mlp}.gate_proj"), weight(f"{mlp}.up_proj")))
+        down = Linear(f"{mlp}.down_proj", (weight(f"{mlp}.down_proj"),))
+        gate_up, down = fold_order(gate_up, down)
         h = ops.silu_gate(ops.linear(h, gate_up), config.intermediate_size)
-        x = ops.linear(h, Linear(f"{layer}.mlp.down_proj", (tensor(f"{layer}.mlp.down_proj.weight"),)))
+        x = ops.linear(h, down)
         advance()
 
     h, _ = ops.add_rms_norm(x, residual, tensor("language_model.norm.weight"), config.rms_norm_eps)
-    h = ops.linear(ops.last_tokens(h), Linear("lm_head", (tensor("lm_head.weight"),)), head=True)
+    h = ops.linear(ops.last_tokens(h), Linear("lm_head", (weight("lm_head"),)), head=True)
     ops.logits(h)
     graph.output("logits", "fp32", [1, "num_logits", config.vocab_size])
     advance()

@@ -8,18 +8,20 @@ Values are names of `[1, S, features]` activations unless a method says otherwis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from varco_export.checkpoint import Tensor
 from varco_export.graph import DTYPES, MICROSOFT, Graph
-from varco_export.linear import Linear, pack_values, quantise_rows
+from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Linear, Part, pack_values, quantise_rows
 from varco_export.precision import QUANTISED_BITS, Precision
+from varco_export.tensor import Tensor
 
 Array = np.ndarray[Any, Any]
+MAX_BLOCK_SIZE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class OnnxRuntimeDialect:
         self.graph = graph
         self.precision = precision
         self._numpy_type = DTYPES[precision.compute][1]
+        self._gathered: list[tuple[str, Array, str]] = []
 
     # -- small pieces -----------------------------------------------------------------------------------------------
 
@@ -105,27 +108,36 @@ class OnnxRuntimeDialect:
 
     def linear(self, x: str, weights: Linear, head: bool = False) -> str:
         precision = self.precision.head if head else self.precision.weights
-        if precision in QUANTISED_BITS:
-            y = self._quantised_matmul(x, weights, QUANTISED_BITS[precision])
-        else:
-            shape = (weights.out_features, weights.in_features)
-            w = self.graph.weight(f"{weights.name}.weight", precision, shape, weights.blocks())
-            y = self.graph.node("FusedMatMul", [x, w], domain=MICROSOFT, transB=1)
+        products = [self._product(x, part, precision) for part in weights.parts()]
+        y = products[0] if len(products) == 1 else self.graph.node("Concat", products, axis=-1)
         if not weights.biases:
             return y
         name = f"{weights.name}.bias"
         bias = self.graph.weight(name, self.precision.compute, (weights.out_features,), [weights.bias()])
         return self.graph.node("Add", [y, bias])
 
-    def _quantised_matmul(self, x: str, weights: Linear, bits: int) -> str:
-        n, k = weights.out_features, weights.in_features
+    def _product(self, x: str, part: Part, precision: str) -> str:
+        """x W^T of one part, in the format it is stored in, or for plain floats in the one that was asked for."""
+        match part:
+            case IntegerPart():
+                return self._integer_product(self._ordered(x, part), part)
+            case Fp8Part():
+                return self._fp8_product(x, part)
+        if precision in QUANTISED_BITS:
+            return self._rounded_product(x, part, QUANTISED_BITS[precision])
+        w = self.graph.weight(f"{part.name}.weight", precision, (part.out_features, part.in_features), part.blocks())
+        return self.graph.node("FusedMatMul", [x, w], domain=MICROSOFT, transB=1)
+
+    def _rounded_product(self, x: str, part: FloatPart, bits: int) -> str:
+        """Floats rounded to the nearest integers on their way."""
+        n, k = part.out_features, part.in_features
         block_size = self.precision.block_size
         num_blocks = -(-k // block_size)
         scales = np.empty((n, num_blocks), dtype=self._numpy_type)
 
         def packed_rows() -> Iterator[Array]:
             row = 0
-            for block in weights.blocks():
+            for block in part.blocks():
                 # 8 MiB of fp32 at a time: the work arrays stay in reach of the caches and far below a large tensor.
                 step = max(1, (2 << 20) // k)
                 for start in range(0, len(block), step):
@@ -135,13 +147,96 @@ class OnnxRuntimeDialect:
                     row += len(rows)
                     yield pack_values(values, bits)
 
-        blob = block_size * bits // 8
-        b = self.graph.weight(f"{weights.name}.weight_int{bits}", "uint8", (n, num_blocks, blob), packed_rows())
-        s = self.graph.weight(f"{weights.name}.scales", self.precision.compute, (n, num_blocks), [scales])
-        attributes: dict[str, Any] = {"K": k, "N": n, "bits": bits, "block_size": block_size}
+        b = self._packed(part, bits, num_blocks, block_size, packed_rows())
+        s = self.graph.weight(f"{part.name}.scales", self.precision.compute, (n, num_blocks), [scales])
+        return self._matmul_n_bits(x, [b, s], part, bits, block_size)
+
+    def _integer_product(self, x: str, part: IntegerPart) -> str:
+        """Integers as they are stored. A group larger than a kernel's block becomes several with the same scale."""
+        n, k, bits = part.out_features, part.in_features, part.bits
+        block_size = kernel_block_size(part)
+        num_blocks = -(-k // block_size)
+        per_group = -(-part.group_size // block_size)
+
+        def by_block(groups: Array) -> Array:
+            """`[n, groups]` to `[n, num_blocks]`."""
+            repeated: Array = np.repeat(groups, per_group, axis=1)[:, :num_blocks]
+            return repeated
+
+        inputs = [
+            self._packed(part, bits, num_blocks, block_size, part.packed_blocks(num_blocks * block_size)),
+            self.graph.weight(
+                f"{part.name}.scales", self.precision.compute, (n, num_blocks), [by_block(part.scales())]
+            ),
+        ]
+        zeros = part.zeros()
+        if zeros is not None:
+            packed = pack_values(by_block(zeros), bits)
+            inputs.append(self.graph.weight(f"{part.name}.zero_points", "uint8", packed.shape, [packed]))
+        return self._matmul_n_bits(x, inputs, part, bits, block_size)
+
+    def _packed(
+        self, part: FloatPart | IntegerPart, bits: int, num_blocks: int, block_size: int, rows: Iterator[Array]
+    ) -> str:
+        shape = (part.out_features, num_blocks, block_size * bits // 8)
+        return self.graph.weight(f"{part.name}.weight_int{bits}", "uint8", shape, rows)
+
+    def _matmul_n_bits(
+        self, x: str, weights: list[str], part: FloatPart | IntegerPart, bits: int, block_size: int
+    ) -> str:
+        attributes: dict[str, Any] = {
+            "K": part.in_features,
+            "N": part.out_features,
+            "bits": bits,
+            "block_size": block_size,
+        }
         # Level 4 quantises activations to int8 and may flip a close call; level 1 keeps them in fp32.
         attributes["accuracy_level"] = 4 if self.precision.int8_activations else 1
-        return self.graph.node("MatMulNBits", [x, b, s], domain=MICROSOFT, **attributes)
+        return self.graph.node("MatMulNBits", [x, *weights], domain=MICROSOFT, **attributes)
+
+    def _ordered(self, x: str, part: IntegerPart) -> str:
+        """x with its features in the order in which the part reads them; gathered once for all who share it."""
+        order = part.input_order
+        if order is None:
+            return x
+        self._gathered = [known for known in self._gathered if known[0] == x]
+        for _, known_order, value in self._gathered:
+            if np.array_equal(known_order, order):
+                return value
+        indices = self.graph.weight(f"{part.name}.input_order", "int32", order.shape, [order])
+        value = self.graph.node("Gather", [x, indices], axis=2)
+        self._gathered.append((x, order, value))
+        return value
+
+    def _fp8_product(self, x: str, part: Fp8Part) -> str:
+        """FP8 values times their scales as floats, and an input rounded to FP8 where the checkpoint asks for it.
+
+        The CPU multiplies no FP8. DequantizeLinear is left alone by onnxruntime's constant folding, so the weights stay
+        a byte each in memory; FusedMatMul instead of MatMul keeps its optimizer from fusing the two into an invalid
+        node.
+        """
+        n, k = part.out_features, part.in_features
+        w = self.graph.weight(f"{part.name}.weight_fp8", "fp8", (n, k), part.blocks())
+        s = self.graph.weight(f"{part.name}.scales", self.precision.compute, (n,), [part.scales()])
+        w = self.graph.node("DequantizeLinear", [w, s], axis=0)
+        if part.activations == "float":
+            return self.graph.node("FusedMatMul", [x, w], domain=MICROSOFT, transB=1)
+        scale = self._input_scale(x, part)
+        rounded = self.graph.node("Cast", [self.graph.node("Div", [x, scale])], to=DTYPES["fp8"][0], saturate=1)
+        rounded = self.graph.node("Cast", [rounded], to=DTYPES[self.precision.compute][0])
+        y = self.graph.node("FusedMatMul", [rounded, w], domain=MICROSOFT, transB=1)
+        return self.graph.node("Mul", [y, scale])
+
+    def _input_scale(self, x: str, part: Fp8Part) -> str:
+        """What x is divided by before it becomes FP8: one number, or each token's largest entry over 448."""
+        if part.activations == "tensor":
+            value = np.array(part.input_scale, dtype=self._numpy_type)
+            return self.graph.constant(f"{part.name}.input_scale", value)
+        largest = self.graph.node("ReduceMax", [self.graph.node("Abs", [x]), self.graph.ints(-1)], keepdims=1)
+        scale = self.graph.node("Div", [largest, self.graph.constant("fp8_max", np.array(448, self._numpy_type))])
+        # A token of zeros: any scale that is not zero.
+        tiny = self.graph.constant("smallest", np.array(np.finfo(self._numpy_type).tiny, self._numpy_type))
+        return self.graph.node("Max", [scale, tiny])
 
     def gelu(self, x: str, approximate: str) -> str:
         return self.graph.node("Gelu", [x], approximate=approximate)
@@ -224,3 +319,10 @@ class OnnxRuntimeDialect:
 
     def logits(self, x: str) -> None:
         self.graph.node("Cast", [x], output="logits", to=DTYPES["fp32"][0])
+
+
+def kernel_block_size(part: IntegerPart) -> int:
+    """The largest block of input features that a kernel takes (a power of two, at most 128) and that fits a group."""
+    if part.group_size >= part.in_features:
+        return MAX_BLOCK_SIZE
+    return math.gcd(part.group_size, MAX_BLOCK_SIZE)

@@ -1,37 +1,52 @@
 """The operators in TensorRT's dialect: standard ONNX of opset 24, no plugins.
 
-What TensorRT 11 parses into native layers: RotaryEmbedding, TensorScatter into caches that are network inputs and outputs of a static
-length (bound to one address), Attention with an explicit boolean mask. `Attention`'s own causal flag and `nonpad_kv_seqlen` are not used:
-the first is wrong for a query shorter than the keys, the second is dropped by the parser. The graphs also run on ONNX Runtime's CPU
-provider, which is how their numbers are tested.
+What TensorRT parses into native layers: RotaryEmbedding; TensorScatter into caches that are network inputs and outputs
+of a static length (bound to one address); Attention with an explicit boolean mask. `Attention`'s own causal flag and
+`nonpad_kv_seqlen` are not used: the first is wrong for a query shorter than the keys, the second is dropped by the
+parser. The graphs also run on ONNX Runtime's CPU provider, which is how their numbers are tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from varco_export.checkpoint import Tensor
 from varco_export.dialect import AttentionHeads
 from varco_export.graph import DTYPES, Graph
-from varco_export.linear import Linear, pack_values, quantise_rows
+from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Linear, Part, pack_values
 from varco_export.precision import QUANTISED_BITS, Precision
+from varco_export.tensor import Tensor
+from varco_runtime.errors import ExportError
 
 Array = np.ndarray[Any, Any]
 
 OPSET = 24
 """TensorScatter and the Attention that takes its caches."""
+MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 16, 128
+FP8_MAX = 448
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
+"""TensorRT takes positive scales alone; this stands for the zero of a block of zeros."""
+_SIGN = {4: np.uint8(0x88), 8: np.uint8(0x80)}
+"""Flipping the top bit of each value turns 0 .. 2^bits - 1 around the middle into two's complement around 0."""
 
 
 class TensorRtDialect:
-    """Standard operators, batch of one, caches of `max_context` positions. See `Dialect` for the methods."""
+    """Standard operators, batch of one, caches of `max_context` positions. See `Dialect` for the methods.
+
+    Linears hold their weight as the checkpoint does, `[out, in]`, so that rows stream through unchanged; TensorRT folds
+    the transposition into the product. Quantised ones are DequantizeLinear on the weight, which it folds too: the
+    engine holds the packed values.
+    """
 
     def __init__(self, graph: Graph, precision: Precision) -> None:
         assert graph.opset == OPSET, f"Bug: the TensorRT dialect needs opset {OPSET}, the graph has {graph.opset}"
         self.graph = graph
         self.precision = precision
+        self._numpy_type = DTYPES[precision.compute][1]
 
     # -- small pieces -----------------------------------------------------------------------------------------------
 
@@ -45,41 +60,144 @@ class TensorRtDialect:
 
     def linear(self, x: str, weights: Linear, head: bool = False) -> str:
         precision = self.precision.head if head else self.precision.weights
-        if precision in QUANTISED_BITS:
-            rows = self._int4_rows(weights)
-        else:
-            shape = (weights.out_features, weights.in_features)
-            rows = self.graph.weight(f"{weights.name}.weight", precision, shape, weights.blocks())
-        # Rows stay as the checkpoint has them; TensorRT folds the transposition into the product.
-        columns = self.graph.node("Transpose", [rows], perm=[1, 0])
-        y = self.graph.node("MatMul", [x, columns])
+        products = [self._product(x, part, precision) for part in weights.parts()]
+        y = products[0] if len(products) == 1 else self.graph.node("Concat", products, axis=-1)
         if not weights.biases:
             return y
         name = f"{weights.name}.bias"
         bias = self.graph.weight(name, self.precision.compute, (weights.out_features,), [weights.bias()])
         return self.graph.node("Add", [y, bias])
 
-    def _int4_rows(self, weights: Linear) -> str:
-        """Symmetric signed INT4 in blocks along the input features, dequantised to `[out, in]` in the compute type."""
-        n, k, block_size = weights.out_features, weights.in_features, self.precision.block_size
-        num_blocks = -(-k // block_size)
-        scales = np.empty((n, num_blocks), dtype=np.float32)
+    def _product(self, x: str, part: Part, precision: str) -> str:
+        """x W^T of one part, in the format it is stored in, or for plain floats in the one that was asked for."""
+        match part:
+            case IntegerPart():
+                return self._matmul(self._ordered(x, part), self._stored_integers(part))
+            case Fp8Part():
+                return self._fp8_product(x, part)
+        if precision in QUANTISED_BITS:
+            return self._matmul(x, self._rounded_integers(part, QUANTISED_BITS[precision]))
+        if precision == "fp8":
+            return self._matmul(x, self._rounded_fp8(part))
+        shape = (part.out_features, part.in_features)
+        return self._matmul(x, self.graph.weight(f"{part.name}.weight", precision, shape, part.blocks()))
+
+    def _matmul(self, x: str, rows: str) -> str:
+        return self.graph.node("MatMul", [x, self.graph.node("Transpose", [rows], perm=[1, 0])])
+
+    # -- integers: symmetric, signed, in blocks of input features ---------------------------------------------------
+
+    def _rounded_integers(self, part: FloatPart, bits: int) -> str:
+        """Floats rounded to the nearest integers on their way."""
+        k, block_size = part.in_features, self.precision.block_size
+        scales = np.empty((part.out_features, k // block_size), dtype=np.float32)
 
         def packed_rows() -> Iterator[Array]:
             row = 0
-            for block in weights.blocks():
-                step = max(1, (2 << 20) // k)
-                for start in range(0, len(block), step):
-                    rows = block[start : start + step]
-                    values, block_scales = quantise_rows(rows, 4, block_size)
-                    scales[row : row + len(rows)] = block_scales
-                    row += len(rows)
-                    # Flipping the top bit of each nibble turns 0..15 around 8 into two's complement around 0.
-                    yield pack_values(values, 4) ^ np.uint8(0x88)
+            for rows in _slabs(part.blocks(), k):
+                values, scales[row : row + len(rows)] = _round_rows(rows, bits, block_size)
+                row += len(rows)
+                yield pack_values(values, bits)
 
-        q = self.graph.weight(f"{weights.name}.weight_int4", "int4", (n, num_blocks * block_size), packed_rows())
-        s = self.graph.weight(f"{weights.name}.scales", self.precision.compute, (n, num_blocks), [scales])
-        return self.graph.node("DequantizeLinear", [q, s], axis=1, block_size=block_size)
+        _check_blocks(part, block_size)
+        weight = self._integers(part, bits, packed_rows())
+        return self._dequantised(weight, part, [scales], scales.shape, block_size)
+
+    def _stored_integers(self, part: IntegerPart) -> str:
+        """Integers as they are stored. A group larger than a block becomes several with the same scale."""
+        if part.zeros() is not None:
+            raise ExportError(
+                f"{part.name} is stored in asymmetric int{part.bits} (with zero points), TensorRT takes symmetric "
+                "integers alone. Quantise with sym=true, export the original checkpoint with --decoder int4, or use "
+                "--device cpu."
+            )
+        # The largest power of two, at most 128, that divides a group.
+        block_size = math.gcd(min(part.group_size, part.in_features), MAX_BLOCK_SIZE)
+        _check_blocks(part, block_size)
+        shape = (part.out_features, part.in_features // block_size)
+        per_group = -(-part.group_size // block_size)
+        stored = part.scales()
+        if (stored < 0).any():
+            raise ExportError(
+                f"{part.name} holds negative scales, TensorRT takes positive ones alone. Use --device cpu, or export "
+                "the original checkpoint with --decoder int4."
+            )
+        scales = np.repeat(np.maximum(stored, SMALLEST_SCALE), per_group, axis=1)[:, : shape[1]]
+        blocks = (block ^ _SIGN[part.bits] for block in part.packed_blocks(part.in_features))
+        weight = self._integers(part, part.bits, blocks)
+        return self._dequantised(weight, part, [scales], shape, block_size)
+
+    def _integers(self, part: FloatPart | IntegerPart, bits: int, blocks: Iterable[Array]) -> str:
+        shape = (part.out_features, part.in_features)
+        return self.graph.weight(f"{part.name}.weight_int{bits}", f"int{bits}", shape, blocks)
+
+    def _dequantised(
+        self, weight: str, part: Part, scales: list[Array], shape: tuple[int, ...], block_size: int
+    ) -> str:
+        """`[out, in]` in the compute type; the scales are written after the weight whose rows made them."""
+        names = [weight, self.graph.weight(f"{part.name}.scales", self.precision.compute, shape, scales)]
+        return self.graph.node("DequantizeLinear", names, axis=1, block_size=block_size)
+
+    def _ordered(self, x: str, part: IntegerPart) -> str:
+        """x with its features in the order in which the part reads them."""
+        if part.input_order is None:
+            return x
+        order = part.input_order
+        indices = self.graph.weight(f"{part.name}.input_order", "int32", order.shape, [order])
+        return self.graph.node("Gather", [x, indices], axis=2)
+
+    # -- FP8: E4M3 with a scale per output feature ------------------------------------------------------------------
+
+    def _rounded_fp8(self, part: FloatPart) -> str:
+        """Floats rounded to the nearest FP8 on their way; the largest of a row becomes 448, the largest FP8."""
+        scales = np.empty(part.out_features, dtype=self._numpy_type)
+
+        def rows_in_fp8() -> Iterator[Array]:
+            row = 0
+            for block in _slabs(part.blocks(), part.in_features):
+                rows = block.astype(np.float32)
+                largest = np.abs(rows).max(axis=1)
+                used = np.maximum(largest / FP8_MAX, SMALLEST_SCALE).astype(self._numpy_type)
+                scales[row : row + len(rows)] = used
+                row += len(rows)
+                rows /= used.astype(np.float32)[:, None]
+                yield np.clip(rows, -FP8_MAX, FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
+
+        return self._fp8_rows(part, rows_in_fp8(), scales)
+
+    def _fp8_rows(self, part: FloatPart | Fp8Part, blocks: Iterable[Array], scales: Array) -> str:
+        n, k = part.out_features, part.in_features
+        names = [
+            self.graph.weight(f"{part.name}.weight_fp8", "fp8", (n, k), blocks),
+            self.graph.weight(f"{part.name}.scales", self.precision.compute, (n,), [scales]),
+        ]
+        return self.graph.node("DequantizeLinear", names, axis=0)
+
+    def _fp8_product(self, x: str, part: Fp8Part) -> str:
+        """FP8 as it is stored, and an input that is rounded to FP8 where the checkpoint asks for it.
+
+        TensorRT quantises activations by one fixed scale. Where each token has its own, x is divided by the token's
+        largest entry before, and the product multiplied by it after.
+        """
+        rows = self._fp8_rows(part, part.blocks(), np.maximum(part.scales(), SMALLEST_SCALE))
+        match part.activations:
+            case "float":
+                return self._matmul(x, rows)
+            case "tensor":
+                return self._matmul(self._through_fp8(x, part.name, part.input_scale or 0), rows)
+        largest = self.graph.node("ReduceMax", [self.graph.node("Abs", [x]), self.graph.ints(-1)], keepdims=1)
+        # A token of zeros: any number that is not zero.
+        tiny = np.array(np.finfo(np.float16).smallest_normal, self._numpy_type)
+        largest = self.graph.node("Max", [largest, self.graph.constant("smallest", tiny)])
+        unit = self._through_fp8(self.graph.node("Div", [x, largest]), "fp8", 1 / FP8_MAX)
+        return self.graph.node("Mul", [self._matmul(unit, rows), largest])
+
+    def _through_fp8(self, x: str, name: str, scale: float) -> str:
+        """x rounded to multiples of `scale` that FP8 can express."""
+        step = self.graph.constant(f"{name}.input_scale", np.array(scale, self._numpy_type))
+        zero = self.graph.constant("fp8_zero", np.array(0, ml_dtypes.float8_e4m3fn))
+        quantised = self.graph.node("QuantizeLinear", [x, step, zero])
+        return self.graph.node("DequantizeLinear", [quantised, step])
 
     def gelu(self, x: str, approximate: str) -> str:
         return self.graph.node("Gelu", [x], approximate=approximate)
@@ -167,4 +285,38 @@ class TensorRtDialect:
         return self.graph.node("Gather", [x, self.graph.input("logit_positions", "int64", ["num_logits"])], axis=1)
 
     def logits(self, x: str) -> None:
-        self.graph.node("Cast", [x], output="logits", to=DTYPES["fp32"][0])
+        """The logits, and the token of each position's largest one: the next token without a copy to the host."""
+        logits = self.graph.node("Cast", [x], output="logits", to=DTYPES["fp32"][0])
+        self.graph.node("ArgMax", [logits], output="next_token", axis=-1, keepdims=0)
+        self.graph.output("next_token", "int64", [1, "num_logits"])
+
+
+def _round_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
+    """Round rows `[n, k]` to signed symmetric integers in blocks along k, each with one positive scale.
+
+    Returns values `[n, blocks, block_size]` as the low bits of uint8, and scales `[n, blocks]` fp32. No rule with
+    negative scales here (`quantise_rows`), which use one level more: TensorRT's parser refuses them.
+    """
+    half = 1 << (bits - 1)
+    values = rows.astype(np.float32).reshape(len(rows), -1, block_size)
+    scales = np.maximum(values.max(axis=2) / np.float32(half - 1), values.min(axis=2) / np.float32(-half))
+    scales = np.maximum(scales, np.float32(SMALLEST_SCALE))
+    values = np.clip(np.rint(values / scales[:, :, None]), -half, half - 1).astype(np.int8)
+    return values.view(np.uint8) & np.uint8(2 * half - 1), scales
+
+
+def _slabs(blocks: Iterable[Array], width: int) -> Iterator[Array]:
+    """Blocks of rows cut to 8 MiB of fp32: the work arrays stay in reach of the caches and far below a large tensor."""
+    step = max(1, (2 << 20) // width)
+    for block in blocks:
+        for start in range(0, len(block), step):
+            yield block[start : start + step]
+
+
+def _check_blocks(part: FloatPart | IntegerPart, block_size: int) -> None:
+    """TensorRT's blocks divide the input features evenly and have at least 16 of them."""
+    if block_size < MIN_BLOCK_SIZE or part.in_features % block_size:
+        raise ExportError(
+            f"{part.name} has {part.in_features} input features in blocks of {block_size}, TensorRT takes blocks of 16 "
+            "or more that divide them evenly. Choose another --block-size or group size, or export with --decoder fp16."
+        )

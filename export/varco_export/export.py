@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +14,15 @@ import numpy as np
 from varco_export.checkpoint import Checkpoint
 from varco_export.decoder import emit_decoder
 from varco_export.dialect import Dialect, OnnxRuntimeDialect
-from varco_export.graph import Graph
+from varco_export.dialect_tensorrt import OPSET as TENSORRT_OPSET
+from varco_export.dialect_tensorrt import TensorRtDialect
+from varco_export.embedding import emit_embedding
+from varco_export.graph import DTYPES, OPSET, Graph
 from varco_export.output import HashedFile, whole_folder
-from varco_export.precision import Precision, decoder_precision, vision_precision
+from varco_export.packing import emit_packing
+from varco_export.precision import Precision, check_decoder_options, decoder_precision, vision_precision
+from varco_export.precision_tensorrt import check_tensorrt_options, tensorrt_precisions
+from varco_export.probes import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.projector import emit_projector
 from varco_export.prompts import load_prompts
 from varco_export.vision import emit_vision
@@ -40,6 +46,8 @@ class ExportOptions:
     activations: str = "float"
     max_context: int | None = None
     overwrite: bool = False
+    vision_from: str | None = None
+    probes: bool | None = None
 
 
 class Progress(Protocol):
@@ -54,15 +62,32 @@ def export(source: str | Path, target: Path, options: ExportOptions, progress: P
 
     Raises `CheckpointError` (naming the tensor or setting), `UsageError` or `ExportError`; then nothing is left behind.
     """
-    decoder = decoder_precision(
-        options.decoder, options.lm_head, options.block_size, options.activations, options.device
-    )
-    vision = vision_precision(options.vision)
-    checkpoint = Checkpoint.open(source)
+    _check_precisions(options)
+    checkpoint = Checkpoint.open(source, vision_source=options.vision_from)
+    decoder, vision = _precisions(options, checkpoint)
     max_context = choose_max_context(options.max_context, checkpoint.config.text.max_position_embeddings)
     with whole_folder(target, options.overwrite) as folder:
-        manifest = _write(checkpoint, folder, decoder, vision, max_context, options, progress)
-    return manifest
+        return _write(checkpoint, folder, decoder, vision, max_context, options, progress)
+
+
+def _check_precisions(options: ExportOptions) -> None:
+    """Refuse what no checkpoint could be exported with."""
+    asked = options.decoder, options.lm_head, options.block_size, options.activations
+    if options.device == "tensorrt":
+        check_tensorrt_options(*asked, options.vision)
+    else:
+        check_decoder_options(*asked, options.device)
+        vision_precision(options.vision)
+
+
+def _precisions(options: ExportOptions, checkpoint: Checkpoint) -> tuple[Precision, Precision]:
+    """The decoder's formats, and those of the other networks."""
+    decoder, lm_head, block_size, stored = options.decoder, options.lm_head, options.block_size, checkpoint.stored
+    if options.device == "tensorrt":
+        weights = checkpoint.tensors["language_model.embed_tokens.weight"].dtype
+        return tensorrt_precisions(decoder, lm_head, block_size, options.vision, weights, stored)
+    own = decoder_precision(decoder, lm_head, block_size, options.activations, options.device, stored=stored)
+    return own, vision_precision(options.vision)
 
 
 def choose_max_context(asked: int | None, max_position_embeddings: int) -> int:
@@ -87,12 +112,19 @@ def _write(
 ) -> Manifest:
     config = checkpoint.config
     files: dict[str, FileFacts] = {}
+    on_tensorrt = options.device == "tensorrt"
+    opset = TENSORRT_OPSET if on_tensorrt else OPSET
+    dialect: Callable[[Graph, Precision], Dialect] = TensorRtDialect if on_tensorrt else OnnxRuntimeDialect
 
     def network(
-        name: str, precision: Precision, steps: int, emit: Callable[[Dialect, Callable[[], None]], None]
+        name: str,
+        precision: Precision,
+        steps: int,
+        emit: Callable[[Dialect, Callable[[], None]], None],
+        label: str | None = None,
     ) -> Component:
-        with progress.component(name, steps) as advance, Graph(name, folder) as graph:
-            emit(OnnxRuntimeDialect(graph, precision), advance)
+        with progress.component(label or name, steps) as advance, Graph(name, folder, opset) as graph:
+            emit(dialect(graph, precision), advance)
             files.update(graph.save())
         return Component(
             graph.path.name, graph.data_path.name, precision.compute, precision.describe(), graph.weight_bytes
@@ -117,6 +149,14 @@ def _write(
     with progress.component("embedding", 1) as advance:
         embedding = write_embedding(checkpoint, folder, files)
         advance()
+    packing = token_lookup = None
+    if on_tensorrt:  # which packs patches and looks tokens up on the device
+        packing = network("packing", vision, 1, lambda ops, advance: emit_packing(checkpoint, ops, advance))
+        token_lookup = network(
+            "embedding", vision, 1, lambda ops, advance: emit_embedding(checkpoint, ops, advance), label="token lookup"
+        )
+        row_bytes = config.text.hidden_size * DTYPES[vision.compute][1].itemsize
+        token_lookup = replace(token_lookup, weight_bytes=row_bytes)
     decoder_component = network(
         "decoder",
         decoder,
@@ -136,13 +176,19 @@ def _write(
         vision=vision_component,
         projector=projector_component,
         decoder=decoder_component,
+        packing=packing,
+        token_lookup=token_lookup,
         embedding=embedding,
         tokenizer="tokenizer.json",
         chat_template="chat_template.jinja",
         license=str(checkpoint.provenance["license"]),
         provenance={**checkpoint.provenance, "exported_by": f"varco-edge {__version__}"},
+        engines=(),
         files=files,
     )
+    automatic = checkpoint.num_parameters < PROBES_BELOW_PARAMETERS
+    if automatic if options.probes is None else options.probes:
+        manifest = write_probes(checkpoint, folder, manifest, progress)
     write_manifest(folder, manifest)
     return manifest
 

@@ -30,6 +30,8 @@ DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
     "fp32": (TensorProto.FLOAT, np.dtype(np.float32)),
     "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
     "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+    "fp8": (TensorProto.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn)),
+    "int8": (TensorProto.INT8, np.dtype(np.uint8)),  # bytes in two's complement
     "uint8": (TensorProto.UINT8, np.dtype(np.uint8)),
     "int32": (TensorProto.INT32, np.dtype(np.int32)),
     "int64": (TensorProto.INT64, np.dtype(np.int64)),
@@ -143,7 +145,8 @@ class Graph:
         opsets = [helper.make_opsetid("", self.opset)]
         if any(node.domain == MICROSOFT for node in self._nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSIONS[self.opset], producer_name="varco-edge")
+        ir_version = IR_VERSIONS[self.opset]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="varco-edge")
         with HashedFile(self.path) as file:
             file.write(model.SerializeToString(deterministic=True))
         self._data.close()

@@ -1,4 +1,4 @@
-"""Unsigned integers of 4 or 8 bits in bytes, low nibble first: how MatMulNBits, GPTQ and compressed-tensors store them."""
+"""Unsigned integers of 4 or 8 bits in bytes, low nibble first, as MatMulNBits and all checkpoint formats store them."""
 
 from __future__ import annotations
 

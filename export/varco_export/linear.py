@@ -1,46 +1,203 @@
 """A linear layer's weights on their way from the checkpoint to a graph, block by block.
 
-Several checkpoint tensors may form one linear (query, key and value; gate and up): their rows, the output features,
-follow each other.
+Several weights of the checkpoint may form one linear (query, key and value; gate and up): their rows, the output
+features, follow each other. A linear falls into parts, runs of weights that one matrix product can hold; nearly always
+that is one part. A dialect turns each part into its operators and puts the results side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from varco_export.checkpoint import Tensor
+from varco_export.integers import bytes_per_row, fit_rows
+from varco_export.integers import pack as pack_values
+from varco_export.quantised import Activations, Fp8Weight, IntegerWeight, QuantisedWeight
+from varco_export.tensor import Tensor
+
+__all__ = ["FloatPart", "Fp8Part", "IntegerPart", "Linear", "Part", "Weight", "pack_values", "quantise_rows"]
 
 Array = np.ndarray[Any, Any]
+Weight = Tensor | QuantisedWeight
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """y = x W^T + b, with W `[out_features, in_features]` as the rows of `tensors` one after another."""
+    """y = x W^T + b, with W `[out_features, in_features]` as the rows of `weights` one after another."""
 
     name: str
-    tensors: tuple[Tensor, ...]
+    weights: tuple[Weight, ...]
     biases: tuple[Tensor, ...] = ()
 
     @property
     def in_features(self) -> int:
-        return self.tensors[0].shape[1]
+        return self.weights[0].shape[1]
 
     @property
     def out_features(self) -> int:
-        return sum(tensor.shape[0] for tensor in self.tensors)
+        return sum(weight.shape[0] for weight in self.weights)
+
+    def parts(self) -> list[Part]:
+        """The longest runs of weights of one kind, in order."""
+        runs: list[list[Weight]] = [[self.weights[0]]]
+        for before, weight in pairwise(self.weights):
+            if _fit_together(before, weight):
+                runs[-1].append(weight)
+            else:
+                runs.append([weight])
+        names = [self.name] if len(runs) == 1 else [run[0].name.removesuffix(".weight") for run in runs]
+        return [_part(name, run) for name, run in zip(names, runs, strict=True)]
 
     def blocks(self) -> Iterator[Array]:
-        """Blocks of rows `[rows, in_features]` in the checkpoint's own type."""
-        for tensor in self.tensors:
-            yield from tensor.blocks()
+        """Blocks of rows `[rows, in_features]` of a linear that is not quantised, in the checkpoint's own type."""
+        (part,) = self.parts()
+        assert isinstance(part, FloatPart), f"Bug: {self.name} is quantised, its parts have blocks of their own"
+        yield from part.blocks()
 
     def bias(self) -> Array:
         """The bias `[out_features]` in fp32."""
         return np.concatenate([tensor.read().astype(np.float32) for tensor in self.biases])
+
+
+@dataclass(frozen=True, slots=True)
+class FloatPart:
+    """Rows stored as floats."""
+
+    name: str
+    weights: tuple[Tensor, ...]
+
+    @property
+    def in_features(self) -> int:
+        return self.weights[0].shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return sum(weight.shape[0] for weight in self.weights)
+
+    def blocks(self) -> Iterator[Array]:
+        """Blocks of rows `[rows, in_features]` in the checkpoint's own type."""
+        for tensor in self.weights:
+            yield from tensor.blocks()
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerPart:
+    """Rows stored as integers of `bits` bits, `group_size` input features to a scale.
+
+    Their input features are sorted by group: feature j of the rows multiplies feature `input_order[j]` of the input,
+    or simply feature j where that is None.
+    """
+
+    name: str
+    weights: tuple[IntegerWeight, ...]
+
+    @property
+    def in_features(self) -> int:
+        return self.weights[0].shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return sum(weight.shape[0] for weight in self.weights)
+
+    @property
+    def bits(self) -> int:
+        return self.weights[0].bits
+
+    @property
+    def group_size(self) -> int:
+        return self.weights[0].group_size
+
+    @property
+    def input_order(self) -> Array | None:
+        return self.weights[0].input_order
+
+    def packed_blocks(self, num_features: int) -> Iterator[Array]:
+        """Blocks of rows `[rows, num_features * bits / 8]` uint8, low nibble first, filled up behind `in_features`."""
+        num_bytes = bytes_per_row(num_features, self.bits)
+        for weight in self.weights:
+            for block in weight.packed_blocks():
+                yield fit_rows(block, num_bytes)
+
+    def scales(self) -> Array:
+        """`[out_features, groups]` in fp32, exactly as stored."""
+        return np.concatenate([weight.scales() for weight in self.weights])
+
+    def zeros(self) -> Array | None:
+        """`[out_features, groups]` uint8, or None where every zero point is 2^(bits-1)."""
+        zeros = [weight.zeros() for weight in self.weights]
+        if all(rows is None for rows in zeros):
+            return None
+        return np.concatenate(
+            [
+                np.full((weight.shape[0], weight.num_groups), weight.half, np.uint8) if rows is None else rows
+                for weight, rows in zip(self.weights, zeros, strict=True)
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Part:
+    """Rows stored in float8 E4M3, with how their input is rounded."""
+
+    name: str
+    weights: tuple[Fp8Weight, ...]
+
+    @property
+    def in_features(self) -> int:
+        return self.weights[0].shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return sum(weight.shape[0] for weight in self.weights)
+
+    @property
+    def activations(self) -> Activations:
+        return self.weights[0].activations
+
+    @property
+    def input_scale(self) -> float | None:
+        """Where `activations` is `tensor`."""
+        return self.weights[0].input_scale
+
+    def blocks(self) -> Iterator[Array]:
+        """Blocks of rows `[rows, in_features]` in float8."""
+        for weight in self.weights:
+            yield from weight.values.blocks()
+
+    def scales(self) -> Array:
+        """One scale per row, `[out_features]` in fp32."""
+        rows = [np.broadcast_to(weight.scales(), (weight.shape[0],)) for weight in self.weights]
+        return np.concatenate(rows)
+
+
+Part = FloatPart | IntegerPart | Fp8Part
+
+
+def _fit_together(a: Weight, b: Weight) -> bool:
+    """Whether one matrix product can hold both: one kind, one group size, one order and rounding of the input."""
+    match a, b:
+        case Tensor(), Tensor():
+            return True
+        case IntegerWeight(), IntegerWeight():
+            return (a.bits, a.group_size) == (b.bits, b.group_size) and _same_order(a.input_order, b.input_order)
+        case Fp8Weight(), Fp8Weight():
+            return (a.activations, a.input_scale) == (b.activations, b.input_scale)
+    return False
+
+
+def _same_order(a: Array | None, b: Array | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
+
+
+def _part(name: str, weights: list[Weight]) -> Part:
+    tensors = tuple(weight for weight in weights if isinstance(weight, Tensor))
+    integers = tuple(weight for weight in weights if isinstance(weight, IntegerWeight))
+    fp8 = tuple(weight for weight in weights if isinstance(weight, Fp8Weight))
+    return FloatPart(name, tensors) if tensors else IntegerPart(name, integers) if integers else Fp8Part(name, fp8)
 
 
 def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
@@ -66,12 +223,3 @@ def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array
     values += half
     np.clip(values, 0, 2 * half - 1, out=values)
     return values.astype(np.uint8), scales
-
-
-def pack_values(values: Array, bits: int) -> Array:
-    """Values `[n, blocks, block_size]` as MatMulNBits stores them: `[n, blocks, block_size * bits / 8]`, low nibble
-    first."""
-    if bits == 8:
-        return values
-    packed: Array = values[:, :, 0::2] | (values[:, :, 1::2] << 4)
-    return packed

@@ -12,13 +12,26 @@ BLOCK_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """The formats of a checkpoint whose linears are quantised already.
+
+    `weights` and `head` (None for a plain head) are `int4`, `int8` or `fp8`; `details` says more of the weights, for
+    people: `GPTQ, groups of 128, act-order`.
+    """
+
+    weights: str
+    head: str | None
+    details: str
+
+
+@dataclass(frozen=True, slots=True)
 class Precision:
     """The number formats of one network.
 
-    `compute`: type of activations, biases and norms. `weights`: type of the linears' weights; `int4` and `int8` mean
-    round-to-nearest in symmetric blocks of `block_size` input features, with scales in `compute`. `head`: the same for
-    `lm_head`. `int8_activations`: quantised linears may quantise their input to int8, which is faster on a CPU and
-    not exact.
+    `compute`: type of activations, biases and norms. `weights`: type of the linears' weights that are stored as floats;
+    `int4` and `int8` mean round-to-nearest in symmetric blocks of `block_size` input features, with scales in
+    `compute`. `head`: the same for `lm_head`. `int8_activations`: integer linears may quantise their input to int8,
+    which is faster on a CPU and not exact. Weights that are `stored` quantised keep their format.
     """
 
     compute: str
@@ -26,15 +39,21 @@ class Precision:
     head: str
     block_size: int = 32
     int8_activations: bool = False
+    stored: Stored | None = None
 
     def describe(self) -> str:
         """One line for people and for the manifest: `int4 (blocks of 32, fp32 activations), head int8`."""
-        if self.weights in QUANTISED_BITS:
-            activations = "int8" if self.int8_activations else self.compute
-            text = f"{self.weights} (blocks of {self.block_size}, {activations} activations)"
+        activations = "int8" if self.int8_activations else self.compute
+        weights, head = self.weights, self.head
+        if self.stored is not None:
+            weights, head = self.stored.weights, self.stored.head or self.head
+            text = f"{weights} ({self.stored.details}, {activations} activations)"
+            text = text.replace(f", {activations} activations", "") if weights == "fp8" else text
+        elif weights in QUANTISED_BITS:
+            text = f"{weights} (blocks of {self.block_size}, {activations} activations)"
         else:
-            text = self.weights
-        return text if self.head == self.weights else f"{text}, head {self.head}"
+            text = weights
+        return text if head == weights else f"{text}, head {head}"
 
 
 def choose(value: str, option: str, allowed: tuple[str, ...], later: tuple[str, ...] = ()) -> str:
@@ -45,21 +64,37 @@ def choose(value: str, option: str, allowed: tuple[str, ...], later: tuple[str, 
     raise UsageError(f"{option} {value} cannot be exported{note}. Expected one of: {', '.join(allowed)}.")
 
 
-def decoder_precision(decoder: str, lm_head: str, block_size: int, activations: str, device: str) -> Precision:
-    """The decoder's formats from the command line's options. `auto` is fp32 on the CPU.
-
-    The head of a quantised decoder defaults to int8: it is a tenth of a 14B's bytes per token and decides every token.
-    """
-    choose(device, "--device", ("cpu",), later=("cuda", "tensorrt"))
+def check_decoder_options(decoder: str, lm_head: str, block_size: int, activations: str, device: str) -> None:
+    """Refuse by name what no checkpoint could be exported with, before one is opened."""
+    choose(device, "--device", ("cpu", "tensorrt"), later=("cuda",))
     if decoder == "bf16":
         raise UsageError(
             "--decoder bf16 has no kernels on the CPU. Use --decoder fp32 (exact) or int4 (small and fast)."
         )
-    decoder = "fp32" if decoder == "auto" else decoder
-    choose(decoder, "--decoder", (*FLOATS, "int8", "int4"), later=("fp8",))
+    choose(decoder, "--decoder", ("auto", *FLOATS, "int8", "int4", "fp8"))
+    choose(lm_head, "--lm-head", ("auto", *FLOATS, "int8", "int4"))
     choose(activations, "--activations", ("float", "int8"))
     if block_size not in BLOCK_SIZES:
         raise UsageError(f"--block-size {block_size} has no kernel. Expected one of: 32, 64, 128.")
+
+
+def decoder_precision(
+    decoder: str, lm_head: str, block_size: int, activations: str, device: str, stored: Stored | None = None
+) -> Precision:
+    """The decoder's formats from the command line's options and the checkpoint's own.
+
+    `auto` keeps a quantised checkpoint's formats, its plain head included, and is fp32 otherwise. The head of a decoder
+    that is rounded here defaults to int8: it is a tenth of a 14B's bytes per token and decides every token.
+    """
+    check_decoder_options(decoder, lm_head, block_size, activations, device)
+    if stored is not None:
+        return _stored_precision(stored, decoder, lm_head, block_size, activations)
+    if decoder == "fp8":
+        raise UsageError(
+            "--decoder fp8 needs a checkpoint in FP8, this one is not quantised. Make one with: varco quantize "
+            "CHECKPOINT OUT --method fp8"
+        )
+    decoder = "fp32" if decoder == "auto" else decoder
     if activations == "int8" and decoder not in QUANTISED_BITS:
         raise UsageError(
             f"--activations int8 needs quantised weights, got --decoder {decoder}. Add --decoder int4 or int8."
@@ -67,12 +102,34 @@ def decoder_precision(decoder: str, lm_head: str, block_size: int, activations: 
     compute = decoder if decoder in FLOATS else "fp32"
     if lm_head == "auto":
         lm_head = "int8" if decoder in QUANTISED_BITS else decoder
-    choose(lm_head, "--lm-head", (*FLOATS, "int8", "int4"))
+    return Precision(compute, decoder, _head(lm_head, compute), block_size, activations == "int8")
+
+
+def _stored_precision(stored: Stored, decoder: str, lm_head: str, block_size: int, activations: str) -> Precision:
+    """What a quantised checkpoint becomes: itself, or a refusal."""
+    for option, asked, own in (("--decoder", decoder, stored.weights), ("--lm-head", lm_head, stored.head)):
+        if own is not None and asked not in ("auto", own):
+            raise UsageError(
+                f"{option} {asked} would round weights a second time, the checkpoint holds {own} ({stored.details}). "
+                f"Leave {option} out to keep them, or export the checkpoint that it was made from."
+            )
+    if activations == "int8" and stored.weights not in QUANTISED_BITS:
+        raise UsageError(
+            f"--activations int8 needs integer weights, the checkpoint holds {stored.weights}. Leave it out."
+        )
+    head = stored.head is not None or lm_head == "auto"
+    return Precision(
+        "fp32", "fp32", "fp32" if head else _head(lm_head, "fp32"), block_size, activations == "int8", stored
+    )
+
+
+def _head(lm_head: str, compute: str) -> str:
+    """The head's format, if it fits what the decoder computes in."""
     if lm_head in FLOATS and lm_head != compute:
         raise UsageError(
             f"--lm-head {lm_head} does not fit a decoder that computes in {compute}. Use --lm-head {compute}."
         )
-    return Precision(compute, decoder, lm_head, block_size, activations == "int8")
+    return lm_head
 
 
 def vision_precision(vision: str) -> Precision:

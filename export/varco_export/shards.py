@@ -51,6 +51,12 @@ class Entry:
             )
         return Tensor(name, dtype, shape, self.path, self.offset)
 
+    def raw_bytes(self) -> bytes:
+        """All bytes of a small tensor of any dtype."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(math.prod(self.shape) * _BITS[self.dtype] // 8)
+
 
 def locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The local folder, and the repo id where it was one."""

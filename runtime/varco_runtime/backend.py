@@ -7,7 +7,7 @@ decoding at an earlier position overwrites what stood there, and nothing after i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,25 @@ class PromptInputs:
     ids: Array
     image_token_id: int
     image_tokens: Any | None
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """A picture on its way through the networks, on the host: `patch_features` `[T, P, C]`, `image_features`
+    `[T, P, D]` and `image_tokens` `[N, D]`. `packed` are the same tokens as `Backend.pack` would return them."""
+
+    patch_features: Array
+    image_features: Array
+    image_tokens: Array
+    packed: Any
+
+
+@runtime_checkable
+class ShowsFeatures(Protocol):
+    """A backend that lets acceptance probes look between its networks."""
+
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        """`encode` and `pack` in one, with everything on the way."""
 
 
 class Backend(Protocol):
@@ -54,3 +73,11 @@ class Backend(Protocol):
 
     def decode_step(self, token_id: int, position: int) -> Array:
         """Put one token at `position` and return the logits `[vocab]` fp32, valid until the next call."""
+
+
+@runtime_checkable
+class GreedyBackend(Protocol):
+    """A backend that chooses the most likely token itself, so that no logits leave its device."""
+
+    def decode_greedy(self, token_id: int, position: int) -> int:
+        """Put one token at `position` and return the token with the largest logit, the first of equals."""

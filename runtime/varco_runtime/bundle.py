@@ -5,6 +5,9 @@
       tokenizer.json  chat_template.jinja
       vision.onnx  projector.onnx  decoder.onnx  *.onnx.data
       embedding.bin        rows [vocab_size + 1, hidden] in the checkpoint's type; the last row is image_newline
+      packing.onnx  embedding.onnx           for TensorRT alone, which packs and looks up on the device
+      probes-1a2b3c4d.json                   questions with the exact model's answers, to prove the bundle by
+      engines/sm89/*.engine                  made of the graphs by `varco engines`, for one kind of device each
 
 The exporter fills a `Manifest` and calls `write_manifest`; the runtime calls `Bundle.open`. A bundle is not trusted:
 the manifest is bounded before it is parsed and its numbers before they are used; every other file must be a plain file
@@ -14,7 +17,8 @@ not name are never opened.
 
 What this does not do: the hashes lie in the bundle, so they tell of damage and of a part that was exchanged, not of who
 made the whole. A graph refers to its data file by name, and that reference is covered by the graph's hash: it is as
-good as the exporter that wrote it. Load bundles of people whose programs you would run.
+good as the exporter that wrote it (onnxruntime 1.31 refuses one that leaves the folder). Load bundles of people whose
+programs you would run.
 """
 
 from __future__ import annotations
@@ -65,7 +69,8 @@ class FileFacts:
 class Component:
     """One network: its graph file, its data file, the types it works in, and what it weighs.
 
-    `compute` is the element type of its inputs and outputs ("fp32" or "fp16"), `precision` a description for people.
+    `compute` is the element type of its inputs and outputs ("fp32", "fp16" or "bf16"), `precision` a description for
+    people.
     `weight_bytes` are the bytes that one pass reads.
     """
 
@@ -84,6 +89,28 @@ class Embedding:
     dtype: str
     rows: int
     width: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """A TensorRT engine of one component: what built it, for which device, and how far its profiles reach.
+
+    `builder` is `tensorrt` or `tensorrt_rtx`; an engine runs on the very `builder_version` and `target` ("sm89") alone.
+    The decoder has two profiles: 0 for prefill, 1 .. `prefill_tokens` new positions and 1 .. `max_logits` logits; 1 for
+    decoding, one of each. Both see 1 .. `max_context` positions, the length of its caches. `max_tiles` is the greatest
+    number of tiles in one run of this component.
+    """
+
+    component: str
+    file: str
+    builder: str
+    builder_version: str
+    target: str
+    precision: str
+    max_context: int
+    max_tiles: int
+    prefill_tokens: int
+    max_logits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +143,34 @@ class Manifest:
     vision: Component
     projector: Component
     decoder: Component
+    packing: Component | None
+    token_lookup: Component | None
     embedding: Embedding
     tokenizer: str
     chat_template: str
     license: str
     provenance: dict[str, Any]
+    engines: tuple[EngineFacts, ...]
     files: dict[str, FileFacts]
+    probes: str | None = None
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """The networks by the names of their graphs; `packing` and `embedding` are there for TensorRT alone."""
+        named = {
+            "vision": self.vision,
+            "projector": self.projector,
+            "packing": self.packing,
+            "embedding": self.token_lookup,
+            "decoder": self.decoder,
+        }
+        return {name: component for name, component in named.items() if component is not None}
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one position occupies in all layers."""
         model = self.model
-        element = 2 if self.decoder.compute == "fp16" else 4
+        element = _ELEMENT_BYTES[self.decoder.compute]
         return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * element
 
 
@@ -288,9 +331,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         raise ExportError(
             f"No bundle can be made of this checkpoint: {error}. Compare its config.json with the original."
         ) from None
-    with open(folder / MANIFEST, "wb", buffering=0) as file:
+    # A bundle that stands already (engines are added to it) has the old manifest or the new one, never a part.
+    partial = folder / f".{MANIFEST}.partial"
+    with open(partial, "wb", buffering=0) as file:
         file.write(raw)
         os.fsync(file.fileno())
+    os.replace(partial, folder / MANIFEST)
 
 
 def _serialise(document: dict[str, Any]) -> bytes:
@@ -327,6 +373,10 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "GenerationSettings.repetition_penalty": (1e-6, 1e6),
     "GenerationSettings.suggested": (-1e9, 1e9),
     "Component.weight_bytes": (0, 1 << 50),
+    "EngineFacts.max_context": (16, 1 << 20),
+    "EngineFacts.max_tiles": (1, 1 << 16),
+    "EngineFacts.prefill_tokens": (1, 1 << 20),
+    "EngineFacts.max_logits": (1, 1 << 20),
     "Embedding.rows": (2, (1 << 22) + 1),
     "Embedding.width": (1, 1 << 16),
     "FileFacts.size": (0, 1 << 50),
@@ -336,7 +386,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "Manifest.device": ("cpu", "cuda", "tensorrt"),
     "PromptSettings.content_format": ("parts", "string"),
-    "Component.compute": ("fp32", "fp16"),
+    "Component.compute": ("fp32", "fp16", "bf16"),
+    "EngineFacts.component": ("vision", "projector", "packing", "embedding", "decoder"),
+    "EngineFacts.builder": ("tensorrt", "tensorrt_rtx"),
     "Embedding.dtype": ("fp32", "fp16", "bf16"),
 }
 _ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -350,9 +402,10 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
     for name in manifest.files:
         if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
             raise ValueError(f"it lists the file name {_short(name)}, expected a plain relative name")
-    components = (manifest.vision, manifest.projector, manifest.decoder)
     needed = [manifest.tokenizer, manifest.chat_template, manifest.embedding.file]
-    needed += [name for component in components for name in (component.file, component.data)]
+    needed += [name for part in manifest.components.values() for name in (part.file, part.data)]
+    needed += [engine.file for engine in manifest.engines]
+    needed += [] if manifest.probes is None else [manifest.probes]
     for name in needed:
         if name not in manifest.files:
             raise ValueError(f"it names the file {_short(name)}, expected a hash of it under files")
@@ -401,6 +454,7 @@ _NESTED: dict[str, type] = {
     "GenerationSettings": GenerationSettings,
     "Component": Component,
     "Embedding": Embedding,
+    "EngineFacts": EngineFacts,
 }
 
 

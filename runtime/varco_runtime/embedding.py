@@ -12,7 +12,7 @@ from varco_runtime.errors import BundleError
 
 Array = np.ndarray[Any, Any]
 
-_STORAGE = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+_STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
 
 
 class EmbeddingTable:
@@ -38,12 +38,12 @@ class EmbeddingTable:
     @property
     def newline(self) -> Array:
         """image_newline `[width]` in fp32."""
-        return self.rows(np.array([self.num_tokens]))[0]
+        row: Array = self.rows(np.array([self.num_tokens]))[0]
+        return row
 
     def rows(self, ids: Array) -> Array:
         """The rows `[n, width]` of `ids` `[n]`, in fp32."""
-        picked = self._rows[ids]
-        if self._is_bf16:
-            # bf16 is the upper half of an fp32.
-            return (picked.astype(np.uint32) << 16).view(np.float32)
-        return picked.astype(np.float32)
+        picked: Array = self._rows[ids]
+        # bf16 is the upper half of an fp32.
+        rows: Array = (picked.astype(np.uint32) << 16).view(np.float32) if self._is_bf16 else picked.astype(np.float32)
+        return rows

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 from varco_runtime.answer import Piece
-from varco_runtime.backend import Array, Backend
+from varco_runtime.backend import Array, Backend, GreedyBackend
 from varco_runtime.markup import Parsed, Region, StreamParser
 from varco_runtime.sampling import Sampler
 from varco_runtime.stopping import StopStrings
@@ -24,15 +24,22 @@ def generate_tokens(
 ) -> Iterator[int]:
     """Yield token ids from the prompt's last logits `[vocab]` on, an end token included.
 
-    `position` is where the first new token goes. `on_token` is called with each id once it is in the cache.
+    `position` is where the first new token goes. `on_token` is called with each id once it is in the cache. Where the
+    choice needs nothing but the largest logit, a device that can makes it.
     """
+    token = sampler.next(logits)
     for index in range(max_new_tokens):
-        token = sampler.next(logits)
         yield token
         if token in eos_token_ids or index + 1 == max_new_tokens:
             return
-        logits = backend.decode_step(token, position)
-        on_token(token)
+        if sampler.is_greedy and isinstance(backend, GreedyBackend):
+            chosen = backend.decode_greedy(token, position)
+            on_token(token)
+        else:
+            logits = backend.decode_step(token, position)
+            on_token(token)
+            chosen = sampler.next(logits)
+        token = chosen
         position += 1
 
 

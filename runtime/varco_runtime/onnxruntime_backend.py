@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import PromptInputs
+from varco_runtime.backend import Features, PromptInputs
 from varco_runtime.bundle import Bundle, Component
 from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
@@ -101,12 +101,22 @@ class OnnxRuntimeBackend:
 
     def encode(self, pixel_values: Array) -> Array:
         """One tile after the other: a tile alone fills the cores, and memory stays that of one."""
-        features = []
-        for index in range(len(pixel_values)):
-            tile = pixel_values[index : index + 1].astype(self._vision_type, copy=False)
-            patches = self._run(self._vision, {"pixel_values": tile})
-            features.append(self._run(self._projector, {"patch_features": patches}))
-        return np.concatenate(features).astype(np.float32, copy=False)
+        tiles = np.split(pixel_values, len(pixel_values))
+        features = np.concatenate([self._project(self._look(tile)) for tile in tiles])
+        return features.astype(np.float32, copy=False)
+
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        patches = [self._look(tile) for tile in np.split(pixel_values, len(pixel_values))]
+        features = np.concatenate([self._project(one) for one in patches]).astype(np.float32, copy=False)
+        tokens = self.pack(features, plan)
+        return Features(np.concatenate(patches).astype(np.float32), features, tokens, tokens)
+
+    def _look(self, tile: Array) -> Array:
+        """A tile `[1, 3, S, S]` to patch features `[1, P, C]`."""
+        return self._run(self._vision, {"pixel_values": tile.astype(self._vision_type, copy=False)})
+
+    def _project(self, patches: Array) -> Array:
+        return self._run(self._projector, {"patch_features": patches})
 
     def pack(self, features: Array, plan: PackingPlan) -> Array:
         return pack(features, self._newline, plan)
@@ -122,9 +132,8 @@ class OnnxRuntimeBackend:
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
-        assert 0 <= start < total and 1 <= num_logits <= total - start, (
-            f"Bug: prefill {start}..{total}, {num_logits} logits"
-        )
+        assert 0 <= start < total, f"Bug: prefill from {start} of {total} positions"
+        assert 1 <= num_logits <= total - start, f"Bug: {num_logits} logits of {total - start} positions"
         self._check_length(total)
         first_logit = total - num_logits
         pieces = []
@@ -160,7 +169,8 @@ class OnnxRuntimeBackend:
         binding.bind_ortvalue_output("logits", value(logits))
         self._run_bound(binding)
         self._num_logits[0] = 1
-        return logits[0]
+        rows: Array = logits[0]
+        return rows
 
     def decode_step(self, token_id: int, position: int) -> Array:
         self._check_length(position + 1)

@@ -70,6 +70,11 @@ class Sampler:
         self._seen_ids = np.fromiter(sorted(self._seen), np.int64)
         self._scores: FloatArray | None = None
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is always the one with the largest logit."""
+        return self._settings.temperature == 0 and self.repetition_penalty == 1.0
+
     def next(self, logits: FloatArray) -> int:
         """The next token id for logits `[vocab]`, which stay as they are. Raises `BackendError` for NaN or infinity."""
         scores = self._penalised(logits)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
@@ -19,14 +19,13 @@ from varco_runtime.errors import ContextError, UsageError
 from varco_runtime.generation import Transcript, generate_tokens
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.markup import OCR_PROMPT, Box, ground_prompt, refer_prompt
-from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
 from varco_runtime.picture import Picture, Source, load_picture
 from varco_runtime.prompt import Message, Prompter
+from varco_runtime.providers import check_provider, open_provider
 from varco_runtime.sampling import Sampler, SamplingSettings
 from varco_runtime.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 1024
-PROVIDERS = ("auto", "cpu")
 
 
 class Options(TypedDict, total=False):
@@ -78,9 +77,10 @@ class Varco:
     ```
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, load_s: float = 0.0) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, load_s: float = 0.0, provider: str = "as given") -> None:
         self.bundle = bundle
         self.backend = backend
+        self.provider = provider  # what it runs on and why, for people
         self.load_s = load_s
         manifest = bundle.manifest
         self._tokenizer = Tokenizer.from_json(bundle.text(manifest.tokenizer))
@@ -102,14 +102,14 @@ class Varco:
     ) -> Varco:
         """Check and load a bundle.
 
-        `provider`: `auto` or `cpu`. `max_context`: at most the bundle's, less saves memory. `threads`: processor
+        `provider`: `cpu`, `tensorrt`, or `auto`, what the bundle was exported for. `max_context`: at most the bundle's;
+        less saves memory on the CPU, and nothing with engines, whose caches have a fixed size. `threads`: processor
         threads, default all. `verify`: `quick` hashes large files once, `full` always; `progress(file, num_bytes)` is
         called meanwhile.
         Raises `BundleError`, `BackendError`, `UsageError` or `MissingExtraError`.
         """
         started = time.perf_counter()
-        if provider not in PROVIDERS:
-            raise UsageError(f"The provider {provider!r} is unknown. Expected one of: {', '.join(PROVIDERS)}.")
+        check_provider(provider)
         if verify not in ("quick", "full"):
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
         if threads is not None and threads < 1:
@@ -120,8 +120,8 @@ class Varco:
             raise UsageError(
                 f"max_context={max_context} is out of range. Expected 16 to {limit}, the bundle's maximum."
             )
-        backend = OnnxRuntimeBackend(opened, max_context or limit, threads)
-        varco = cls(opened, backend)
+        chosen = open_provider(opened, provider, max_context, threads)
+        varco = cls(opened, chosen.backend, provider=chosen.line)
         varco.load_s = time.perf_counter() - started
         return varco
 
@@ -160,6 +160,23 @@ class Varco:
         """Ask about a region: `{object}` in the prompt becomes `text` with its `box` (x1, y1, x2, y2 in 0..1)."""
         return self.ask(image, refer_prompt(prompt, text, box), **options)
 
+    def score(self, image: Source | None, prompt: str, token_ids: Sequence[int], system: str | None = None) -> Array:
+        """Logits `[len(token_ids), vocab]` fp32 at each position of a given answer (teacher forcing).
+
+        Row i is what the model would say after the prompt and the answer's first i tokens. To compare precisions.
+        """
+        if not token_ids:
+            raise UsageError("There is no answer to score. Give at least one token id.")
+        picture = None if image is None else load_picture(image)
+        plan = None if picture is None else packing_plan(picture.size_hw, self.bundle.manifest.image)
+        ids = self._prompter.encode(
+            _messages(prompt, image is not None, system), 0 if plan is None else plan.num_tokens
+        )
+        with self._lock:
+            self._turn += 1
+            encoded = None if picture is None else self._encode(picture)
+            return self._prefill([*ids, *token_ids[:-1]], encoded, len(token_ids))[0]
+
     def chat(self, image: Source | None = None, system: str | None = None) -> Chat:
         """A conversation about one picture, which is encoded once."""
         return Chat(self, None if image is None else load_picture(image), system)
@@ -179,16 +196,21 @@ class Varco:
         plan = None if picture is None else packing_plan(picture.size_hw, settings)
         num_image_tokens = 0 if plan is None else plan.num_tokens
         ids = self._prompter.encode(messages, num_image_tokens)
-        room = self.backend.max_context - len(ids)
+        room = self._check_room(len(ids), num_image_tokens)
+        request = _Request(ids, num_image_tokens, sampling, stop, min(max_new_tokens, room), picture, started)
+        return Stream(self, request)
+
+    def _check_room(self, num_tokens: int, num_image_tokens: int) -> int:
+        """How many more tokens the context holds; `ContextError` if none."""
+        room = self.backend.max_context - num_tokens
         if room < 1:
             detail = f", {num_image_tokens} of them the picture's" if num_image_tokens else ""
             raise ContextError(
-                f"The prompt has {len(ids)} tokens{detail}, the context holds {self.backend.max_context} and needs room for an "
-                f"answer. Ask less, use a smaller picture, or load with a larger max_context "
-                f"(this bundle allows {self.bundle.manifest.max_context})."
+                f"The prompt has {num_tokens} tokens{detail}, the context holds {self.backend.max_context} and needs "
+                "room for an answer. Ask less, use a smaller picture, or load with a larger max_context (this bundle "
+                f"allows {self.bundle.manifest.max_context})."
             )
-        request = _Request(ids, num_image_tokens, sampling, stop, min(max_new_tokens, room), picture, started)
-        return Stream(self, request)
+        return room
 
     def _encode(self, picture: Picture) -> _Encoded:
         """The picture's image tokens, kept for the next question about it."""
@@ -204,17 +226,18 @@ class Varco:
         self._encoded = _Encoded(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)
         return self._encoded
 
-    def _prefill(self, ids: list[int], encoded: _Encoded | None) -> tuple[Array, int]:
-        """Bring the cache to `ids`; returns the last logits `[vocab]` and how many positions were there already."""
+    def _prefill(self, ids: list[int], encoded: _Encoded | None, num_logits: int = 1) -> tuple[Array, int]:
+        """Bring the cache to `ids`; returns the last logits `[num_logits, vocab]` and how many positions it had."""
         image_token_id = self.bundle.manifest.prompt.image_token_id
         digest = None if encoded is None else encoded.digest
-        cached = self._cache.common_prefix(ids, digest, image_token_id)
+        cached = min(self._cache.common_prefix(ids, digest, image_token_id), len(ids) - num_logits)
         # Only what is certain to be in the cache is claimed, should prefill fail halfway.
         self._cache = _Cache(ids[:cached], digest)
         tokens = None if encoded is None else encoded.tokens
-        logits = self.backend.prefill(PromptInputs(np.array(ids, dtype=np.int64), image_token_id, tokens), cached)
+        inputs = PromptInputs(np.array(ids, dtype=np.int64), image_token_id, tokens)
+        logits = self.backend.prefill(inputs, cached, num_logits)
         self._cache.ids = list(ids)
-        return logits[-1], cached
+        return logits, cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +304,7 @@ class Stream:
         sampler = Sampler(request.sampling, generation, request.ids)
         tokens = generate_tokens(
             varco.backend,
-            logits,
+            logits[-1],
             len(request.ids),
             sampler,
             generation.eos_token_ids,

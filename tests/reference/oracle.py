@@ -47,7 +47,9 @@ class Oracle:
         ).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.image_processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
-        self.template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+        jinja = folder / "chat_template.jinja"
+        legacy = folder / "chat_template.json"
+        self.template = jinja.read_text() if jinja.exists() else json.loads(legacy.read_text())["chat_template"]
         config = self.model.config
         # The processor's counting of image tokens, without its constructor, which insists on torchvision.
         self.processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)

@@ -1,4 +1,4 @@
-"""The bundle against transformers (eager, fp32) on the same checkpoint: features, image tokens, prompt ids, logits, tokens."""
+"""The bundle against transformers (eager, fp32) on the same checkpoint, stage by stage: features to tokens."""
 
 from __future__ import annotations
 

@@ -9,16 +9,42 @@ one decoder layer at a time, calibrate with pictures through the project's own p
     pictures.py      pictures -> image tokens               embeddings.py    samples -> inputs_embeds
     activations.py   every sample's hidden states, on disk  layer.py         one Qwen2 decoder layer from the checkpoint
     linear.py        one linear: Hessian, GPTQ, packing     scheme.py        the names of all this in compressed-tensors
-    shards.py        safetensors, written as it is produced work.py          the folder that a killed run continues from
+    shard.py         safetensors, written as it is produced work.py          the folder that a killed run continues from
     asset.py         config.json and the other small files  quantizer.py     the one file that knows all stages
 
 A layer is measured with the outputs of the quantised layers before it, and itself unquantised, as llm-compressor's
 sequential pipeline does. Activations are kept on disk in fp32 and read one sample at a time.
 
 Memory, for L parameters in a decoder layer, hidden width h, MLP width m and at most S tokens in a sample, in floats of
-4 bytes: L (the layer), plus 3 h^2 + m^2 (the four Hessians), plus the larger of 2 m^2 + 2 h m (quantising down_proj)
-and m^2 + 4 S m (a sample's way through the MLP); before the first layer the vision tower instead. Disk: the result, and
-2 T h floats for T calibration tokens.
+4 bytes: L (the layer) plus the larger of 3 h^2 + 2 m^2 + 4 S m (measuring) and 3 m^2 + 2 h m (quantising down_proj);
+before the first layer the vision tower instead. Disk: the result, and 2 T h floats for T calibration tokens.
 
 Nothing here imports llm-compressor before it is needed; torch is imported by whatever computes.
 """
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from varco_export.quantize.options import QuantizeOptions
+from varco_runtime.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from varco_export.quantize.quantizer import Outcome, Progress
+
+__all__ = ["QuantizeOptions", "quantize"]
+
+
+def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: Progress) -> Outcome:
+    """Write the checkpoint `out`, continuing where an earlier run of the same command stopped.
+
+    Raises `UsageError`, `MissingExtraError`, `CheckpointError`, `InputError` (calibration) or `ExportError`.
+    """
+    options.check()
+    if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors", "llmcompressor")):
+        raise MissingExtraError("Quantising", "quantize")
+    from varco_export.quantize import quantizer
+
+    return quantizer.quantize(source, out, options, progress)

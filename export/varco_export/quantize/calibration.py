@@ -122,7 +122,9 @@ def _default_samples(folder: Path, markup_tokens: Sequence[str]) -> list[Sample]
         )
     if len(found) > MAX_PICTURES:
         raise InputError(f"{folder} holds {len(found)} pictures, expected at most {MAX_PICTURES}. Choose a subfolder.")
-    known = [text for text in DEFAULT_PROMPTS if not text.startswith("<") or text[: text.index(">") + 1] in markup_tokens]
+    known = [
+        text for text in DEFAULT_PROMPTS if not text.startswith("<") or text[: text.index(">") + 1] in markup_tokens
+    ]
     return [Sample(path, prompt, None, str(path.relative_to(folder))) for path in found for prompt in known]
 
 

@@ -27,7 +27,7 @@ class Hessian:
         silence()
         from llmcompressor.modifiers.gptq.helpers import make_empty_hessian
 
-        self._sum = make_empty_hessian(linear)
+        self._sum: torch.Tensor = make_empty_hessian(linear)
         self._num_samples = torch.zeros((), device=self._sum.device)
 
     def add(self, inputs: torch.Tensor, linear: torch.nn.Linear) -> None:

@@ -57,7 +57,7 @@ class PictureEncoder:
     def encode(self, picture: Picture) -> NDArray[np.floating[Any]]:
         """Image tokens [N, D] in fp32."""
         pixel_values = torch.from_numpy(normalise(tile(picture, self._settings), self._settings))  # [T, 3, S, S]
-        features = [self._project(some.to(self._device)).cpu() for some in pixel_values.split(_MAX_TILES)]
+        features = [self._project(some.to(self._device)).cpu() for some in torch.split(pixel_values, _MAX_TILES)]
         plan = packing_plan(picture.size_hw, self._settings)
         return pack(torch.cat(features).numpy(), self._newline, plan)
 

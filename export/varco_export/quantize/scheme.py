@@ -18,10 +18,11 @@ IGNORE = ("re:.*vision_tower.*", "re:.*multi_modal_projector.*", "re:.*lm_head$"
 
 
 def silence() -> None:
-    """Keep llm-compressor, which would log to standard output as soon as it is imported, quiet."""
+    """Import llm-compressor without what it would log to standard output, then and later."""
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
+    import llmcompressor  # noqa: F401 - sets up its log
     from loguru import logger
 
-    os.environ.setdefault("LLM_COMPRESSOR_LOG_DISABLED", "true")
     for name in ("llmcompressor", "compressed_tensors"):
         logger.disable(name)
 
@@ -33,11 +34,13 @@ def make_scheme(options: QuantizeOptions) -> QuantizationScheme:
     no permutation.
     """
     silence()
+    from compressed_tensors.config import CompressionFormat
     from compressed_tensors.quantization import preset_name_to_scheme
 
     preset = "FP8_DYNAMIC" if options.method == "fp8" else f"W{options.num_bits}A16"
     scheme = preset_name_to_scheme(preset, ["Linear"])
     assert scheme.weights is not None, f"Bug: the preset {preset} has no weights"
+    scheme.format = CompressionFormat(options.format)
     if options.columns_per_scale is not None:
         scheme.weights.group_size = options.columns_per_scale
     if options.method == "gptq":

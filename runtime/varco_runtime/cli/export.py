@@ -24,11 +24,12 @@ def export(
         str, typer.Argument(metavar="CHECKPOINT", help="A folder of safetensors, or a Hugging Face repository id.")
     ],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to make.")],
-    device: Annotated[str, typer.Option(metavar="cpu", help="Where the bundle will run.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="cpu|tensorrt", help="Where the bundle will run.")] = "cpu",
     decoder: Annotated[
         str,
         typer.Option(
-            metavar="auto|fp32|fp16|int8|int4", help="Weights of the language model; auto is fp32, the exact one."
+            metavar="auto|fp32|fp16|int8|int4|fp8",
+            help="Weights of the language model; auto keeps a quantised checkpoint's format, else fp32, the exact one.",
         ),
     ] = "auto",
     vision: Annotated[
@@ -54,6 +55,23 @@ def export(
             show_default=False,
         ),
     ] = None,
+    vision_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="The original of a language model that was quantised apart; gives the vision side.",
+            show_default=False,
+        ),
+    ] = None,
+    probes: Annotated[
+        bool | None,
+        typer.Option(
+            "--probes/--no-probes",
+            help="Put in questions with the exact model's answers, for varco verify --numerics; automatic below a "
+            "billion parameters.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs. Needs the extra 'export', but no torch."""
@@ -64,7 +82,9 @@ def export(
         if (error.name or "").partition(".")[0] not in _EXTRA_MODULES:
             raise
         raise MissingExtraError("Exporting", "export") from None
-    options = ExportOptions(device, decoder, vision, lm_head, block_size, activations, max_context, overwrite)
+    options = ExportOptions(
+        device, decoder, vision, lm_head, block_size, activations, max_context, overwrite, vision_from, probes
+    )
     with ExportProgress() as progress:
         manifest = export_bundle(checkpoint, bundle, options, progress)
     _report(bundle, manifest)
@@ -82,6 +102,7 @@ def _report(bundle: Path, manifest: Manifest) -> None:
             ("decoder", _component(manifest, manifest.decoder)),
             ("read per token", f"{size_text(manifest.decoder.weight_bytes)} of weights"),
             ("context", f"{manifest.max_context:,} tokens, {size_text(cache_bytes)} of cache when full"),
+            ("probes", "none" if manifest.probes is None else size_text(manifest.files[manifest.probes].size)),
             ("licence of the weights", license_text(manifest.license)),
         ],
     )

@@ -16,8 +16,11 @@ from varco_runtime import __version__
 from varco_runtime.cli import console
 from varco_runtime.cli.demo import demo
 from varco_runtime.cli.doctor import doctor
+from varco_runtime.cli.engines import engines
 from varco_runtime.cli.export import export
 from varco_runtime.cli.inspect import inspect
+from varco_runtime.cli.probe import probe
+from varco_runtime.cli.quantize import quantize
 from varco_runtime.cli.run import run
 from varco_runtime.cli.verify import verify
 from varco_runtime.errors import UsageError, VarcoError
@@ -31,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, run, inspect, verify, demo, doctor):
+for command in (export, engines, quantize, run, inspect, verify, probe, demo, doctor):
     app.command()(command)
 
 

@@ -44,6 +44,41 @@ class ExportProgress:
             note(f"{name} exported in {time.monotonic() - started:.1f} s")
 
 
+class EngineProgress:
+    """A bar per engine that shows the phase its build is in; a context manager. See `varco_export.engines.Progress`."""
+
+    def __init__(self) -> None:
+        self._bars = _bars("{task.completed:.0f}/{task.total:.0f}") if sys.stderr.isatty() else None
+
+    def __enter__(self) -> EngineProgress:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    @contextmanager
+    def engine(self, name: str, target: str) -> Iterator[Callable[[str, int, int], None]]:
+        """The value is called with a phase, its finished and all its steps. Without a terminal, a line when it is
+        done."""
+        started = time.monotonic()
+        if self._bars:
+            bars, title = self._bars, f"{target} {name}"
+            task = bars.add_task(title, total=1)
+            yield lambda phase, done, steps: bars.update(
+                task, description=f"{title}: {one_line(phase)}", completed=done, total=max(steps, 1)
+            )
+            bars.update(task, description=title, completed=1, total=1)
+        else:
+            note(f"{target} {name}: building")
+            yield lambda phase, done, steps: None
+            note(f"{target} {name}: built in {time.monotonic() - started:.1f} s")
+
+
 class HashProgress:
     """Progress of hashing a bundle: called as `Bundle.open` calls its `progress`; a context manager.
 

@@ -81,7 +81,9 @@ def run(
         float | None, _option(_SAMPLING, "1 is none; the checkpoint's unless given.", "X")
     ] = None,
     seed: Annotated[int | None, _option(_SAMPLING, "Makes draws repeatable.", "N")] = None,
-    provider: Annotated[str, _option(_MACHINE, "What to run on; auto unless given.", "auto|cpu")] = "auto",
+    provider: Annotated[
+        str, _option(_MACHINE, "What to run on; auto unless given.", "auto|cpu|cuda|tensorrt")
+    ] = "auto",
     max_context: Annotated[
         int | None, _option(_MACHINE, "Tokens to make room for; fewer take less memory.", "N")
     ] = None,
@@ -259,7 +261,7 @@ def _print_notes(answer: Answer, varco: Varco) -> None:
         option = "--max-context" if usage.prompt_tokens + usage.completion_tokens >= limit else "--max-new-tokens"
         note(f"note: the answer was cut off at {usage.completion_tokens} tokens. See {option}.")
     note(timing_line(answer), faint=True)
-    note(varco.backend.description, faint=True)
+    note(f"provider: {varco.provider}; {varco.backend.description}", faint=True)
 
 
 def timing_line(answer: Answer) -> str:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varco_export.checkpoint import Tensor
+from varco_export.tensor import SAFETENSORS_DTYPES, Tensor
 
-_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _TORCH_NAMES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
@@ -27,9 +27,8 @@ _TORCH_NAMES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.int32: "I32",
     torch.int64: "I64",
-    torch.uint8: "U8",
 }
-_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "I32": 4, "I64": 8, "U8": 1}
+_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "I32": 4, "I64": 8}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,371 @@
+"""Acceptance probes made: drawn pictures, fixed answers, and what the exact model says about them.
+
+The file goes into the bundle beside the graphs, under a name made of its hash, so that a bundle gets other probes by
+one atomic exchange of the manifest. `varco_runtime/probes.py` holds its schema and replays it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from PIL import Image, ImageDraw, ImageFont
+
+from varco_export.checkpoint import Checkpoint
+from varco_export.output import HashedFile
+from varco_export.quantised import Fp8Weight
+from varco_export.reference_pass import Advance, Array, LinearFormat, Logits, ReferencePass, Sequence
+from varco_export.tensor import Tensor
+from varco_runtime.bundle import Bundle, FileFacts, Manifest, write_manifest
+from varco_runtime.errors import ExportError
+from varco_runtime.image import normalise, pack, packing_plan, tile
+from varco_runtime.markup import MARKUP_TOKENS, OCR_PROMPT, Box, Parsed, Region, ground_prompt, render
+from varco_runtime.picture import load_picture
+from varco_runtime.probes import (
+    MAX_BYTES,
+    NUM_TOP,
+    Probe,
+    ProbePicture,
+    Probes,
+    digest,
+    kept_ids,
+    newline_digest,
+    to_json,
+)
+from varco_runtime.prompt import Message, Prompter
+from varco_runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from varco_export.export import Progress
+
+PROBES_BELOW_PARAMETERS = 10**9
+"""Parameters below which `varco export` makes probes unasked: the pass takes a minute there, many for the 14B."""
+MAX_ANSWER_TOKENS = 96
+"""Longer answers, where the tokenizer knows few words, are cut: what more positions would tell is little."""
+WORDS = ("EXIT 24", "MENU", "OPEN")
+
+_QUANTISED = re.compile(r"(?P<name>.+)\.weight_(?P<kind>int4|int8|fp8)")
+_LINEARS = (*(f"self_attn.{part}_proj" for part in "qkvo"), *(f"mlp.{part}_proj" for part in ("gate", "up", "down")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A probe before the model has seen it. `picture` is a position in the list of pictures."""
+
+    task: str
+    picture: int | None
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A picture, and where its things are."""
+
+    name: str
+    image: Image.Image
+    regions: tuple[Region, ...]
+
+
+def add_probes(source: str | Path, target: Path, progress: Progress, vision_from: str | None = None) -> Manifest:
+    """Give an existing bundle probes made from its checkpoint; those it had go. The manifest is exchanged whole.
+
+    `vision_from`: as in the export, where the language model was quantised apart.
+    Raises `BundleError`, `CheckpointError`, or `ExportError` where the two are not of one model.
+    """
+    bundle = Bundle.open(target)
+    checkpoint = Checkpoint.open(source, vision_source=vision_from)
+    _check_same_model(checkpoint, bundle)
+    former = bundle.manifest
+    bare = {name: facts for name, facts in former.files.items() if name != former.probes}
+    manifest = write_probes(checkpoint, target, dataclasses.replace(former, probes=None, files=bare), progress)
+    if manifest.probes is None:
+        raise ExportError(
+            f"{target} holds {former.max_context} tokens, fewer than any probe needs. Export it with a larger "
+            "--max-context."
+        )
+    try:
+        write_manifest(target, manifest)  # in one step, by renaming
+    except BaseException:
+        if manifest.probes != former.probes:
+            (target / manifest.probes).unlink(missing_ok=True)
+        raise
+    if former.probes not in (None, manifest.probes):
+        with suppress(OSError):  # no longer named, so never opened again
+            (target / str(former.probes)).unlink()
+    return manifest
+
+
+def write_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, progress: Progress) -> Manifest:
+    """Write the probes of a bundle whose other files lie in `folder`; returns the manifest that names them.
+
+    The manifest is returned unchanged where the context holds no probe.
+    """
+    steps = checkpoint.config.vision.num_hidden_layers + checkpoint.config.text.num_hidden_layers + 1
+    with progress.component("probes", steps) as advance:
+        probes = make_probes(checkpoint, folder, manifest, advance)
+    if probes is None:
+        return manifest
+    content = to_json(probes)
+    assert len(content) <= MAX_BYTES, f"Bug: probes of {len(content)} bytes"
+    name = f"probes-{hashlib.sha256(content).hexdigest()[:8]}.json"
+    facts = _write(folder / name, content)
+    return dataclasses.replace(manifest, probes=name, files={**manifest.files, name: facts})
+
+
+def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advance: Advance) -> Probes | None:
+    """Draw, ask and answer; None where the context holds no probe. `folder` holds the bundle's other files."""
+    tokenizer = Tokenizer.from_json((folder / manifest.tokenizer).read_text(encoding="utf-8"))
+    template = (folder / manifest.chat_template).read_text(encoding="utf-8")
+    prompter = Prompter(template, manifest.prompt, tokenizer)
+    drawn = draw_pictures(manifest.image.tile_px)
+    plans = [packing_plan(one.image.size[::-1], manifest.image) for one in drawn]
+    asked = []
+    for question in questions(drawn):
+        num_image_tokens = 0 if question.picture is None else plans[question.picture].num_tokens
+        message = Message("user", question.prompt, image=question.picture is not None)
+        prompt_ids = prompter.encode([message], num_image_tokens)
+        answer_ids = [*encode_answer(question.answer, tokenizer), manifest.generation.eos_token_ids[0]]
+        ids = np.array(prompt_ids + answer_ids[:MAX_ANSWER_TOKENS], np.int32)
+        if len(ids) <= manifest.max_context:
+            asked.append((question, ids, len(ids) - len(prompt_ids)))
+    if not asked:
+        return None
+
+    formats = linear_formats(checkpoint, folder / manifest.decoder.file)
+    reference = ReferencePass(checkpoint, formats)
+    pictures, tokens = _look(reference, drawn, manifest, advance)
+    sequences = [
+        # All but the last token: nothing is asked after it.
+        Sequence(ids[:-1], None if question.picture is None else tokens[question.picture], num_answer)
+        for question, ids, num_answer in asked
+    ]
+    logits = reference.logits(sequences, manifest.prompt.image_token_id, advance)
+    return Probes(
+        vision=_coarsest(_held(folder / manifest.vision.file).values(), manifest.vision.compute),
+        decoder=_coarsest(formats.values(), manifest.decoder.compute),
+        noise=_noise(logits),
+        pictures=tuple(pictures),
+        probes=tuple(_probe(question, ids, one) for (question, ids, _), one in zip(asked, logits, strict=True)),
+    )
+
+
+def _look(
+    reference: ReferencePass, drawn: list[_Drawn], manifest: Manifest, advance: Advance
+) -> tuple[list[ProbePicture], list[Array]]:
+    """Digests of what the exact networks make of each picture, and its image tokens. All tiles go together."""
+    seen = [load_picture(one.image) for one in drawn]
+    tiles = [normalise(tile(picture, manifest.image), manifest.image) for picture in seen]
+    patches = reference.patch_features(np.concatenate(tiles), advance)
+    features = reference.image_features(patches)
+    newline = reference.newline()
+    pictures, all_tokens, start = [], [], 0
+    for one, picture, pixels in zip(drawn, seen, tiles, strict=True):
+        mine = slice(start, start + len(pixels))
+        start = mine.stop
+        plan = packing_plan(picture.size_hw, manifest.image)
+        tokens = pack(features[mine], newline, plan)
+        png = io.BytesIO()
+        one.image.save(png, "PNG", optimize=True)
+        vision, projector = (digest(value[mine].reshape(-1, value.shape[-1])) for value in (patches, features))
+        newlines = newline_digest(tokens, plan)
+        pictures.append(ProbePicture(one.name, png.getvalue(), vision, projector, digest(tokens), newlines))
+        all_tokens.append(tokens)
+    return pictures, all_tokens
+
+
+def _probe(question: _Question, ids: Array, logits: Logits) -> Probe:
+    """What is kept of the logits `[num_answer, vocab]`."""
+    num_answer, vocab_size = logits.exact.shape
+    # Stable, so that equal logits come in the same order everywhere.
+    top_ids = np.argsort(-logits.exact, axis=1, kind="stable")[:, :NUM_TOP].astype(np.int32)
+    kept = kept_ids(top_ids, vocab_size)
+    exact = np.take_along_axis(logits.exact, kept, axis=1)
+    wide = np.float64(logits.exact)
+    peak = wide.max(axis=1)
+    log_sum_exp = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=1))
+    return Probe(
+        question.task,
+        question.picture,
+        question.prompt,
+        question.answer,
+        ids,
+        num_answer,
+        top_ids,
+        exact=exact,
+        built=exact if logits.built is None else np.take_along_axis(logits.built, kept, axis=1),
+        log_sum_exp=log_sum_exp.astype(np.float32),
+        spread=wide.std(axis=1).astype(np.float32),
+    )
+
+
+def _noise(logits: list[Logits]) -> float:
+    """What rounding the inputs of linears does to this model's logits, as `varco_runtime.probes` counts errors."""
+    difference = spread = 0.0
+    for one in logits:
+        if one.noisy is not None:
+            built = one.exact if one.built is None else one.built
+            difference += float(np.square(np.float64(one.noisy) - built).mean(axis=1).sum())
+            spread += float(np.float64(one.exact).var(axis=1).sum())
+    return float(np.sqrt(difference / spread)) if spread else 0.0
+
+
+# --- pictures and answers ---------------------------------------------------------------------------------------------
+
+
+def draw_pictures(tile_px: int) -> list[_Drawn]:
+    """Shapes on one tile and words on two, each a little shorter than its grid, so that there is padding to cut off."""
+    return [_draw_shapes(tile_px, tile_px * 9 // 10), _draw_words(tile_px * 2, tile_px * 3 // 4)]
+
+
+def _draw_shapes(width: int, height: int) -> _Drawn:
+    y, x = np.mgrid[0:height, 0:width]
+    background = np.stack([200 + 40 * x // width, 230 - 60 * y // height, 210 + 30 * (x + y) // (width + height)], 2)
+    image = Image.fromarray(background.astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    things = (
+        ("red circle", "ellipse", (210, 30, 40), Box(0.1, 0.15, 0.45, 0.55)),
+        ("blue square", "rectangle", (30, 60, 200), Box(0.58, 0.3, 0.9, 0.66)),
+        ("green bar", "rectangle", (20, 140, 60), Box(0.2, 0.75, 0.8, 0.88)),
+    )
+    for _, shape, colour, box in things:
+        getattr(pen, shape)(box.pixels(width, height), fill=colour)
+    regions = tuple(Region("object", name, (box,), 0, 0) for name, _, _, box in things)
+    return _Drawn("shapes", image, regions)
+
+
+def _draw_words(width: int, height: int) -> _Drawn:
+    image = Image.new("RGB", (width, height), (245, 240, 225))
+    pen = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=height // 5)
+    regions = []
+    for index, word in enumerate(WORDS):
+        place = (width * (2 + 7 * index) // 40, height * (1 + 3 * index) // 10)
+        left, top, right, bottom = pen.textbbox(place, word, font=font)
+        box = tuple(round(value, 2) for value in (left / width, top / height, right / width, bottom / height))
+        pen.text(place, word, font=font, fill=(40, 30, 60 + 40 * index))
+        regions.append(Region("text", word, (Box(*box),), 0, 0))
+    return _Drawn("words", image, tuple(regions))
+
+
+def questions(drawn: list[_Drawn]) -> list[_Question]:
+    """One per task. The chat has no picture: its error is the decoder's alone."""
+    shapes, words = drawn
+    return [
+        _Question(
+            "chat",
+            None,
+            "대한민국의 수도는 어디인가요? Answer in one sentence.",
+            "대한민국의 수도는 서울입니다. Seoul lies on the Han River, and 9 million people live there.",
+        ),
+        _Question(
+            "ground",
+            0,
+            ground_prompt("Describe this image."),
+            "There is a {}, a {} and a {}.".format(*map(_markup, shapes.regions)),
+        ),
+        _Question("ocr", 1, OCR_PROMPT, "\n".join(map(_markup, words.regions))),
+    ]
+
+
+def _markup(region: Region) -> str:
+    """A region in the words that a model would write."""
+    whole = dataclasses.replace(region, start=0, end=len(region.text))
+    return render(Parsed(region.text, (whole,), ()))
+
+
+def encode_answer(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of an answer, its tags as the added tokens that the tokenizer has for them."""
+    ids: list[int] = []
+    for piece in re.split(f"({'|'.join(MARKUP_TOKENS)})", text):
+        known = tokenizer.added_token_ids.get(piece)
+        ids += [known] if known is not None else tokenizer.encode_plain(piece) if piece else []
+    return ids
+
+
+# --- what the graphs hold ---------------------------------------------------------------------------------------------
+
+
+def linear_formats(checkpoint: Checkpoint, path: Path) -> dict[str, LinearFormat]:
+    """How a decoder's graph holds the checkpoint's linears, those that are not exact.
+
+    Of the graph only the operators are read, never the weights: these are what the probes judge.
+    """
+    held = _held(path)
+    names = ["lm_head"]
+    for layer in range(checkpoint.config.text.num_hidden_layers):
+        names += [f"language_model.layers.{layer}.{linear}" for linear in _LINEARS]
+    formats = {}
+    for name in names:
+        weight = checkpoint.weight(name)
+        # A graph may hold query, key and value as one linear, and so gate and up.
+        fused = re.sub("[qkv]_proj$", "qkv_proj", re.sub("(gate|up)_proj$", "gate_up_proj", name))
+        found = held.get(name, held.get(fused))
+        if isinstance(weight, Fp8Weight) and weight.activations != "float":
+            formats[name] = LinearFormat("fp8", activations="fp8", input_scale=weight.input_scale)
+        elif found is not None:
+            formats[name] = dataclasses.replace(found, rounds_weight=isinstance(weight, Tensor))
+    return formats
+
+
+def _held(path: Path) -> dict[str, LinearFormat]:
+    """The quantised linears of a graph by name, those of either dialect."""
+    held = {}
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        numbers = {entry.name: entry.i for entry in node.attribute}
+        for found in filter(None, map(_QUANTISED.fullmatch, node.input)):
+            held[found["name"]] = LinearFormat(
+                kind=found["kind"],
+                block_size=numbers.get("block_size", 0),
+                positive_scales=node.op_type == "DequantizeLinear",
+                activations="int8" if numbers.get("accuracy_level") == 4 else "float",
+            )
+    return held
+
+
+def _coarsest(formats: Iterable[LinearFormat], compute: str) -> str:
+    """`int4`, `fp8`, `int8`, or the type that the network computes in."""
+    return min((one.kind for one in formats), key=("int4", "fp8", "int8").index, default=compute)
+
+
+def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
+    model, text, vision = bundle.manifest.model, checkpoint.config.text, checkpoint.config.vision
+    for what, got, expected in (
+        ("hidden_size", text.hidden_size, model.hidden_size),
+        ("num_layers", text.num_hidden_layers, model.num_layers),
+        ("num_attention_heads", text.num_attention_heads, model.num_attention_heads),
+        ("num_key_value_heads", text.num_key_value_heads, model.num_key_value_heads),
+        ("vocab_size", text.vocab_size, model.vocab_size),
+        ("vision_layers", vision.num_hidden_layers, model.vision_layers),
+        ("vision_hidden_size", vision.hidden_size, model.vision_hidden_size),
+    ):
+        if got != expected:
+            raise ExportError(
+                f"{checkpoint.folder.name} has {what} {got}, the bundle {bundle.folder} has {expected}. Give the "
+                "checkpoint that the bundle was exported from."
+            )
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, content: bytes) -> FileFacts:
+    """A file beside which a former one of the same name, and so of the same content, may lie."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with HashedFile(temporary) as file:
+            file.write(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file.facts()

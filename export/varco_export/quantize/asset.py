@@ -1,0 +1,193 @@
+"""The small files of the result: config.json with its quantization_config, prompts, licence and README.
+
+A checkpoint in transformers' format keeps its files. One in LLaVA-NeXT's format becomes one in transformers' format,
+as the weights are given transformers' names: the settings are those that the runtime would use, and `<image>` gets the
+first free row of the embedding table where the tokenizer has no such token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from varco_export.checkpoint import Checkpoint
+from varco_export.prompts import PromptAssets
+from varco_export.quantize.options import QuantizeOptions
+from varco_runtime import __version__
+from varco_runtime.errors import CheckpointError
+from varco_runtime.tokenizer import Tokenizer
+
+MAX_BYTES = 64 << 20
+_COPIED = ("*.json", "*.jinja", "*.txt", "LICENSE*", "NOTICE*")
+_WRITTEN = ("config.json", "model.safetensors.index.json")
+
+
+def write_assets(
+    folder: Path,
+    checkpoint: Checkpoint,
+    prompts: PromptAssets,
+    options: QuantizeOptions,
+    quantization_config: dict[str, Any],
+    calibration: str,
+) -> None:
+    """Fill `folder` with everything but the weights and their index."""
+    _copy(checkpoint.folder, folder)
+    if checkpoint.config.family == "hf":
+        config = dict(checkpoint.config.raw)
+    else:
+        config = _to_transformers(folder, checkpoint, prompts)
+    config["quantization_config"] = quantization_config
+    write_json(folder / "config.json", config)
+    readme = _read_text(checkpoint.folder / "README.md")
+    (folder / "README.md").write_text(_annotated(readme, checkpoint, options, calibration), encoding="utf-8")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, folder: Path) -> None:
+    for pattern in _COPIED:
+        for path in sorted(source.glob(pattern)):
+            if path.name not in _WRITTEN and path.is_file() and path.stat().st_size <= MAX_BYTES:
+                shutil.copyfile(path, folder / path.name)
+
+
+# --- LLaVA-NeXT to transformers ---------------------------------------------------------------------------------------
+
+
+def _to_transformers(folder: Path, checkpoint: Checkpoint, prompts: PromptAssets) -> dict[str, Any]:
+    """config.json in transformers' words; the processor's and the tokenizer's files are written beside it."""
+    model, raw = checkpoint.config, checkpoint.config.raw
+    image_token_id = _write_tokenizer(folder, checkpoint, prompts)
+    (folder / "chat_template.jinja").write_text(prompts.chat_template, encoding="utf-8")
+    image, vision, text = model.image, model.vision, model.text
+    pinpoints = [list(pair) for pair in image.grid_pinpoints]
+    aspect_ratio = "anyres" if image.max_grid_tiles is None else f"anyres_max_{image.max_grid_tiles}"
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            **dict.fromkeys(("do_convert_rgb", "do_normalize", "do_pad", "do_rescale", "do_resize"), True),
+            "image_grid_pinpoints": pinpoints,
+            "image_mean": list(image.mean),
+            "image_std": list(image.std),
+            "resample": 3,
+            "rescale_factor": image.rescale_factor,
+            "size": {"height": image.tile_px, "width": image.tile_px},
+        },
+    )
+    write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "LlavaOnevisionProcessor",
+            "image_token": prompts.prompt.image_token,
+            "num_image_tokens": image.patches_per_tile,
+            "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": aspect_ratio,
+        },
+    )
+    return {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "model_type": "llava_onevision",
+        "torch_dtype": raw.get("torch_dtype", raw.get("dtype")),
+        "image_token_index": image_token_id,
+        "image_grid_pinpoints": pinpoints,
+        "projector_hidden_act": model.projector_hidden_act,
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "vision_aspect_ratio": aspect_ratio,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "text_config": {
+            "model_type": "qwen2",
+            "hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_hidden_layers": text.num_hidden_layers,
+            "num_attention_heads": text.num_attention_heads,
+            "num_key_value_heads": text.num_key_value_heads,
+            "max_position_embeddings": text.max_position_embeddings,
+            "rms_norm_eps": text.rms_norm_eps,
+            "rope_theta": text.rope_theta,
+            "vocab_size": text.vocab_size,
+            "tie_word_embeddings": text.tie_word_embeddings,
+            "bos_token_id": raw.get("bos_token_id"),
+            "eos_token_id": list(prompts.generation.eos_token_ids),
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "num_attention_heads": vision.num_attention_heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "vision_use_head": False,
+        },
+    }
+
+
+def _write_tokenizer(folder: Path, checkpoint: Checkpoint, prompts: PromptAssets) -> int:
+    """tokenizer.json with the image token, whose id is returned; other templates than the one used are removed."""
+    document = json.loads(prompts.tokenizer_json)
+    tokenizer = Tokenizer.from_json(prompts.tokenizer_json)
+    token, num_rows = prompts.prompt.image_token, checkpoint.config.text.vocab_size
+    id_ = tokenizer.added_token_ids.get(token, tokenizer.size)
+    if id_ >= num_rows:
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint.folder.name} has no token {token!r} and the embedding table's {num_rows} "
+            "rows have none to spare, expected one for transformers' format. Convert the checkpoint with transformers' "
+            "convert_llava_onevision_weights_to_hf.py first."
+        )
+    settings, added = (_read_json(folder / name) for name in ("tokenizer_config.json", "added_tokens.json"))
+    settings.pop("chat_template", None)
+    if token not in tokenizer.added_token_ids:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+        document["added_tokens"].append({"id": id_, "content": token, **flags})
+        if "added_tokens_decoder" in settings:  # which transformers prefers to tokenizer.json
+            settings["added_tokens_decoder"][str(id_)] = {"content": token, **flags}
+        if added:
+            write_json(folder / "added_tokens.json", {**added, token: id_})
+    write_json(folder / "tokenizer.json", document)
+    write_json(folder / "tokenizer_config.json", settings)
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    return id_
+
+
+# --- README -----------------------------------------------------------------------------------------------------------
+
+
+def _annotated(readme: str, checkpoint: Checkpoint, options: QuantizeOptions, calibration: str) -> str:
+    """The source's README with a note in front of its text, behind its front matter."""
+    front = re.match(r"\ufeff?---\r?\n.*?\r?\n---\r?\n", readme, re.DOTALL)
+    head = front[0] if front else f"---\nlicense: {checkpoint.provenance['license']}\n---\n"
+    body = readme[front.end() :] if front else readme
+    scale = "a scale per row" if options.columns_per_scale is None else f"groups of {options.columns_per_scale}"
+    names = {
+        "gptq": f"GPTQ, {options.num_bits} bits, {scale}, symmetric",
+        "rtn": f"rounding to the nearest, {options.num_bits} bits, {scale}, symmetric",
+        "fp8": f"FP8 (E4M3) weights with {scale}, activations in FP8 with a scale per token as they come",
+    }
+    note = (
+        f"\n> **Quantised** by varco-edge {__version__} from `{checkpoint.provenance['source']}`: "
+        f"{names[options.method]}, compressed-tensors `{options.format}`.{calibration} The language model's linears "
+        "are quantised; vision tower, projector, embedding and output head are as they were. The licence of the "
+        "original applies.\n\n"
+    )
+    return head + note + body.lstrip("\r\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that has been read before; an empty one where there is no file."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

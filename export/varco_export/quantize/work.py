@@ -1,0 +1,138 @@
+"""The folder that a run fills, and that a run which was killed is continued from.
+
+    .OUT.varco-quantize/
+      lock                      held by the run that fills the folder; it dies with its process
+      run.json                  what the run was asked for, checkpoint and calibration included
+      checkpoint/               the shards so far; renamed to OUT at the end
+      activations-00003.bin     what flows into layer 3
+
+Unlike an export's, this folder outlives an error and a kill: a 14B takes hours. A layer is finished when its shard is
+there. Its outputs are written before, and its inputs removed after, so that whatever is lost by a kill can be computed
+again from what is there, to the same bytes (with as many threads: their number changes the order of sums). Only a run
+of the same command may continue it; OUT is whole or absent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varco_runtime.errors import ExportError
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An opened work folder."""
+
+    folder: Path
+    target: Path
+    num_shards: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """What becomes OUT."""
+        return self.folder / "checkpoint"
+
+    def shard(self, number: int) -> Path:
+        """Shard `number`, from 1."""
+        return self.checkpoint / f"model-{number:05}-of-{self.num_shards:05}.safetensors"
+
+    def activations(self, layer: int) -> Path:
+        """What flows into a layer."""
+        return self.folder / f"activations-{layer:05}.bin"
+
+    def keep_activations(self, layer: int | None) -> None:
+        """Remove all activations but those that flow into `layer`."""
+        for path in self.folder.glob("activations-*"):
+            if layer is None or path != self.activations(layer):
+                path.unlink()
+
+    def publish(self) -> None:
+        """Rename the checkpoint to OUT and remove the rest."""
+        _sync(self.checkpoint)
+        if os.path.lexists(self.target):
+            raise _exists(self.target)
+        self.checkpoint.replace(self.target)
+        _sync(self.target.parent)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(target: Path, asked: dict[str, Any], num_shards: int) -> Iterator[Work]:
+    """Open the work folder of `target`, making it or finding it as an earlier run of the same `asked` left it.
+
+    Raises `ExportError` if `target` exists, if another run fills the folder or an earlier one was asked for something
+    else, and for whatever the disk refuses.
+    """
+    target = Path(os.path.abspath(target))
+    if os.path.lexists(target):
+        raise _exists(target)
+    work = Work(target.with_name(f".{target.name}.varco-quantize"), target, num_shards)
+    try:
+        work.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(work):
+            _claim(work, asked)
+            yield work
+    except OSError as error:
+        raise ExportError(
+            f"{work.folder} could not be written: {error.strerror or error}. Expected a writable folder with enough "
+            "free space; run the same command again to continue where it stopped."
+        ) from error
+
+
+@contextmanager
+def _locked(work: Work) -> Iterator[None]:
+    descriptor = os.open(work.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExportError(
+                f"{work.target} is being made by another run. Wait until it ends, or choose another output folder."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _claim(work: Work, asked: dict[str, Any]) -> None:
+    """Remember what is asked for, or compare it with what an earlier run was asked for."""
+    path = work.folder / "run.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = {}
+        others = sorted(key for key in asked.keys() | before.keys() if asked.get(key) != before.get(key))
+        if others:
+            raise ExportError(
+                f"{work.folder} holds an unfinished run with another {', '.join(others)}. Run the same command as "
+                f"before to finish it, or remove the folder to begin anew."
+            )
+    else:
+        shutil.rmtree(work.checkpoint, ignore_errors=True)
+        work.keep_activations(None)
+        partial = path.with_name("run.json.partial")
+        partial.write_text(json.dumps(asked, indent=2, sort_keys=True), encoding="utf-8")
+        partial.replace(path)
+    work.checkpoint.mkdir(exist_ok=True)
+
+
+def _exists(target: Path) -> ExportError:
+    return ExportError(f"{target} exists already. Choose another output folder or remove it.")
+
+
+def _sync(folder: Path) -> None:
+    """Bring names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

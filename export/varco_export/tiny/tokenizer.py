@@ -1,0 +1,157 @@
+"""A byte-level BPE of some 480 tokens with VARCO's markup tokens, made by hand, and its chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SPECIAL_TOKENS: tuple[str, ...] = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "[UNK]",
+    "<gro>",
+    "<ocr>",
+    "<char>",
+    "</char>",
+)
+SPECIAL_TOKENS += ("<obj>", "</obj>", "<bbox>", "</bbox>", "<delim>", "<image>")
+
+# Words that get a token of their own, and on the way there one for each of their beginnings.
+_WORDS = (
+    "system user assistant picture image text What is in the this Describe You about and of how many colour "
+    "대한민국 수도 사진 글자 고양이"
+)
+
+# Qwen2's own pattern: contractions, words, single digits, punctuation, line breaks, spaces.
+_PRE_TOKENIZE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# ChatML. Message content may be a string or a list of parts; pictures come before the text of their turn.
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou look at pictures and answer questions about them.<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}
+{{- '<image>\\n' -}}
+{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}{{- part['text'] -}}{%- endgeneration -%}
+{%- else -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+def token_ids() -> dict[str, int]:
+    """Every token of the tokenizer and its id: bytes, merges, then the special tokens, `<image>` last."""
+    vocab = _bpe()[0]
+    return vocab | {token: len(vocab) + number for number, token in enumerate(SPECIAL_TOKENS)}
+
+
+def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A byte-level BPE: the 256 bytes, and merges that build the words of `_WORDS` from left to right."""
+    letters = _byte_letters()
+    vocab = {letter: number for number, letter in enumerate(letters)}
+    merges: list[tuple[str, str]] = []
+    for word in _WORDS.split():
+        for spelled in (word, " " + word):
+            pieces = [letters[byte] for byte in spelled.encode()]
+            left = pieces[0]
+            for right in pieces[1:]:
+                if left + right not in vocab:
+                    vocab[left + right] = len(vocab)
+                    merges.append((left, right))
+                left += right
+    return vocab, merges
+
+
+def _byte_letters() -> list[str]:
+    """The printable letter that byte-level BPE writes for each byte. Source: GPT-2's encoder, `bytes_to_unicode`."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+
+
+def write_tokenizer(folder: Path, max_length: int, with_image_token: bool, as_files: bool) -> None:
+    vocab, merges = _bpe()
+    ids = token_ids()
+    special = SPECIAL_TOKENS if with_image_token else SPECIAL_TOKENS[:-1]  # LLaVA-NeXT has no <image> token
+    added = [
+        {"id": ids[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}
+        for token in special
+    ]  # fmt: skip
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "added_tokens_decoder": {
+                str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added
+            },
+            "additional_special_tokens": [token for token in special if token.startswith("<") and "|" not in token],
+            "bos_token": None,
+            "chat_template": CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": "<|im_end|>",
+            "errors": "replace",
+            "model_max_length": max_length,
+            "pad_token": "<|endoftext|>",
+            "split_special_tokens": False,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": "[UNK]",
+        },
+    )
+    if as_files:
+        write_json(folder / "vocab.json", vocab)
+        lines = "".join(f"{left} {right}\n" for left, right in merges)
+        (folder / "merges.txt").write_text("#version: 0.2\n" + lines, encoding="utf-8")
+        write_json(folder / "added_tokens.json", {token: ids[token] for token in special})
+        return
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": _PRE_TOKENIZE}, "behavior": "Isolated", "invert": False}
+    write_json(
+        folder / "tokenizer.json",
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": byte_level,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": vocab,
+                "merges": [list(pair) for pair in merges],
+            },
+        },
+    )
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,43 @@
+"""`varco probe`: a bundle gets acceptance probes from the checkpoint that it was made of."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from varco_runtime.cli.console import note, size_text
+from varco_runtime.cli.progress import ExportProgress
+from varco_runtime.errors import MissingExtraError
+
+_EXTRA_MODULES = ("onnx", "ml_dtypes", "google")
+
+
+def probe(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="What the bundle was exported from: a folder or repository id.")
+    ],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    vision_from: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="As given to varco export, where it was.", show_default=False),
+    ] = None,
+) -> None:
+    """Put questions with the exact model's answers into a bundle, for varco verify --numerics.
+
+    Needs the extra 'export', but no torch. Computes in fp32 on the processor, one layer in memory at a time: seconds
+    for a small model, many minutes for the 14B.
+    """
+    try:
+        from varco_export.probes import add_probes
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA_MODULES:
+            raise
+        raise MissingExtraError("Making probes", "export") from None
+    with ExportProgress() as progress:
+        manifest = add_probes(checkpoint, bundle, progress, vision_from)
+    assert manifest.probes is not None, "Bug: no probes were added"
+    note(f"{bundle} holds probes, {size_text(manifest.files[manifest.probes].size)}.")
+    note(f"Next: varco verify {shlex.quote(str(bundle))} --numerics")

@@ -1,0 +1,86 @@
+"""The exact model of the acceptance probes against transformers: two programs that share no line with each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Silent, export_bundle
+from tests.reference.oracle import Oracle, photo, relative_error, user_message
+from varco_export.checkpoint import Checkpoint
+from varco_export.probes import add_probes
+from varco_export.reference_pass import ReferencePass, Sequence
+from varco_export.tiny import TinyOptions, make_tiny
+from varco_runtime.image import normalise, pack, packing_plan, tile
+from varco_runtime.picture import load_picture
+
+torch = pytest.importorskip("torch", reason="the reference needs torch")
+
+CHECKPOINTS = {
+    "plain": TinyOptions(seed=1),
+    "odd": TinyOptions(
+        seed=2,
+        num_hidden_layers=3,
+        hidden_size=96,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=200,
+        vocab_size=517,
+        dtype="bf16",
+        num_shards=3,
+    ),
+    "tied": TinyOptions(seed=3, tie_word_embeddings=True, num_key_value_heads=1, names="new", dtype="fp16"),
+    "real-geometry": TinyOptions(seed=5, image_size=384, vision_hidden_size=32, num_vision_heads=2, max_grid=(2, 2)),
+}
+LIMIT = 1e-4
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_reference_pass_equals_transformers(tmp_path: Path, name: str) -> None:
+    options = CHECKPOINTS[name]
+    folder = make_tiny(tmp_path / "checkpoint", options)
+    oracle, image = Oracle(folder), photo(200, 90)
+    greedy = oracle.greedy(user_message("What is this?", image=True), image, 16)
+
+    checkpoint = Checkpoint.open(folder)
+    settings, picture = checkpoint.config.image, load_picture(image)
+    reference = ReferencePass(checkpoint, {})
+    patches = reference.patch_features(normalise(tile(picture, settings), settings), lambda: None)
+    assert relative_error(patches, oracle.patch_features(image)) < LIMIT
+    tokens = pack(reference.image_features(patches), reference.newline(), packing_plan(picture.size_hw, settings))
+    assert relative_error(tokens, oracle.image_tokens(image)) < LIMIT
+
+    image_token_id = oracle.model.config.image_token_id
+    ids = np.array(greedy.prompt_ids + greedy.token_ids[:-1])
+    with_picture = Sequence(ids, tokens, len(greedy.token_ids))
+    short = Sequence(ids[-9:], None, 2)  # a second sequence must not see the first
+    first, second = reference.logits([with_picture, short], image_token_id, lambda: None)
+    assert relative_error(first.exact, greedy.logits) < LIMIT
+    with torch.no_grad():
+        alone = oracle.model(input_ids=torch.tensor(ids[None, -9:])).logits[0, -2:].numpy()
+    assert relative_error(second.exact, alone) < LIMIT
+    assert first.built is None
+    assert first.noisy is None
+
+
+@pytest.mark.parametrize("inputs", ["token", "none"])
+def test_an_fp8_bundle_passes_and_one_of_other_scales_fails(tmp_path: Path, inputs: str) -> None:
+    pytest.importorskip("compressed_tensors", reason="the packer is compressed-tensors")
+    from tests.compressed_packer import CompressedPacking, compress_checkpoint
+    from tests.test_probes import OPTIONS, checks_of, failed
+
+    source = make_tiny(tmp_path / "checkpoint", OPTIONS)
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+    activations = {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}
+    packing = CompressedPacking(weights, activations if inputs == "token" else None)
+    compress_checkpoint(source, tmp_path / "fp8", packing)
+    good = export_bundle(tmp_path / "fp8", tmp_path / "good", probes=True)
+    assert not failed(checks_of(good)), checks_of(good)
+
+    compress_checkpoint(make_tiny(tmp_path / "other", replace(OPTIONS, seed=12)), tmp_path / "fp8-other", packing)
+    bad = export_bundle(tmp_path / "fp8-other", tmp_path / "bad")
+    add_probes(tmp_path / "fp8", bad, Silent())
+    assert {"decoder, text", "answers"} <= set(failed(checks_of(bad)))

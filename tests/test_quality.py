@@ -1,0 +1,87 @@
+"""The shipped checkpoint reads: held-out pictures through exported bundles, and through transformers to the token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import MAX_NEW_TOKENS, Recorder, divergence, log_softmax, measure_bundle, table
+from tests.conftest import export_bundle
+from training.evaluate import evaluate
+from training.pictures import held_out_seeds
+
+CHECKPOINT = Path(__file__).resolve().parents[1] / "models" / "varco-tiny"
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(CHECKPOINT, tmp_path_factory.mktemp("quality") / "fp32")
+
+
+@pytest.fixture(scope="module")
+def int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(CHECKPOINT, tmp_path_factory.mktemp("quality") / "int4", decoder="int4")
+
+
+def test_a_handful_of_held_out_pictures_is_read(fp32: Path, int4: Path) -> None:
+    seeds = held_out_seeds(12)
+    exact, reference, _ = measure_bundle(fp32, seeds, None)
+    small, _, kl = measure_bundle(int4, seeds, reference)
+    assert exact["well_formed"] == 1.0
+    assert exact["word_accuracy"] >= 0.7
+    assert exact["mean_iou"] >= 0.75
+    assert exact["referring_accuracy"] >= 0.7
+    assert small["top1_agreement"] >= 0.95
+    assert 0 < small["kl"] < 0.05
+    assert len(kl) == len(reference.asked)
+    assert len(table({"fp32": exact, "int4": small}).splitlines()) == 4
+
+
+@pytest.mark.full
+def test_the_shipped_checkpoint_keeps_what_its_card_promises(fp32: Path, int4: Path) -> None:
+    seeds = held_out_seeds(200)
+    exact, reference, _ = measure_bundle(fp32, seeds, None)
+    small, _, _ = measure_bundle(int4, seeds, reference)
+    assert exact["word_accuracy"] >= 0.90 - 2 * exact["word_accuracy_error"]
+    assert exact["mean_iou"] >= 0.75
+    assert exact["referring_accuracy"] >= 0.90 - 2 * exact["referring_accuracy_error"]
+    assert small["word_accuracy"] >= exact["word_accuracy"] - 3 * exact["word_accuracy_error"]
+    assert small["top1_agreement"] >= 0.97
+
+
+@pytest.mark.full
+def test_transformers_gives_the_same_answers_to_the_token(fp32: Path) -> None:
+    pytest.importorskip("torch", reason="the reference needs torch")
+    from training.evaluate import transformers_answer
+    from varco_runtime import Varco
+
+    ask = transformers_answer(CHECKPOINT, MAX_NEW_TOKENS)
+    recorder = Recorder(Varco.load(fp32, threads=1))
+    pairs: list[tuple[str, str]] = []
+
+    def both(image: Any, prompt: str) -> str:
+        pairs.append((recorder.answer(image, prompt), ask(image, prompt)))
+        return pairs[-1][0]
+
+    evaluate(both, held_out_seeds(40, start=1000))
+    different = [pair for pair in pairs if pair[0] != pair[1]]
+    assert not different, f"{len(different)} of {len(pairs)} answers differ, the first: {different[0]}"
+
+
+def test_the_divergence_of_a_model_from_itself_is_zero() -> None:
+    logits = np.random.default_rng(0).normal(size=(5, 50)).astype(np.float32) * 4
+    kl, agrees = divergence(logits, logits)
+    assert np.abs(kl).max() < 1e-12
+    assert agrees.all()
+
+
+def test_the_divergence_is_the_textbook_sum() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 3, 7))
+    p, q = np.exp(log_softmax(a)), np.exp(log_softmax(b))
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    np.testing.assert_allclose(divergence(a, b)[0], (p * np.log(p / q)).sum(axis=1))
+    assert (divergence(a, b)[0] > 0).all()
