@@ -109,7 +109,7 @@ def test_the_steps_of_the_progress_bar_are_the_steps_taken(tiny_checkpoint: Path
 
     export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(), Counting())
     assert promised == taken
-    assert list(taken) == ["vision", "projector", "embedding", "decoder"]
+    assert list(taken) == ["vision", "projector", "embedding", "decoder", "probes"]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ def backend(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough for groups of 32."""
+    options = TinyOptions(seed=3, hidden_size=128, num_attention_heads=8, intermediate_size=192)
+    return make_tiny(tmp_path_factory.mktemp("wide") / "original", options)
+
+
 def embeds(backend: GraphBackend, length: int) -> Array:
     rng = np.random.default_rng(length)
     return rng.standard_normal((1, length, backend.manifest.model.hidden_size)).astype(np.float32)
@@ -72,7 +79,7 @@ def test_chunks_of_any_size_equal_one_pass(backend: GraphBackend) -> None:
     whole = backend.step(x, 0, 40)
     pieces = [backend.step(x[:, :17], 0, 17), backend.step(x[:, 17:30], 17, 13)]
     pieces += [backend.step(x[:, i : i + 1], i, 1) for i in range(30, 40)]
-    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=5e-5)
 
 
 def test_a_rewound_cache_equals_a_new_one(backend: GraphBackend) -> None:
@@ -80,7 +87,7 @@ def test_a_rewound_cache_equals_a_new_one(backend: GraphBackend) -> None:
     expected = backend.step(x, 0, 20)
     backend.step(other, 0, 1)
     backend.step(x[:, :8], 0, 1)
-    np.testing.assert_allclose(backend.step(x[:, 8:], 8, 12), expected[8:], atol=1e-5)
+    np.testing.assert_allclose(backend.step(x[:, 8:], 8, 12), expected[8:], atol=5e-5)
 
 
 def test_the_next_token_is_the_largest_logit_of_each_position(backend: GraphBackend) -> None:
@@ -161,14 +168,11 @@ def test_bf16_products_are_not_there_on_the_cpu(tiny_checkpoint: Path, tmp_path:
             loads[name] = True
         except Exception:
             loads[name] = False
-    assert loads == {"vision": False, "projector": False, "packing": True, "embedding": True, "decoder": False}
+    assert loads == {"vision": False, "projector": False, "packing": False, "embedding": True, "decoder": False}
 
 
-def test_act_order_gathers_the_input_once_per_product(tmp_path: Path) -> None:
-    tiny = make_tiny(
-        tmp_path / "original", TinyOptions(seed=3, hidden_size=128, num_attention_heads=8, intermediate_size=192)
-    )
-    pack_checkpoint(tiny, tmp_path / "packed", GptqPacking(act_order=True))
+def test_act_order_gathers_the_input_once_per_product(wide: Path, tmp_path: Path) -> None:
+    pack_checkpoint(wide, tmp_path / "packed", GptqPacking(act_order=True))
     decoder = ExportedDecoder(export_bundle(tmp_path / "packed", tmp_path / "bundle", device="tensorrt"))
     gathered = [node for node in decoder.nodes("Gather") if node.input[1].endswith("input_order")]
     assert len(gathered) == 3 * 2, "q, k, v share one; o has its own; gate and up share one; down's folds into theirs"
@@ -177,21 +181,15 @@ def test_act_order_gathers_the_input_once_per_product(tmp_path: Path) -> None:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_asymmetric_integers_are_refused_by_name(tmp_path: Path) -> None:
-    tiny = make_tiny(
-        tmp_path / "original", TinyOptions(seed=3, hidden_size=128, num_attention_heads=8, intermediate_size=192)
-    )
-    pack_checkpoint(tiny, tmp_path / "packed", GptqPacking(sym=False))
+def test_asymmetric_integers_are_refused_by_name(wide: Path, tmp_path: Path) -> None:
+    pack_checkpoint(wide, tmp_path / "packed", GptqPacking(sym=False))
     with pytest.raises(ExportError, match=r"self_attn.qkv_proj is stored in asymmetric int4 \(with zero points\)"):
         export_bundle(tmp_path / "packed", tmp_path / "bundle", device="tensorrt")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_negative_scales_are_refused_by_name(tmp_path: Path) -> None:
-    tiny = make_tiny(
-        tmp_path / "original", TinyOptions(seed=3, hidden_size=128, num_attention_heads=8, intermediate_size=192)
-    )
-    pack_checkpoint(tiny, tmp_path / "packed", GptqPacking())
+def test_negative_scales_are_refused_by_name(wide: Path, tmp_path: Path) -> None:
+    pack_checkpoint(wide, tmp_path / "packed", GptqPacking())
     path = tmp_path / "packed" / "model.safetensors"
     tensors = load_file(path)
     name = next(name for name in tensors if name.endswith("layers.1.self_attn.o_proj.scales"))
@@ -231,11 +229,8 @@ def test_a_choice_that_does_not_exist_is_refused(
         export_bundle(tiny_checkpoint, tmp_path / "bundle", device="tensorrt", **options)
 
 
-def test_rounding_a_second_time_is_refused(tmp_path: Path) -> None:
-    tiny = make_tiny(
-        tmp_path / "original", TinyOptions(seed=3, hidden_size=128, num_attention_heads=8, intermediate_size=192)
-    )
-    pack_checkpoint(tiny, tmp_path / "packed", GptqPacking())
+def test_rounding_a_second_time_is_refused(wide: Path, tmp_path: Path) -> None:
+    pack_checkpoint(wide, tmp_path / "packed", GptqPacking())
     with pytest.raises(UsageError, match=r"--decoder fp8 would round weights a second time, the checkpoint holds int4"):
         export_bundle(tmp_path / "packed", tmp_path / "bundle", device="tensorrt", decoder="fp8")
 
@@ -270,5 +265,5 @@ def test_a_prompt_with_a_picture_reaches_the_decoder_through_the_graphs(backend:
     tokens = np.random.default_rng(1).standard_normal((20, width)).astype(np.float32)
     expected = backend.prefill(PromptInputs(ids, image_token, tokens), 0, 3)
     backend.chunk_tokens, before = 7, backend.chunk_tokens
-    np.testing.assert_allclose(backend.prefill(PromptInputs(ids, image_token, tokens), 0, 3), expected, atol=1e-5)
+    np.testing.assert_allclose(backend.prefill(PromptInputs(ids, image_token, tokens), 0, 3), expected, atol=5e-5)
     backend.chunk_tokens = before

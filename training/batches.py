@@ -66,8 +66,8 @@ def collate(samples: list[Sample], tokenizer: Tokenizer) -> Batch:
     prefix = torch.tensor(encode(prefix_text(), tokenizer))
     start = len(prefix)
     counts = [len(sample.plan.indices) for sample in samples]
-    width = -(-max(counts) // 8) * 8
-    asked = max(len(sample.ids) for sample in samples)
+    width = -(-max(counts) // 16) * 16  # few different shapes: every new one costs its set-up
+    asked = -(-max(len(sample.ids) for sample in samples) // 16) * 16
     batch, patches = len(samples), samples[0].plan.num_tiles * tiles.PATCHES
     packing = np.zeros((batch, width, patches + 1), np.float32)
     positions = np.zeros((batch, start + width + asked), np.float32)

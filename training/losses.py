@@ -22,6 +22,7 @@ HEADS = {
     "box": 4 * NUM_BINS,
 }
 GROUPS = ("patch", "token")
+ROWS = 512  # row counts are multiples of this where they can be: every new shape of a product costs its set-up
 
 
 def initial_heads(hidden: int, seed: int) -> Weights:
@@ -52,19 +53,19 @@ def places(network: Network, states: Tensor, labels: Labels, group: str) -> tupl
     total, notes = states.new_zeros((), dtype=torch.float32), {}
     busy = (labels.object > 0) | (labels.look > 0) | (labels.character > 0).any(-1) | (labels.box[:, 0] >= 0)
     empty = (~busy).nonzero()[:, 0]
-    chosen = torch.cat([busy.nonzero()[:, 0], empty[torch.randperm(len(empty))[: max(64, int(busy.sum()) // 2)]]])
+    occupied = busy.nonzero()[:, 0]
+    wanted = -(-max(64, len(occupied) * 3 // 2) // ROWS) * ROWS
+    chosen = torch.cat([occupied, empty[torch.randperm(len(empty))[: wanted - len(occupied)]]])
     picked = states[chosen]
     for name, weight in (("character", 1.0), ("index", 0.5), ("object", 0.5), ("look", 0.5)):
         size = {"character": NUM_CHARACTERS, "index": NUM_INDICES}.get(name, HEADS[name])
         logits = network.linear(picked, f"heads.{group}.{name}").view(-1, size)
         loss, right = _classes(logits, getattr(labels, name)[chosen].view(-1), rare=True)
         total, notes[f"{group}.{name}"] = total + weight * loss, float(right)
-    boxed = (labels.box[:, 0] >= 0).nonzero()[:, 0]
-    if len(boxed):
-        logits = network.linear(states[boxed], f"heads.{group}.box").view(-1, NUM_BINS)
-        loss, _ = _classes(logits, labels.box[boxed].view(-1), rare=False)
-        total, notes[f"{group}.box"] = total + 0.4 * loss, float(loss.detach())
-    return total, notes
+    logits = network.linear(picked, f"heads.{group}.box").view(-1, NUM_BINS)
+    loss, _ = _classes(logits, labels.box[chosen].view(-1), rare=False)
+    notes[f"{group}.box"] = float(loss.detach())
+    return total + 0.4 * loss, notes
 
 
 def pointing(pointer: Tensor, batch: Batch, start: int) -> Tensor:
@@ -88,7 +89,7 @@ def pointing(pointer: Tensor, batch: Batch, start: int) -> Tensor:
 
 def answers(network: Network, states: Tensor, targets: Tensor) -> tuple[Tensor, float]:
     """Return the loss of the answers' tokens and their accuracy."""
-    kept = targets >= 0
-    logits = network.logits(states[kept])
-    labels = targets[kept]
-    return F.cross_entropy(logits, labels), float((logits.argmax(-1) == labels).float().mean())
+    logits = network.logits(states.flatten(0, 1))
+    labels = targets.flatten()
+    right = (logits.argmax(-1) == labels)[labels >= 0].float().mean()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE), float(right)

@@ -46,7 +46,7 @@ class Dialect(Protocol):
     def add(self, a: str, b: str) -> str: ...
 
     def linear(self, x: str, weights: Linear, head: bool = False) -> str:
-        """x W^T + b. `head`: use the precision of the language model's head."""
+        """x W^T + b, part by part (`Linear.parts`). `head`: plain weights get the precision of `lm_head`."""
 
     def patches(self, pixel_values: str, weight: Tensor, bias: Tensor, num_patches: int) -> str:
         """A convolution whose stride is its kernel: `[T, 3, H, W]` to `[T, num_patches, features]`."""

@@ -295,8 +295,8 @@ def _run(build: Callable[[], bool], cancelled: threading.Event) -> bool:
             outcome.append(error)
 
     thread = threading.Thread(target=work, name="tensorrt-build")
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(0.2)
     except BaseException:

@@ -52,12 +52,6 @@ class Linear:
         names = [self.name] if len(runs) == 1 else [run[0].name.removesuffix(".weight") for run in runs]
         return [_part(name, run) for name, run in zip(names, runs, strict=True)]
 
-    def blocks(self) -> Iterator[Array]:
-        """Blocks of rows `[rows, in_features]` of a linear that is not quantised, in the checkpoint's own type."""
-        (part,) = self.parts()
-        assert isinstance(part, FloatPart), f"Bug: {self.name} is quantised, its parts have blocks of their own"
-        yield from part.blocks()
-
     def bias(self) -> Array:
         """The bias `[out_features]` in fp32."""
         return np.concatenate([tensor.read().astype(np.float32) for tensor in self.biases])
