@@ -5,8 +5,8 @@
 
 Exports each checkpoint at every precision with its probes, replays them, breaks one thing at a time (`tests/broken.py`)
 and replays again. Gentle weights behave like trained ones; wild ones (the default `Scales`) amplify every error. Prints
-a line per bundle and ends with one JSON line: per precision the largest error of a good bundle, the least that a broken
-one shows where it is broken, and the limit. Exit status 1 when a limit does not lie between the two.
+a line per bundle and ends with one JSON line: per precision the largest error of a good bundle and the least that a
+broken one shows where it is broken, in units of the limit. Exit status 1 when a limit does not lie between the two.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def main() -> int:
         for label, checkpoint in _checkpoints(Path(name), options.checkpoint):
             for precision, given in PRECISIONS.items():
                 _measure(Path(name), label, checkpoint, precision, given, summary)
-    print(json.dumps(summary))
-    return 0 if all(max(row["good"]) < 1 < min(row["broken"]) for row in summary.values()) else 1
+    worst = {name: {"good": max(row["good"]), "broken": min(row["broken"])} for name, row in summary.items()}
+    print(json.dumps({"benchmark": "probe_limits", "errors_in_limits": worst}))
+    return 0 if all(row["good"] < 1 < row["broken"] for row in worst.values()) else 1
 
 
 def _checkpoints(folder: Path, given: Path | None) -> Iterator[tuple[str, Path]]:
@@ -93,7 +94,7 @@ def _measure(
     given: dict[str, str],
     summary: dict[str, dict[str, list[float]]],
 ) -> None:
-    """One checkpoint at one precision, good and with each fault. `summary` counts errors in units of the limit."""
+    """One checkpoint at one precision, good and with each fault; adds errors in units of their limits to `summary`."""
     row = summary.setdefault(precision, {"good": [], "broken": []})
     with tempfile.TemporaryDirectory(dir=folder) as name:
         good = Path(name) / "good"

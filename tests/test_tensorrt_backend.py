@@ -18,7 +18,17 @@ from PIL import Image
 
 from tests.conftest import export_bundle
 from tests.recording_cuda import CudaCalls, CudaError, Device
-from tests.recording_tensorrt import RTX_VERSION, add_engines, install, runs
+from tests.recording_tensorrt import (
+    RTX_VERSION,
+    AllocationStrategy,
+    DataType,
+    Engine,
+    RtxContext,
+    SpecializationStrategy,
+    add_engines,
+    install,
+    runs,
+)
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.bundle import FileFacts, read_manifest, write_manifest
@@ -655,3 +665,27 @@ def test_the_double_has_the_calls_of_cuda_python() -> None:
             assert list(parameters) == found, signature
     for error in CudaError:
         assert int(getattr(runtime.cudaError_t, error.name)) == error
+
+
+def test_the_double_has_the_names_of_tensorrt_for_rtx() -> None:
+    module = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    own = {"device", "profiles", "ports", "session", "aliases", "on_host", "is_rtx", "engine", "compiles_at_once"}
+    for double, real in ((Engine, module.ICudaEngine), (RtxContext, module.IExecutionContext)):
+        names = {name for name in dir(double) if not name.startswith("_")} - own
+        assert not names - set(dir(real))
+    assert {one.name for one in SpecializationStrategy} == set(
+        module.DynamicShapesKernelSpecializationStrategy.__members__
+    )
+    assert {one.name for one in AllocationStrategy} == set(module.ExecutionContextAllocationStrategy.__members__)
+    assert {one.name for one in DataType} <= set(module.DataType.__members__)
+
+
+def test_the_real_library_says_in_one_line_why_it_loads_no_engine(
+    bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
+    if module.__version__ != RTX_VERSION:
+        pytest.skip(f"TensorRT for RTX is {module.__version__}, the double's engines are of {RTX_VERSION}")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
+    message = rf"TensorRT for RTX {RTX_VERSION} could not load .*vision\.engine: .*deserializeCudaEngine"
+    refused(bundle, device, BackendError, message)

@@ -167,6 +167,16 @@ def test_building_again_replaces_the_engines_of_that_target_alone(fresh: Path) -
     ]
 
 
+def test_inspect_lists_networks_and_engines(int4: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(int4)]) == 0
+    out, _ = capfd.readouterr()
+    for name in COMPONENTS:
+        assert f"engines/sm89/{name}.engine" in out
+    assert "int4 (blocks of 32, fp16 activations), head fp16" in out
+    assert "256 tokens, 256 at a time" in out
+    assert "read per token" in out
+
+
 def test_the_command_builds_and_reports(fresh: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["engines", str(fresh), "--sm", "89"]) == 0
     out, err = capfd.readouterr()

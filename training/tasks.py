@@ -169,11 +169,10 @@ def tasks(picture: Picture, rng: random.Random) -> list[Task]:
         asked.append(ocr(picture))
     if picture.shapes or rng.random() < 0.04:
         asked.append(ground(picture, rng))
-    for _ in range(1 if picture.shapes or rng.random() < 0.4 else 0):
+    asked.append(refer(picture, rng))
+    if picture.shapes or rng.random() < 0.5:
         asked.append(refer(picture, rng))
-    if len(picture.shapes) > 1:
-        asked.append(refer(picture, rng))
-    if rng.random() < (0.35 if picture.shapes else 0.15):
+    if rng.random() < (0.3 if picture.shapes else 0.12):
         asked.append(chat(picture, rng))
     return asked
 

@@ -20,13 +20,13 @@ from varco_runtime.cli.console import print_facts, print_table, size_text, write
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
-    *("tensorrt", "tensorrt-rtx", "torch", "transformers"),
+    *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers"),
 )
 EXTRAS = {
     "cpu": "running a bundle on a CPU",
     "export": "varco export",
     "cuda": "instead of cpu, for NVIDIA GPUs; this version does not use it yet",
-    "tensorrt": "TensorRT engines; this version does not use it yet",
+    "tensorrt": "building and running TensorRT engines on RTX GPUs",
     "quantize": "making GPTQ and FP8 checkpoints; this version does not use it yet",
 }
 _FAR_TOO_MUCH = 1 << 60  # what cgroups report where there is no limit

@@ -28,17 +28,23 @@ def export(
     decoder: Annotated[
         str,
         typer.Option(
-            metavar="auto|fp32|fp16|int8|int4|fp8",
-            help="Weights of the language model; auto keeps a quantised checkpoint's format, else fp32, the exact one.",
+            metavar="auto|fp32|fp16|bf16|int8|int4|fp8",
+            help="Weights of the language model; auto keeps a quantised checkpoint's format, else fp32, the exact one, "
+            "or for tensorrt fp16 or bf16 as stored.",
         ),
     ] = "auto",
     vision: Annotated[
-        str, typer.Option(metavar="auto|fp32|fp16", help="Weights of the vision tower and projector; auto is fp32.")
+        str,
+        typer.Option(
+            metavar="auto|fp32|fp16|bf16",
+            help="Weights of the vision tower and projector; auto is fp32, for tensorrt what the decoder computes in.",
+        ),
     ] = "auto",
     lm_head: Annotated[
         str,
         typer.Option(
-            metavar="auto|fp32|fp16|int8|int4", help="Weights of the last layer; auto is int8 beside int8 or int4."
+            metavar="auto|fp32|fp16|bf16|int8|int4|fp8",
+            help="Weights of the last layer; auto is int8 beside int8 or int4, a float for tensorrt.",
         ),
     ] = "auto",
     block_size: Annotated[
@@ -108,7 +114,11 @@ def _report(bundle: Path, manifest: Manifest) -> None:
     )
     for text in manifest.provenance.get("notes", []):
         note(f"note: {text}")
-    note(f'Next: varco run {shlex.quote(str(bundle))} PICTURE "Describe this image."')
+    path = shlex.quote(str(bundle))
+    if manifest.device == "tensorrt":
+        note(f"Next, on the device or for it (--sm): varco engines {path}")
+    else:
+        note(f'Next: varco run {path} PICTURE "Describe this image."')
 
 
 def _component(manifest: Manifest, component: Component) -> str:

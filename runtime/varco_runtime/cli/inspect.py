@@ -12,7 +12,7 @@ import typer
 from varco_runtime.cli.console import count_text, print_facts, print_table, size_text, write, write_document
 
 if TYPE_CHECKING:
-    from varco_runtime.bundle import Component, Manifest
+    from varco_runtime.bundle import Manifest
 
 _NON_COMMERCIAL = ("-nc", "noncommercial", "research")
 
@@ -64,6 +64,9 @@ def _print(bundle: Path, manifest: Manifest, end_tokens: list[str]) -> None:
     print_table(
         "\nNetworks", ("", "weights", "computes in", "read per pass", "on disk"), _networks(manifest), right=(3, 4)
     )
+    if manifest.engines:
+        header = ("", "target", "built by", "weights", "takes", "on disk")
+        print_table("\nEngines", header, _engines(manifest), right=(5,))
     print_facts("\nLanguage model", _language_model(manifest))
     print_facts("\nPictures", _pictures(manifest))
     print_facts("\nPrompts and answers", _answers(manifest, end_tokens))
@@ -85,14 +88,35 @@ def _overview(manifest: Manifest) -> list[tuple[str, str]]:
 def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
     """One row per network; one token reads one row of the embedding table."""
     rows = []
-    for name in ("vision", "projector", "decoder"):
-        part: Component = getattr(manifest, name)
+    for name, part in manifest.components.items():
         on_disk = size_text(_file_bytes(manifest, part.file, part.data))
         rows.append((name, part.precision, part.compute, size_text(part.weight_bytes), on_disk))
     table = manifest.embedding
     row_bytes = table.width * (4 if table.dtype == "fp32" else 2)
     on_disk = size_text(_file_bytes(manifest, table.file))
-    return [*rows, ("embedding", table.dtype, "", size_text(row_bytes), on_disk)]
+    return [*rows, ("embedding table", table.dtype, "", size_text(row_bytes), on_disk)]
+
+
+def _engines(manifest: Manifest) -> list[tuple[str, ...]]:
+    """One row per TensorRT engine: what built it, for which device, and how far it reaches."""
+    reach = {
+        "vision": "{0.max_tiles} tiles at a time",
+        "projector": "{0.max_tiles} tiles at a time",
+        "packing": "{0.max_tiles} tiles of a picture",
+        "embedding": "{0.prefill_tokens:,} tokens at a time",
+        "decoder": "{0.max_context:,} tokens, {0.prefill_tokens:,} at a time",
+    }
+    return [
+        (
+            engine.file,
+            engine.target,
+            f"{engine.builder} {engine.builder_version}",
+            engine.precision,
+            reach[engine.component].format(engine),
+            size_text(manifest.files[engine.file].size),
+        )
+        for engine in manifest.engines
+    ]
 
 
 def _language_model(manifest: Manifest) -> list[tuple[str, str]]:
