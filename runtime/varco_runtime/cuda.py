@@ -231,7 +231,7 @@ def _load_cuda_python() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError:
-        raise MissingExtraError("Running TensorRT engines", "tensorrt") from None
+        raise MissingExtraError("Running TensorRT engines on an NVIDIA GPU", "tensorrt") from None
 
 
 def _span(pitch: int, width: int, rows: int) -> int:

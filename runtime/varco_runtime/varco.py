@@ -317,7 +317,11 @@ class Stream:
                     raise UsageError(
                         "A newer question ended this stream. Read a stream to its end before the next question."
                     )
-                token = next(tokens, None)
+                try:
+                    token = next(tokens, None)
+                except Exception:
+                    varco._cache = _Cache()  # what a failed step left there is not trusted
+                    raise
             if token is None:
                 break
             piece = transcript.feed(token)

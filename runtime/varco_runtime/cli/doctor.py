@@ -27,7 +27,7 @@ EXTRAS = {
     "export": "varco export",
     "cuda": "instead of cpu, for NVIDIA GPUs; this version does not use it yet",
     "tensorrt": "building and running TensorRT engines on RTX GPUs",
-    "quantize": "making GPTQ and FP8 checkpoints; this version does not use it yet",
+    "quantize": "varco quantize",
 }
 _FAR_TOO_MUCH = 1 << 60  # what cgroups report where there is no limit
 

@@ -36,8 +36,9 @@ def export(
     vision: Annotated[
         str,
         typer.Option(
-            metavar="auto|fp32|fp16|bf16",
-            help="Weights of the vision tower and projector; auto is fp32, for tensorrt what the decoder computes in.",
+            metavar="auto|fp32|fp16|bf16|int8",
+            help="Weights of the vision tower and projector; auto is fp32, for tensorrt what the decoder computes in; "
+            "int8 (weights and activations) is the fast one on a CPU.",
         ),
     ] = "auto",
     lm_head: Annotated[
