@@ -181,8 +181,9 @@ def _print_whole(found: dict[str, Any]) -> None:
     print(
         f"{found['decoder']}: a layer adds {layer['engine_bytes'] / 1e6:.0f} MB of engine, "
         f"{layer['peak_own_bytes'] / 1e6:.0f} MB of peak memory and {layer['build_s']:.1f} s. "
-        f"All {found['num_layers']}: engine {whole['engine_bytes'] / 1e9:.1f} GB, built with {whole['peak_own_bytes'] / 1e9:.1f} GB of memory in "
-        f"{whole['build_s']:.0f} s; caches for {MAX_CONTEXT:,} tokens {found['cache_bytes'] / 1e9:.1f} GB"
+        f"All {found['num_layers']}: engine {whole['engine_bytes'] / 1e9:.1f} GB, built with "
+        f"{whole['peak_own_bytes'] / 1e9:.1f} GB of memory in {whole['build_s']:.0f} s; caches for "
+        f"{MAX_CONTEXT:,} tokens {found['cache_bytes'] / 1e9:.1f} GB"
     )
 
 

@@ -374,8 +374,11 @@ def test_two_runs_do_not_fill_one_folder(checkpoint: Path, pictures: Path, tmp_p
             yield lambda: None
 
     quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8"), Second())
+    leftover = tmp_path / ".out.varco-quantize"
+    leftover.mkdir()  # what a kill right after the last rename leaves
     with pytest.raises(ExportError, match="exists already"):
         quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8"), Quiet())
+    assert not leftover.exists()
 
 
 def test_activations_of_another_size_are_refused(tmp_path: Path) -> None:

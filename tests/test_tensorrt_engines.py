@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from tests.conftest import export_bundle
 from varco_export import engine_builder, engines
-from varco_export.engine_builder import Builder, PeakMemory, check_python
+from varco_export.engine_builder import Builder, Built, PeakMemory, check_python
 from varco_export.engines import EngineOptions, EngineReport, build_engines
 from varco_export.output import HashedFile
 from varco_runtime.bundle import Bundle, read_manifest
@@ -54,12 +54,28 @@ def export(checkpoint: Path, target: Path, decoder: str, **options: Any) -> Path
     )
 
 
+REPORTS: list[EngineReport] = []
+PROGRESS = Quiet()
+
+
 @pytest.fixture(scope="module")
 def int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with engines for SM 89."""
     bundle = export(tiny_checkpoint, tmp_path_factory.mktemp("engines") / "bundle", "int4")
-    build(bundle, 89)
+    REPORTS.extend(build_engines(bundle, EngineOptions((89,)), PROGRESS))
     return bundle
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of a few bytes instead of TensorRT's, for tests of what is around them."""
+
+    def write(self: Builder, graph: Path, tensors: Any, profiles: Any, sm: int, target: Path, *rest: Any) -> Built:
+        with HashedFile(target) as file:
+            file.write(f"{graph.name} for {sm}, {profiles}".encode())
+        return Built(file.facts(), 1.0, 2, 3)
+
+    monkeypatch.setattr(Builder, "build", write)
 
 
 @pytest.fixture
@@ -120,7 +136,15 @@ def test_attention_caches_and_rotations_are_native_layers(int4: Path, tmp_path: 
     assert not [kind for layers in found.values() for kind in layers if kind.startswith("PLUGIN")]
 
 
+@pytest.mark.full
 def test_a_shorter_context_makes_shorter_caches(fresh: Path) -> None:
+    """TensorRT refuses a cache whose update has another shape."""
+    build(fresh, 120, max_context=64, max_tiles=3)
+    Bundle.open(fresh, verify="full")
+
+
+@pytest.mark.usefixtures("quick")
+def test_each_engine_reaches_as_far_as_asked(fresh: Path) -> None:
     reports = build(fresh, 120, max_context=64, max_tiles=3)
     by_name = {report.facts.component: report.facts for report in reports}
     assert by_name["decoder"].max_context == by_name["decoder"].prefill_tokens == 64
@@ -137,12 +161,10 @@ def test_the_profiles_are_prefill_and_decode(int4: Path) -> None:
     assert [set(lengths) for lengths in engines.profiles(manifest, facts["packing"])] == [{"tiles", "tokens"}]
 
 
-def test_progress_tells_phases_and_peak_memory_is_measured(fresh: Path) -> None:
-    progress = Quiet()
-    reports = build_engines(fresh, EngineOptions((89,)), progress)
-    assert {name for name, *_ in progress.steps} == set(COMPONENTS)
-    assert all(0 <= done <= steps for _, _, done, steps in progress.steps)
-    assert all(report.built.peak_bytes > report.built.facts.size for report in reports)
+def test_progress_tells_phases_and_peak_memory_is_measured(int4: Path) -> None:
+    assert {name for name, *_ in PROGRESS.steps} == set(COMPONENTS)
+    assert all(0 <= done <= steps for _, _, done, steps in PROGRESS.steps)
+    assert all(report.built.peak_bytes > report.built.facts.size for report in REPORTS)
 
 
 def test_memory_that_is_used_is_seen() -> None:
@@ -154,6 +176,7 @@ def test_memory_that_is_used_is_seen() -> None:
     assert memory.own_bytes > before
 
 
+@pytest.mark.usefixtures("quick")
 def test_building_again_replaces_the_engines_of_that_target_alone(fresh: Path) -> None:
     build(fresh, 89)
     build(fresh, 120)
@@ -177,6 +200,7 @@ def test_inspect_lists_networks_and_engines(int4: Path, capfd: pytest.CaptureFix
     assert "read per token" in out
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_command_builds_and_reports(fresh: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["engines", str(fresh), "--sm", "89"]) == 0
     out, err = capfd.readouterr()
@@ -240,6 +264,7 @@ def test_without_a_gpu_the_target_must_be_named(int4: Path, monkeypatch: pytest.
         build(int4)
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_gpu_that_is_there_is_the_target(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
     monkeypatch.setattr(
@@ -434,15 +459,13 @@ def test_a_plugin_fails_the_build(int4: Path, tmp_path: Path, monkeypatch: pytes
         )
 
 
-def test_a_build_that_fails_leaves_the_bundle_as_it_was(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fp32 attention has no kernel: let it through the check."""
-    build(fresh, 89, max_context=64)
-    before = read_manifest(fresh)
+def test_a_build_that_fails_leaves_the_bundle_as_it_was(int4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_manifest(int4)
     monkeypatch.setattr(engine_builder, "_add_profile", lambda *_: None)  # TensorRT refuses open lengths without
     with pytest.raises(ExportError, match=r"could not build vision.engine: .* See .*sm89.log"):
-        build(fresh, 89)
-    assert Bundle.open(fresh, verify="full").manifest == before
-    assert sorted(path.name for path in (fresh / "engines").iterdir()) == ["sm89", "sm89.log"]
+        build(int4, 89, max_context=64)
+    assert Bundle.open(int4, verify="full").manifest == before
+    assert sorted(path.name for path in (int4 / "engines").iterdir()) == ["sm89", "sm89.log"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_bundle_as_it_was(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,6 +493,7 @@ def test_an_altered_graph_is_not_parsed(fresh: Path) -> None:
         build(fresh, 89)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_bundle_that_changes_meanwhile_is_not_recorded(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = engines.read_manifest
     answers = iter([read(fresh), read(fresh), dataclasses.replace(read(fresh), license="another")])

@@ -33,7 +33,8 @@ MIN_VERSIONS = {"tensorrt_rtx": (1, 7), "tensorrt": (10, 15)}
 """TensorRT 10.15 brought native cache updates and rotary embeddings; TensorRT for RTX is untested before 1.7."""
 LEAST_SM = {"fp8": 89, "int4": 80, "bf16": 80}
 """The first compute capability (times ten) that computes in a type, or takes weights in it."""
-_DROPPED = re.compile(r"unused|not used|dropp|ignor", re.IGNORECASE)
+_LOST = "unused|not used|dropp|ignor"
+_DROPPED = re.compile(rf"({_LOST}).*\b(input|output|tensor)|\b(input|output|tensor).*({_LOST})", re.IGNORECASE)
 
 Lengths = Mapping[str, tuple[int, int, int]]
 """The least, usual and greatest of each length that a profile leaves open, by its name in the contract."""

@@ -107,12 +107,7 @@ def decoder_precision(
 
 def _stored_precision(stored: Stored, decoder: str, lm_head: str, block_size: int, activations: str) -> Precision:
     """What a quantised checkpoint becomes: itself, or a refusal."""
-    for option, asked, own in (("--decoder", decoder, stored.weights), ("--lm-head", lm_head, stored.head)):
-        if own is not None and asked not in ("auto", own):
-            raise UsageError(
-                f"{option} {asked} would round weights a second time, the checkpoint holds {own} ({stored.details}). "
-                f"Leave {option} out to keep them, or export the checkpoint that it was made from."
-            )
+    refuse_second_rounding(stored, decoder, lm_head)
     if activations == "int8" and stored.weights not in QUANTISED_BITS:
         raise UsageError(
             f"--activations int8 needs integer weights, the checkpoint holds {stored.weights}. Leave it out."
@@ -121,6 +116,16 @@ def _stored_precision(stored: Stored, decoder: str, lm_head: str, block_size: in
     return Precision(
         "fp32", "fp32", "fp32" if head else _head(lm_head, "fp32"), block_size, activations == "int8", stored
     )
+
+
+def refuse_second_rounding(stored: Stored, decoder: str, lm_head: str) -> None:
+    """Raise `UsageError` where another format is asked for than the checkpoint's own."""
+    for option, asked, own in (("--decoder", decoder, stored.weights), ("--lm-head", lm_head, stored.head)):
+        if own is not None and asked not in ("auto", own):
+            raise UsageError(
+                f"{option} {asked} would round weights a second time, the checkpoint holds {own} ({stored.details}). "
+                f"Leave {option} out to keep them, or export the checkpoint that it was made from."
+            )
 
 
 def _head(lm_head: str, compute: str) -> str:

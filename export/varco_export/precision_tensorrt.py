@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varco_export.precision import BLOCK_SIZES, Precision, Stored, choose
+from varco_export.precision import BLOCK_SIZES, Precision, Stored, choose, refuse_second_rounding
 from varco_runtime.errors import UsageError
 
 COMPUTE = ("fp16", "bf16", "fp32")
@@ -31,12 +31,7 @@ def tensorrt_precisions(
     `auto` keeps a quantised checkpoint's format; the head stays a float.
     """
     if stored is not None:
-        for option, asked, own in (("--decoder", decoder, stored.weights), ("--lm-head", lm_head, stored.head)):
-            if own is not None and asked not in ("auto", own):
-                raise UsageError(
-                    f"{option} {asked} would round weights a second time, the checkpoint holds {own} "
-                    f"({stored.details}). Leave {option} out to keep them, or export the checkpoint it was made from."
-                )
+        refuse_second_rounding(stored, decoder, lm_head)
     compute = "bf16" if weights == "bf16" else "fp16"
     compute = next((asked for asked in (decoder, vision) if asked in COMPUTE), compute)
     for option, asked in (("--lm-head", lm_head), ("--vision", vision)):

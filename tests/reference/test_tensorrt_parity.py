@@ -7,7 +7,9 @@ int4, int8 or FP8) is put into the reference as well, so that everything else mu
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +32,11 @@ from varco_runtime.prompt import Message
 
 ROUNDED = TinyOptions(seed=31, hidden_size=128, num_attention_heads=8, intermediate_size=192, vocab_size=520)
 SMALL = TinyOptions(seed=32, hidden_size=64, num_attention_heads=4, intermediate_size=96, vocab_size=520)
+
+
+def one_quick(names: Iterable[str], quick: str) -> list[Any]:
+    """All names, but only one of them in the quick run."""
+    return [pytest.param(name, marks=[] if name == quick else [pytest.mark.full]) for name in names]
 
 
 def load(checkpoint: Path, bundle: Path, **options: object) -> Varco:
@@ -116,9 +123,7 @@ GPTQ = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [*list(GPTQ)[:2], *(pytest.param(name, marks=pytest.mark.full) for name in list(GPTQ)[2:])]
-)
+@pytest.mark.parametrize("name", one_quick(GPTQ, "act-order"))
 def test_a_gptq_checkpoint_equals_the_reference_with_its_dequantised_weights(tmp_path: Path, name: str) -> None:
     original = make_tiny(tmp_path / "original", ROUNDED)
     dequantised = pack_checkpoint(original, tmp_path / "packed", GPTQ[name])
@@ -135,7 +140,7 @@ FLOAT8 = {
 }
 
 
-@pytest.mark.parametrize("name", FLOAT8)
+@pytest.mark.parametrize("name", one_quick(FLOAT8, "by-token"))
 def test_an_fp8_checkpoint_equals_the_reference_on_the_same_checkpoint(tmp_path: Path, name: str) -> None:
     """With inputs rounded to FP8 too, where the checkpoint says so: on positions that are no close call to round."""
     pytest.importorskip("compressed_tensors", reason="the reference needs compressed-tensors")

@@ -17,7 +17,8 @@ sequential pipeline does. Activations are kept on disk in fp32 and read one samp
 
 Memory, for L parameters in a decoder layer, hidden width h, MLP width m and at most S tokens in a sample, in floats of
 4 bytes: L (the layer) plus the larger of 3 h^2 + 2 m^2 + 4 S m (measuring) and 3 m^2 + 2 h m (quantising down_proj);
-before the first layer the vision tower instead. Disk: the result, and 2 T h floats for T calibration tokens.
+before the first layer the vision tower instead; and some 0.8 GB of libraries and their buffers. A 14B and the largest
+picture: 4.9 GB and that. Disk: the result, and 2 T h floats for T calibration tokens.
 
 Nothing here imports llm-compressor before it is needed; torch is imported by whatever computes.
 """

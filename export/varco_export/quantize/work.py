@@ -72,9 +72,11 @@ def resumable_folder(target: Path, asked: dict[str, Any], num_shards: int) -> It
     else, and for whatever the disk refuses.
     """
     target = Path(os.path.abspath(target))
-    if os.path.lexists(target):
-        raise _exists(target)
     work = Work(target.with_name(f".{target.name}.varco-quantize"), target, num_shards)
+    if os.path.lexists(target):
+        if not work.checkpoint.exists():  # killed after the rename
+            shutil.rmtree(work.folder, ignore_errors=True)
+        raise _exists(target)
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
         with _locked(work):
