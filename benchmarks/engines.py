@@ -9,7 +9,8 @@ head of every weight, for TensorRT stores equal weights once; the rest is zeros,
 
 Peak memory is what the build process owned (RssAnon). The graph's weights are mapped besides: pages that the system
 may drop. The ceiling of both size and memory is one copy of the weights. What a layer costs is the difference of the
-two slices, and the whole decoder is reckoned from it, unless it is built. Prints a table, ends with one JSON line.
+two slices, and the whole decoder is reckoned from it, unless it is built. Times are of the CPU, since other programs
+run beside. Prints a table, ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     import onnx
 
     from varco_export.engine_builder import Builder
-    from varco_export.engines import MAX_LOGITS, PREFILL_TOKENS
+    from varco_export.engines import MAX_LOGITS, PREFILL_TOKENS, longest_step
     from varco_runtime.contract import Tensor
 
     names = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
@@ -138,11 +139,12 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     context, one = (1, MAX_CONTEXT // 2, MAX_CONTEXT), (1, 1, 1)
     profiles = [
         {"sequence": (1, PREFILL_TOKENS, PREFILL_TOKENS), "total": context, "num_logits": (1, 1, MAX_LOGITS)},
-        {"sequence": one, "total": context, "num_logits": one},
+        {"sequence": (1, 1, longest_step(options.decoder[0])), "total": context, "num_logits": one},
     ]
     builder = Builder.load(is_target_named=True)
     log, target = options.folder / "build.log", options.folder / "decoder.engine"
     layers = builder.check(options.folder / "decoder.onnx", tensors, options.sm, log)
+    before_s = time.process_time()
     built = builder.build(options.folder / "decoder.onnx", tensors, profiles, options.sm, target, log, lambda *_: None)
     return {
         "builder": f"{builder.product} {builder.version}",
@@ -150,6 +152,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         "peak_own_bytes": built.peak_bytes,
         "peak_mapped_bytes": built.mapped_bytes,
         "build_s": round(built.seconds, 1),
+        "build_cpu_s": round(time.process_time() - before_s, 1),
         "native_layers": {
             kind: layers[kind] for kind in ("KV_CACHE_UPDATE", "ROTARY_EMBEDDING", "ATTENTION_INPUT", "DEQUANTIZE")
         },
@@ -159,7 +162,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
 def _whole(decoder: str, slices: list[dict[str, Any]], num_layers: int) -> dict[str, Any]:
     """The whole decoder, reckoned from what the second layer added."""
     one, two = (next(s for s in slices if (s["decoder"], s["num_layers"]) == (decoder, count)) for count in (1, 2))
-    keys = ("weight_bytes", "engine_bytes", "peak_own_bytes", "peak_mapped_bytes", "build_s")
+    keys = ("weight_bytes", "engine_bytes", "peak_own_bytes", "peak_mapped_bytes", "build_cpu_s")
     per_layer = {key: round(two[key] - one[key], 1) for key in keys}
     whole = {key: round(one[key] + (num_layers - 1) * per_layer[key], 1) for key in keys}
     cache = KV_BYTES_PER_TOKEN_AND_LAYER * num_layers * MAX_CONTEXT
@@ -171,7 +174,8 @@ def _print_slice(found: dict[str, Any]) -> None:
     print(
         f"{found['decoder']}, {found['num_layers']} layers: weights {gb['weight_bytes']:.2f} GB, engine "
         f"{gb['engine_bytes']:.2f} GB, peak memory {gb['peak_own_bytes']:.2f} GB and {gb['peak_mapped_bytes']:.2f} GB "
-        f"mapped, exported in {found['export_s']:.0f} s, built in {found['build_s']:.0f} s ({found['builder']})",
+        f"mapped, exported in {found['export_s']:.0f} s, built in {found['build_s']:.0f} s "
+        f"({found['build_cpu_s']:.0f} s of CPU, {found['builder']})",
         flush=True,
     )
 
@@ -180,9 +184,9 @@ def _print_whole(found: dict[str, Any]) -> None:
     layer, whole = found["per_layer"], found["whole"]
     print(
         f"{found['decoder']}: a layer adds {layer['engine_bytes'] / 1e6:.0f} MB of engine, "
-        f"{layer['peak_own_bytes'] / 1e6:.0f} MB of peak memory and {layer['build_s']:.1f} s. "
+        f"{layer['peak_own_bytes'] / 1e6:.0f} MB of peak memory and {layer['build_cpu_s']:.1f} s of CPU. "
         f"All {found['num_layers']}: engine {whole['engine_bytes'] / 1e9:.1f} GB, built with "
-        f"{whole['peak_own_bytes'] / 1e9:.1f} GB of memory in {whole['build_s']:.0f} s; caches for "
+        f"{whole['peak_own_bytes'] / 1e9:.1f} GB of memory in {whole['build_cpu_s']:.0f} s of CPU; caches for "
         f"{MAX_CONTEXT:,} tokens {found['cache_bytes'] / 1e9:.1f} GB"
     )
 

@@ -43,6 +43,7 @@ PRECISIONS: dict[str, dict[str, str]] = {
     "int8, int8 activations": {"decoder": "int8", "activations": "int8"},
     "int4": {"decoder": "int4"},
     "int4, int8 activations": {"decoder": "int4", "activations": "int8"},
+    "int4, int8 vision": {"decoder": "int4", "vision": "int8"},
 }
 FAULTS: dict[Callable[[Path], None], str] = {
     broken.swapped_scales: "decoder, text",

@@ -47,9 +47,18 @@ def swapped_scales(folder: Path) -> None:
 
 
 def transposed_projection(folder: Path) -> None:
-    """One square projection of the decoder as its transpose, in whatever format it is stored."""
-    name = LAYER.format(1)
-    with _Weights(folder, "decoder") as weights:
+    """One square projection of the decoder as its transpose."""
+    _transpose(folder, "decoder", LAYER.format(1))
+
+
+def transposed_vision_projection(folder: Path) -> None:
+    """One square projection of the vision tower as its transpose."""
+    _transpose(folder, "vision", "vision_tower.encoder.layers.1.self_attn.out_proj")
+
+
+def _transpose(folder: Path, component: str, name: str) -> None:
+    """Transpose a square weight in whatever format it is stored."""
+    with _Weights(folder, component) as weights:
         if f"{name}.weight" in weights.places:
             weights.write(f"{name}.weight", weights.read(f"{name}.weight").T)
             return
@@ -58,17 +67,9 @@ def transposed_projection(folder: Path) -> None:
         packed, scales = weights.read(f"{name}.weight_int{bits}"), weights.read(f"{name}.scales")
         values = unpack(packed, bits, block_size).astype(np.float32) - (1 << (bits - 1))
         matrix = (values * scales[:, :, None].astype(np.float32)).reshape(len(scales), -1)
-        matrix = matrix[:, : attributes["K"]]
-        values, new_scales = quantise_rows(np.ascontiguousarray(matrix.T), bits, block_size)
+        values, new_scales = quantise_rows(np.ascontiguousarray(matrix[:, : attributes["K"]].T), bits, block_size)
         weights.write(f"{name}.weight_int{bits}", pack(values, bits))
         weights.write(f"{name}.scales", new_scales)
-
-
-def transposed_vision_projection(folder: Path) -> None:
-    """One square projection of the vision tower as its transpose."""
-    name = "vision_tower.encoder.layers.1.self_attn.out_proj.weight"
-    with _Weights(folder, "vision") as weights:
-        weights.write(name, weights.read(name).T)
 
 
 def wrong_zero_points(folder: Path) -> None:

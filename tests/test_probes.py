@@ -39,6 +39,7 @@ PRECISIONS: dict[str, dict[str, str]] = {
     "int4": {"decoder": "int4"},
     "int4-int8": {"decoder": "int4", "activations": "int8"},
     "int4-head": {"decoder": "int4", "lm_head": "int4"},
+    "vision-int8": {"decoder": "int8", "vision": "int8"},
 }
 FAULTS: dict[Callable[[Path], None], str] = {
     broken.swapped_scales: "decoder, text",

@@ -23,6 +23,7 @@ from varco_export import engine_builder, engines
 from varco_export.engine_builder import Builder, Built, PeakMemory, check_python
 from varco_export.engines import EngineOptions, EngineReport, build_engines
 from varco_export.output import HashedFile
+from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle, read_manifest
 from varco_runtime.cli.main import main
 from varco_runtime.contract import COMPONENTS, Tensor, contract
@@ -134,6 +135,17 @@ def test_attention_caches_and_rotations_are_native_layers(int4: Path, tmp_path: 
     assert found["decoder"]["SOFTMAX"] == 0, "attention was taken apart"
     assert found["vision"]["ATTENTION_INPUT"] == manifest.model.vision_layers
     assert not [kind for layers in found.values() for kind in layers if kind.startswith("PLUGIN")]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("decoder", ["fp16", "bf16", "int8", "int4", "fp8"])
+def test_both_profiles_share_the_weights(tmp_path: Path, decoder: str) -> None:
+    """Kernels aside, of which a small network has its share."""
+    options = TinyOptions(seed=1, num_hidden_layers=1, hidden_size=1024, num_attention_heads=8, intermediate_size=4096)
+    bundle = export(make_tiny(tmp_path / "checkpoint", options), tmp_path / "bundle", decoder)
+    *_, report = build(bundle, 89)
+    assert report.weight_bytes > 9e6
+    assert report.built.facts.size < report.weight_bytes + 8e6
 
 
 @pytest.mark.full

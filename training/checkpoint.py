@@ -104,6 +104,7 @@ def save(weights: Weights, sizes: Sizes, folder: Path) -> None:
     assert weights.keys() == table.keys(), f"Bug: {weights.keys() ^ table.keys()}"
     tensors = {name: weights[name].detach().bfloat16().view(shape).contiguous() for name, shape in table.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     tokens = tokenizer.save(folder)
     ids = token_ids(tokens)
     generation = {"eos_token_id": ids[tokenizer.IM_END], "pad_token_id": ids[tokenizer.PAD], "do_sample": False}
@@ -122,20 +123,19 @@ def token_ids(tokens: Tokenizer) -> dict[str, int]:
     return {token: vocabulary[token] for token in tokenizer.SPECIAL}
 
 
-def load_average(state: Path) -> Weights:
-    """Return the averaged weights of a run's `state.pt`, without the training-only heads."""
+def load(state: Path) -> Weights:
+    """Return the weights of a run's `state.pt`, without the training-only heads."""
     saved: dict[str, Any] = torch.load(state)
-    weights = saved["average"] or saved["weights"]
-    return {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
+    return {name: tensor for name, tensor in saved["weights"].items() if not name.startswith("heads.")}
 
 
 def main() -> None:
-    """Write the averaged weights of a run, finished or not, as a checkpoint."""
-    parser = argparse.ArgumentParser(description="Write the averaged weights of a training run as a checkpoint.")
+    """Write the weights of a run, finished or not, as a checkpoint."""
+    parser = argparse.ArgumentParser(description="Write the weights of a training run as a checkpoint.")
     parser.add_argument("state", type=Path, help="training/run/state.pt")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    save(load_average(options.state), Sizes(), options.out)
+    save(load(options.state), Sizes(), options.out)
 
 
 if __name__ == "__main__":

@@ -48,19 +48,20 @@ class Stage:
 
 
 ONE, TWO, FOUR = GRIDS[:1], GRIDS[1:3], GRIDS[3:]
+MIX = (ONE + TWO, FOUR)
 STAGES = (
     Stage(
-        "vision",
-        2400,
-        16,
-        (ONE + TWO + FOUR * 2,),
-        Rates(0.005, 0.005, 1e-3, 1e-3),
-        hold=0.6,
-        floor=0.2,
+        name="vision",
+        steps=2070,
+        batch=16,
+        grids=(ONE + TWO + FOUR * 2,),
+        rates=Rates(0.005, 0.005, 1e-3, 1e-3),
+        hold=0.7,
+        floor=0.35,
         decoder=False,
         pages=0.75,
     ),
     Stage("base", 250, 8, (ONE, ONE), Rates(0.006, 0.002, 1e-3, 4e-4), hold=1.0, side_pages=4),
-    Stage("all", 900, 8, (ONE + TWO, FOUR), Rates(0.005, 0.002, 1e-3, 4e-4), hold=1.0, patch_weight=0.3, side_pages=4),
-    Stage("fine", 450, 14, (ONE + TWO, FOUR), Rates(0.005, 0.002, 1e-3, 4e-4), hold=0.0, patch_weight=0.3, side_pages=6),
+    Stage("all", 496, 8, MIX, Rates(0.005, 0.002, 1e-3, 4e-4), hold=1.0, patch_weight=0.3, side_pages=4),
+    Stage("fine", 450, 14, MIX, Rates(0.005, 0.002, 1e-3, 4e-4), hold=0.0, patch_weight=0.3, side_pages=6),
 )

@@ -197,8 +197,17 @@ def profiles(manifest: Manifest, facts: EngineFacts) -> list[Lengths]:
     prefill = (1, facts.prefill_tokens, facts.prefill_tokens)
     return [
         {"sequence": prefill, "total": context, "num_logits": (1, 1, facts.max_logits)},
-        {"sequence": (1, 1, 1), "total": context, "num_logits": (1, 1, 1)},
+        {"sequence": (1, 1, longest_step(facts.precision)), "total": context, "num_logits": (1, 1, 1)},
     ]
+
+
+def longest_step(precision: str) -> int:
+    """New positions that the decode profile allows. It is used with one.
+
+    For exactly one position, TensorRT stores float weights of q, k, v, gate and up a second time in another layout:
+    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantised weights it shares anyway.
+    """
+    return 2 if precision.startswith(("fp16", "bf16")) else 1
 
 
 def _record(folder: Path, manifest: Manifest, target: str, partial: Path, reports: list[EngineReport]) -> None:

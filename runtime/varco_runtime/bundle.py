@@ -96,9 +96,9 @@ class EngineFacts:
     """A TensorRT engine of one component: what built it, for which device, and how far its profiles reach.
 
     `builder` is `tensorrt` or `tensorrt_rtx`; an engine runs on the very `builder_version` and `target` ("sm89") alone.
-    The decoder has two profiles: 0 for prefill, 1 .. `prefill_tokens` new positions and 1 .. `max_logits` logits; 1 for
-    decoding, one of each. Both see 1 .. `max_context` positions, the length of its caches. `max_tiles` is the greatest
-    number of tiles in one run of this component.
+    The decoder and the embedding have two profiles: 0 for prefill, 1 .. `prefill_tokens` new positions and 1 ..
+    `max_logits` logits; 1 for decoding, one of each. Both see 1 .. `max_context` positions, the length of the caches.
+    `max_tiles` is the greatest number of tiles in one run of this component.
     """
 
     component: str
