@@ -5,7 +5,8 @@
 
 Makes a sparse checkpoint of the real shape, writes the decoder's graph, builds its engine for `--sm` with TensorRT for
 RTX (no GPU needed), and removes all three. Each step runs in a process of its own. A few random numbers stand at the
-head of every weight, for TensorRT stores equal weights once; the rest is zeros, which do not compress here.
+head of every weight, for TensorRT stores equal weights once; the rest is zeros, which do not compress here. With
+`--whole` the graph's large weights are holes of a sparse file as well.
 
 Peak memory is what the build process owned (RssAnon). The graph's weights are mapped besides: pages that the system
 may drop. The ceiling of both size and memory is one copy of the weights. What a layer costs is the difference of the
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -30,6 +32,7 @@ from typing import Any
 MAX_CONTEXT = 10_240
 KV_BYTES_PER_TOKEN_AND_LAYER = 2 * 8 * 128 * 2  # keys and values of eight heads of 128 in two bytes
 POKED_BYTES = 128
+HOLLOW_BYTES = 1 << 20
 
 
 def main() -> int:
@@ -89,7 +92,7 @@ def _poke(path: Path) -> None:
 
 def _child(step: str, folder: Path, decoder: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", step, "--folder", str(folder), "--decoder", decoder]
-    command += ["--sm", str(options.sm)]
+    command += ["--sm", str(options.sm), *(["--whole"] if options.whole else [])]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -97,16 +100,37 @@ def _child(step: str, folder: Path, decoder: str, options: argparse.Namespace) -
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
     """The decoder's graph alone."""
+    import numpy as np
+
     from varco_export.checkpoint import Checkpoint
     from varco_export.decoder import emit_decoder
     from varco_export.dialect_tensorrt import OPSET, TensorRtDialect
-    from varco_export.graph import Graph
+    from varco_export.graph import DTYPES, Graph
     from varco_export.precision_tensorrt import tensorrt_precisions
 
-    started = time.perf_counter()
+    class HollowGraph(Graph):
+        """Large weights as holes in the data file, for a whole network: rounding 14 billion zeros takes an hour."""
+
+        def weight(self, name: str, dtype: str, shape: Any, blocks: Any) -> str:
+            num_bytes = math.prod(shape) * DTYPES[dtype][1].itemsize // (2 if dtype == "int4" else 1)
+            if name.endswith(".scales"):
+                return super().weight(name, dtype, shape, [np.full(shape, 2**-10)])
+            if num_bytes < HOLLOW_BYTES:
+                return super().weight(name, dtype, shape, blocks)
+            super().weight(name, "uint8", (POKED_BYTES,), [np.frombuffer(os.urandom(POKED_BYTES), np.uint8) & 0x3B])
+            tensor = self._initializers[name]
+            tensor.data_type = DTYPES[dtype][0]
+            tensor.dims[:] = shape
+            tensor.external_data[2].value = str(num_bytes)
+            self._data._file.seek(num_bytes - POKED_BYTES, os.SEEK_CUR)
+            self._data.size += num_bytes - POKED_BYTES
+            self.weight_bytes += num_bytes - POKED_BYTES
+            return name
+
     checkpoint = Checkpoint.open(options.folder / "checkpoint")
     precision, _ = tensorrt_precisions(options.decoder[0], "auto", 128, "auto", "fp16", None)
-    with Graph("decoder", options.folder, OPSET) as graph:
+    kind = HollowGraph if options.whole else Graph
+    with kind("decoder", options.folder, OPSET) as graph:
         emit_decoder(checkpoint, TensorRtDialect(graph, precision), MAX_CONTEXT, lambda: None)
         graph.save()
     return {

@@ -40,10 +40,11 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
-from varco_runtime.bundle import MANIFEST, Bundle, check_file, read_manifest
+from varco_runtime.bundle import Bundle, check_file, read_manifest
 from varco_runtime.errors import BundleError, ExportError, ImageError
 from varco_runtime.image import tile
 from varco_runtime.picture import load_picture
+from varco_runtime.schema import MANIFEST
 from varco_runtime.settings import ImageSettings
 from varco_runtime.verified import Remembered
 

@@ -17,7 +17,8 @@ import onnx
 
 from varco_export.integers import pack, unpack
 from varco_export.linear import quantise_rows
-from varco_runtime.bundle import FileFacts, read_manifest, write_manifest
+from varco_runtime.bundle import read_manifest, write_manifest
+from varco_runtime.manifest import FileFacts
 
 Array = np.ndarray[Any, Any]
 LAYER = "language_model.layers.{}.self_attn.o_proj"

@@ -28,7 +28,8 @@ import pytest
 
 from tests.recording_cuda import ALIGNMENT, Array, Device, cuda_runtime
 from varco_export.engines import profiles
-from varco_runtime.bundle import EngineFacts, FileFacts, read_manifest, write_manifest
+from varco_runtime.bundle import read_manifest, write_manifest
+from varco_runtime.manifest import EngineFacts, FileFacts
 
 RTX_VERSION = "1.7.1.116"
 SCRATCH_BYTES = 4096

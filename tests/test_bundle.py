@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -15,18 +16,11 @@ from typing import Any
 import pytest
 
 from varco_runtime import bundle as bundle_module
-from varco_runtime import verified
-from varco_runtime.bundle import (
-    FORMAT_VERSION,
-    LARGE_SUFFIXES,
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    Bundle,
-    Manifest,
-    read_manifest,
-    write_manifest,
-)
+from varco_runtime import schema, verified
+from varco_runtime.bundle import LARGE_SUFFIXES, MAX_MANIFEST_BYTES, Bundle, read_manifest, write_manifest
 from varco_runtime.errors import BundleError, ExportError
+from varco_runtime.manifest import FORMAT_VERSION, FileFacts, Manifest
+from varco_runtime.schema import MANIFEST
 
 FILES = (
     "bundle.json",
@@ -69,7 +63,7 @@ def forge(folder: Path, change: Change) -> None:
     """Change the manifest as somebody would who recomputes its digest."""
     document = json.loads((folder / MANIFEST).read_bytes())
     change(document)
-    (folder / MANIFEST).write_bytes(bundle_module._serialise(document))
+    (folder / MANIFEST).write_bytes(schema.serialise(document))
 
 
 def set_at(path: str, value: Any) -> Change:
@@ -435,7 +429,7 @@ def test_every_key_is_needed(bundle: Path) -> None:
                 forged = forged[step]
             del forged[key]
 
-        (bundle / MANIFEST).write_bytes(bundle_module._serialise(document))
+        (bundle / MANIFEST).write_bytes(schema.serialise(document))
         forge(bundle, remove)
         assert f"{key} is missing, expected it there" in refusal(bundle)
 
@@ -446,7 +440,7 @@ def test_no_value_anywhere_ends_in_anything_but_a_bundle_error(bundle: Path, val
     for path in paths_of(original):
         document = json.loads(json.dumps(original))
         set_at(path, value)(document)
-        (bundle / MANIFEST).write_bytes(bundle_module._serialise(document))
+        (bundle / MANIFEST).write_bytes(schema.serialise(document))
         with contextlib.suppress(BundleError):
             read_manifest(bundle)
 
@@ -457,8 +451,8 @@ def test_every_number_of_the_schema_has_limits() -> None:
             if "int" in str(kind) or "float" in str(kind):
                 yield f"{cls.__name__}.{name}"
 
-    classes = [Manifest, bundle_module.FileFacts, *bundle_module._NESTED.values()]
-    assert {key for cls in classes for key in numbers(cls)} == set(bundle_module._LIMITS)
+    classes = [Manifest, FileFacts, *schema._NESTED.values()]
+    assert {key for cls in classes for key in numbers(cls)} == set(schema._LIMITS)
 
 
 def test_a_manifest_that_would_be_refused_is_not_written(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -481,7 +475,7 @@ def test_text_that_is_not_utf8_is_refused(bundle: Path) -> None:
     template.write_bytes(b"\xff" * template.stat().st_size)
     forge(
         bundle,
-        set_at("files/chat_template.jinja/sha256", bundle_module.hashlib.sha256(template.read_bytes()).hexdigest()),
+        set_at("files/chat_template.jinja/sha256", hashlib.sha256(template.read_bytes()).hexdigest()),
     )
     with pytest.raises(BundleError, match=r"chat_template\.jinja of .* cannot be read"):
         Bundle.open(bundle).text("chat_template.jinja")

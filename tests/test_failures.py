@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests.conftest import export_bundle
 from varco_runtime import Varco
-from varco_runtime.bundle import FORMAT_VERSION, MANIFEST, _serialise, read_manifest
+from varco_runtime.bundle import read_manifest
 from varco_runtime.errors import (
     BundleError,
     CheckpointError,
@@ -33,7 +33,9 @@ from varco_runtime.errors import (
     PromptError,
     VarcoError,
 )
+from varco_runtime.manifest import FORMAT_VERSION
 from varco_runtime.picture import load_picture
+from varco_runtime.schema import MANIFEST, serialise
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def flip(path: Path) -> None:
 def make_newer(place: Place) -> None:
     document = json.loads((place.bundle / MANIFEST).read_bytes())
     document["format_version"] = FORMAT_VERSION + 1
-    (place.bundle / MANIFEST).write_bytes(_serialise(document))
+    (place.bundle / MANIFEST).write_bytes(serialise(document))
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:

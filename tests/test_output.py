@@ -21,8 +21,9 @@ import pytest
 from tests.conftest import export_bundle
 from varco_export import output
 from varco_export.output import HashedFile, whole_folder
-from varco_runtime.bundle import MANIFEST, Bundle
+from varco_runtime.bundle import Bundle
 from varco_runtime.errors import BundleError, ExportError
+from varco_runtime.schema import MANIFEST
 
 
 @contextlib.contextmanager

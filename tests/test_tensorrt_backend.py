@@ -31,7 +31,7 @@ from tests.recording_tensorrt import (
 )
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
-from varco_runtime.bundle import FileFacts, read_manifest, write_manifest
+from varco_runtime.bundle import read_manifest, write_manifest
 from varco_runtime.errors import (
     BackendError,
     BundleError,
@@ -42,6 +42,7 @@ from varco_runtime.errors import (
     VarcoError,
 )
 from varco_runtime.image import normalise, packing_plan, tile
+from varco_runtime.manifest import FileFacts
 from varco_runtime.picture import load_picture
 from varco_runtime.tensorrt_backend import TensorRtBackend
 from varco_runtime.tensorrt_vision import as_type

@@ -2,7 +2,8 @@
 
 The stages, each with its own stream of pictures (`stages.py`): `vision` (the tower and projector alone, on heads that
 are thrown away), `base` (the decoder joins, single-tile pictures), `all` (every kind), `fine` (larger batches, the
-learning rate falls to nothing). Each worker is one process with one thread; they draw their own pictures and sum their gradients in shared memory.
+learning rate falls to nothing). Each worker is one process with one thread; the workers draw their own pictures and sum
+their gradients in shared memory.
 A run writes `run/state.pt` every two minutes and continues from it; `run/log.jsonl` is the learning curve.
 """
 

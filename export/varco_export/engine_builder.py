@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from varco_export.output import HashedFile
-from varco_runtime.bundle import FileFacts
 from varco_runtime.contract import Tensor
 from varco_runtime.errors import BackendError, ExportError, UsageError
+from varco_runtime.manifest import FileFacts
 from varco_runtime.verified import cache_folder
 
 MIN_PYTHON = (3, 11)

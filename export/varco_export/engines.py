@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Protocol
 
 from varco_export.engine_builder import Builder, Built, Lengths, OnStep
-from varco_runtime.bundle import EngineFacts, FileFacts, Manifest, check_file, read_manifest, write_manifest
+from varco_runtime.bundle import check_file, read_manifest, write_manifest
 from varco_runtime.contract import COMPONENTS, contract
 from varco_runtime.cuda import Cuda
 from varco_runtime.device_memory import largest_picture
 from varco_runtime.errors import BackendError, BundleError, ExportError, MissingExtraError, UsageError
+from varco_runtime.manifest import EngineFacts, FileFacts, Manifest
 from varco_runtime.verified import Remembered
 
 PREFILL_TOKENS = 512

@@ -27,8 +27,9 @@ from varco_export.projector import emit_projector
 from varco_export.prompts import load_prompts
 from varco_export.vision import emit_vision
 from varco_runtime import __version__
-from varco_runtime.bundle import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts, write_manifest
+from varco_runtime.bundle import write_manifest
 from varco_runtime.errors import UsageError
+from varco_runtime.manifest import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts
 
 DEFAULT_MAX_CONTEXT = 10_240
 """The largest picture is 8,829 image tokens; prompt and 1,024 new tokens fit beside it."""

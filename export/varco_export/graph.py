@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from varco_export.output import HashedFile
-from varco_runtime.bundle import FileFacts
+from varco_runtime.manifest import FileFacts
 
 MICROSOFT = "com.microsoft"
 OPSET = 23

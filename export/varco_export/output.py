@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from varco_runtime.bundle import MANIFEST, FileFacts
 from varco_runtime.errors import ExportError
+from varco_runtime.manifest import FileFacts
+from varco_runtime.schema import MANIFEST
 
 _LOCK, _PARTIAL, _OLD = ".varco-lock", ".varco-partial", ".varco-old"
 

@@ -26,9 +26,10 @@ from varco_export.output import HashedFile
 from varco_export.quantised import Fp8Weight
 from varco_export.reference_pass import Advance, Array, LinearFormat, Logits, ReferencePass, Sequence
 from varco_export.tensor import Tensor
-from varco_runtime.bundle import Bundle, FileFacts, Manifest, write_manifest
+from varco_runtime.bundle import Bundle, write_manifest
 from varco_runtime.errors import ExportError
 from varco_runtime.image import normalise, pack, packing_plan, tile
+from varco_runtime.manifest import FileFacts, Manifest
 from varco_runtime.markup import MARKUP_TOKENS, OCR_PROMPT, Box, Parsed, Region, ground_prompt, render
 from varco_runtime.picture import load_picture
 from varco_runtime.probes import (

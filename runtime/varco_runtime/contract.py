@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from varco_runtime.bundle import Manifest
+from varco_runtime.manifest import Manifest
 
 COMPONENTS = ("vision", "projector", "packing", "embedding", "decoder")
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int64": 8, "bool": 1}

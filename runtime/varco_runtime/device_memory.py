@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from varco_runtime.bundle import Manifest
 from varco_runtime.contract import ITEM_BYTES, cache_names
 from varco_runtime.cuda import Buffer, Cuda
 from varco_runtime.engine_choice import Engines
 from varco_runtime.errors import BackendError
+from varco_runtime.manifest import Manifest
 from varco_runtime.settings import ImageSettings
 
 SHRUNK_TOKENS = 1.21

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.bundle import Embedding
 from varco_runtime.errors import BundleError
+from varco_runtime.manifest import Embedding
 
 Array = np.ndarray[Any, Any]
 

@@ -15,10 +15,10 @@ import mmap
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.bundle import EngineFacts
 from varco_runtime.contract import ITEM_BYTES, Tensor
 from varco_runtime.cuda import Buffer, Cuda
 from varco_runtime.errors import BackendError, BundleError
+from varco_runtime.manifest import EngineFacts
 
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}

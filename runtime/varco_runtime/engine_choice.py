@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from varco_runtime.bundle import EngineFacts, Manifest
 from varco_runtime.contract import COMPONENTS
 from varco_runtime.cuda import Cuda
 from varco_runtime.engine import Library
 from varco_runtime.errors import BackendError, UsageError
+from varco_runtime.manifest import EngineFacts, Manifest
 
 Engines = dict[str, EngineFacts]
 """One engine for each component."""

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.backend import Features, PromptInputs
-from varco_runtime.bundle import Bundle, Component
+from varco_runtime.bundle import Bundle
 from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
 from varco_runtime.image import PackingPlan, pack
+from varco_runtime.manifest import Component
 
 Array = np.ndarray[Any, Any]
 

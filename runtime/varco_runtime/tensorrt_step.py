@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.bundle import Manifest
 from varco_runtime.contract import ITEM_BYTES, cache_names
 from varco_runtime.cuda import Buffer, Cuda
 from varco_runtime.engine import Engine, Pass
+from varco_runtime.manifest import Manifest
 
 BUCKET_POSITIONS = 512
 """Reading 256 positions too many on average is 50 MB of the 14B's caches, beside 8 GB of int4 weights."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from varco_runtime.backend import Array, Features
-from varco_runtime.bundle import Manifest
 from varco_runtime.contract import ITEM_BYTES
 from varco_runtime.cuda import Buffer, Cuda
 from varco_runtime.device_memory import Sizes
 from varco_runtime.engine import Engine, Pass
 from varco_runtime.errors import ContextError, ImageError
 from varco_runtime.image import PackingPlan
+from varco_runtime.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, eq=False)

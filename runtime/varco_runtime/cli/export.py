@@ -14,7 +14,7 @@ from varco_runtime.cli.progress import ExportProgress
 from varco_runtime.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from varco_runtime.bundle import Component, Manifest
+    from varco_runtime.manifest import Component, Manifest
 
 _EXTRA_MODULES = ("onnx", "ml_dtypes", "google")
 

@@ -12,7 +12,7 @@ import typer
 from varco_runtime.cli.console import count_text, print_facts, print_table, size_text, write, write_document
 
 if TYPE_CHECKING:
-    from varco_runtime.bundle import Manifest
+    from varco_runtime.manifest import Manifest
 
 _NON_COMMERCIAL = ("-nc", "noncommercial", "research")
 

@@ -14,7 +14,7 @@ from varco_runtime.cli.progress import HashProgress
 from varco_runtime.errors import BackendError, BundleError, UsageError, VarcoError
 
 if TYPE_CHECKING:
-    from varco_runtime.bundle import Manifest
+    from varco_runtime.manifest import Manifest
     from varco_runtime.probes import Check
 
 
