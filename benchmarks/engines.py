@@ -108,6 +108,8 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     from varco_export.graph import DTYPES, Graph
     from varco_export.precision_tensorrt import tensorrt_precisions
 
+    started = time.perf_counter()
+
     class HollowGraph(Graph):
         """Large weights as holes in the data file, for a whole network: rounding 14 billion zeros takes an hour."""
 
@@ -133,6 +135,7 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     with kind("decoder", options.folder, OPSET) as graph:
         emit_decoder(checkpoint, TensorRtDialect(graph, precision), MAX_CONTEXT, lambda: None)
         graph.save()
+    os.truncate(graph.data_path, graph._data.size)  # where the last weight is a hole
     return {
         "precision": precision.describe(),
         "weight_bytes": graph.weight_bytes,

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tools import demo
+from tools import demo, demo_bundle
 from varco_runtime.cli.demo import SIGN_PX, draw_sign
+from varco_runtime.cli.main import main
 
 
 def test_demo_writes_the_overlay_and_says_that_it_is_nonsense(
@@ -33,6 +34,25 @@ def test_demo_with_a_trained_checkpoint_reads_locates_and_points(
         assert question in out
     assert "nonsense" not in out
     assert (tmp_path / "overlay.png").is_file()
+
+
+def test_the_packaged_bundle_reads_the_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for word in ("EXIT", "서울", "red circle", "blue square"):
+        assert word in out
+    assert (tmp_path / "overlay.png").is_file()
+
+
+def test_the_packaged_bundle_is_the_export_of_the_shipped_checkpoint(tmp_path: Path) -> None:
+    made = demo_bundle.make(tmp_path / "bundle")
+    names = sorted(path.name for path in made.iterdir())
+    assert names == sorted(path.name for path in demo_bundle.BUNDLE.iterdir())
+    for name in names:
+        assert (made / name).read_bytes() == (demo_bundle.BUNDLE / name).read_bytes(), (
+            f"{name} differs: run python -m tools.demo_bundle"
+        )
+    assert sum(path.stat().st_size for path in made.iterdir()) <= 8_000_000
 
 
 def test_the_sign_is_where_it_says() -> None:

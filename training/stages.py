@@ -64,4 +64,15 @@ STAGES = (
     Stage("base", 250, 8, (ONE, ONE), Rates(0.006, 0.002, 1e-3, 4e-4), hold=1.0, side_pages=4),
     Stage("all", 496, 8, MIX, Rates(0.005, 0.002, 1e-3, 4e-4), hold=1.0, patch_weight=0.3, side_pages=4),
     Stage("fine", 450, 14, MIX, Rates(0.005, 0.002, 1e-3, 4e-4), hold=0.0, patch_weight=0.3, side_pages=6),
+    Stage(
+        name="polish",
+        steps=270,
+        batch=14,
+        grids=MIX,
+        rates=Rates(0.003, 0.0012, 6e-4, 2.5e-4),
+        hold=0.0,
+        warm_up=10,
+        patch_weight=0.3,
+        side_pages=6,
+    ),
 )

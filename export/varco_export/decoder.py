@@ -66,12 +66,13 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
 
 
 def rotary_tables(config: TextConfig, num_positions: int) -> tuple[Array, Array]:
-    """Cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding, in fp32 arithmetic as in the
-    reference.
+    """Cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding.
 
-    Angle of position p and pair i: p * theta^(-2 i / head_dim).
+    Angle of position p and pair i: p * theta^(-2 i / head_dim), in fp32 as in the reference. Powers, cosines and sines
+    are taken in fp64 and rounded: that is nearer to torch's than numpy's fp32 functions, and alike on every processor.
     """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    inverse_frequencies = np.float32(1) / np.power(np.float32(config.rope_theta), exponents, dtype=np.float32)
-    angles = np.arange(num_positions, dtype=np.float32)[:, None] * inverse_frequencies[None, :]
-    return np.cos(angles), np.sin(angles)
+    powers = np.power(np.float64(config.rope_theta), exponents.astype(np.float64)).astype(np.float32)
+    inverse_frequencies = np.float32(1) / powers
+    angles = (np.arange(num_positions, dtype=np.float32)[:, None] * inverse_frequencies).astype(np.float64)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from varco_runtime.answer import Answer
     from varco_runtime.markup import Kind, Region
 
+BUNDLE = Path(__file__).parent.parent / "demo_bundle"
 SIGN_PX = 456
 NUM_NONSENSE_TOKENS = 32
 
@@ -25,10 +26,9 @@ def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the pictures.")] = Path("varco-demo"),
 ) -> None:
     """Read a sign with the small model that comes with the package, without a network."""
-    bundle = Path(__file__).parent.parent / "demo_bundle"
-    if not bundle.is_dir():
+    if not BUNDLE.is_dir():
         raise VarcoError("This installation carries no demo bundle. In a checkout of the project, type: make demo")
-    demonstrate(bundle, out, can_read=True)
+    demonstrate(BUNDLE, out, can_read=True)
 
 
 def demonstrate(bundle: Path, out: Path, can_read: bool) -> None:

@@ -1,0 +1,49 @@
+"""Make `runtime/varco_runtime/demo_bundle` of `models/varco-tiny`: the bundle that `varco demo` runs.
+
+    python -m tools.demo_bundle [OUT]
+
+int8 throughout, because it has to fit into the package and must run anywhere. An export is reproducible, so a test
+makes it again and compares every byte.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from varco_export.export import ExportOptions, export
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINT = ROOT / "models" / "varco-tiny"
+BUNDLE = ROOT / "runtime" / "varco_runtime" / "demo_bundle"
+MAX_CONTEXT = 1024
+"""The largest picture of this model is 265 tokens."""
+
+
+class Quiet:
+    """Export without a progress bar."""
+
+    def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+        return nullcontext(lambda: None)
+
+
+def make(out: Path) -> Path:
+    """Export the trained checkpoint to the new folder `out`."""
+    options = ExportOptions(decoder="int8", vision="int8", max_context=MAX_CONTEXT, probes=False)
+    export(CHECKPOINT, out, options, Quiet())
+    return out
+
+
+def main() -> None:
+    """Replace the packaged bundle, or write one elsewhere."""
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else BUNDLE
+    if out == BUNDLE:
+        shutil.rmtree(BUNDLE, ignore_errors=True)
+    print(make(out))
+
+
+if __name__ == "__main__":
+    main()
