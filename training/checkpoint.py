@@ -123,19 +123,20 @@ def token_ids(tokens: Tokenizer) -> dict[str, int]:
     return {token: vocabulary[token] for token in tokenizer.SPECIAL}
 
 
-def load(state: Path) -> Weights:
-    """Return the weights of a run's `state.pt`, without the training-only heads."""
+def load_average(state: Path) -> Weights:
+    """Return the averaged weights of a run's `state.pt`, without the training-only heads."""
     saved: dict[str, Any] = torch.load(state)
-    return {name: tensor for name, tensor in saved["weights"].items() if not name.startswith("heads.")}
+    weights = saved["average"] or saved["weights"]
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
 
 
 def main() -> None:
-    """Write the weights of a run, finished or not, as a checkpoint."""
-    parser = argparse.ArgumentParser(description="Write the weights of a training run as a checkpoint.")
+    """Write the averaged weights of a run, finished or not, as a checkpoint."""
+    parser = argparse.ArgumentParser(description="Write the averaged weights of a training run as a checkpoint.")
     parser.add_argument("state", type=Path, help="training/run/state.pt")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    save(load(options.state), Sizes(), options.out)
+    save(load_average(options.state), Sizes(), options.out)
 
 
 if __name__ == "__main__":

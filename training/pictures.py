@@ -178,12 +178,12 @@ def random_text(rng: random.Random) -> tuple[str, bool]:
     """Return a word and whether it is Hangul: half from the lexicon, half random, never letters mixed with digits."""
     kind, lexicon = rng.random(), rng.random() < 0.5
     if kind < 0.5:
-        length = rng.choices((1, 2, 3, 4, 5, 6, 7), (3, 8, 18, 22, 22, 20, 7))[0]
+        length = rng.choices((1, 2, 3, 4), (4, 16, 38, 42))[0]
         if length == 1:  # a lone I or O cannot be told from 1 or 0
             return rng.choice(LATIN.replace("I", "").replace("O", "")), False
         return (rng.choice(LATIN_WORDS) if lexicon else "".join(rng.choices(LATIN, k=length))), False
     if kind < 0.72:
-        length = rng.choices((1, 2, 3, 4, 5, 6), (10, 24, 24, 22, 10, 10))[0]
+        length = rng.choices((1, 2, 3, 4), (10, 28, 32, 30))[0]
         return (rng.choice(DIGITS[2:]) if length == 1 else "".join(rng.choices(DIGITS, k=length))), False
     length = rng.choices((1, 2, 3, 4), (10, 40, 35, 15))[0]
     return (rng.choice(HANGUL_WORDS) if lexicon else "".join(rng.choices(SYLLABLES, k=length))), True

@@ -1,9 +1,9 @@
 """`python -m training.train --seed 0 --out models/varco-tiny`: train the checkpoint, from nothing, on a CPU.
 
 The stages, each with its own stream of pictures (`stages.py`): `vision` (the tower and projector alone, on heads that
-are thrown away), `base` (the decoder joins, single-tile pictures), `all` (every kind), `fine` (larger batches, the
-learning rate falls to nothing). Each worker is one process with one thread; the workers draw their own pictures and sum
-their gradients in shared memory.
+are thrown away), `base` (the decoder joins, single-tile pictures), `all` (every kind), `fine` and `polish` (larger
+batches, the learning rate falls to nothing). Each worker is one process with one thread; the workers draw their own
+pictures and sum their gradients in shared memory. What is exported is a moving average of the weights.
 A run writes `run/state.pt` every two minutes and continues from it; `run/log.jsonl` is the learning curve.
 """
 
@@ -74,6 +74,7 @@ class Worker:
             self.sizes.hidden, options.seed
         )
         self.optimizer = Optimizer(self.weights, rank, options.workers, shared, barrier)
+        self.average: Weights = {}
         self.folder = Path(options.run)
         self.done, self.step = 0, 0  # stages, steps of the present stage
         self.seconds, self.pictures = 0.0, 0
@@ -86,6 +87,7 @@ class Worker:
         for name, tensor in state["weights"].items():
             self.weights[name].copy_(tensor)
         self.optimizer.load(state["optimizer"])
+        self.average = state["average"]
         self.done, self.step, self.seconds, self.pictures = (
             state[key] for key in ("done", "step", "seconds", "pictures")
         )
@@ -97,6 +99,7 @@ class Worker:
         state = {
             "weights": {name: tensor.detach() for name, tensor in self.weights.items()},
             "optimizer": self.optimizer.state(),
+            "average": self.average,
             "done": self.done,
             "step": self.step,
             "seconds": self.seconds,
@@ -137,11 +140,23 @@ class Worker:
             self.step += 1
             self.pictures += pictures * options.workers
             self.seconds = first + time.time() - begun
+            self._average(stage)
             if self.rank == 0 and (self.step % 20 == 0 or self.step < 4):
                 self.log(stage, notes | {"loss": float(loss.detach()), "norm": norm})
             if time.time() - saved > 120:
                 self.save()
                 saved = time.time()
+
+    @torch.no_grad()
+    def _average(self, stage: Stage) -> None:
+        """Keep the moving average of the weights that is exported."""
+        if self.rank or not stage.decoder or self.step % 4:
+            return
+        for name, tensor in self.weights.items():
+            if name in self.average:
+                self.average[name].lerp_(tensor, 0.02)
+            else:
+                self.average[name] = tensor.detach().clone()
 
     def log(self, stage: Stage, notes: dict[str, float]) -> None:
         """Add a line to the learning curve."""
@@ -155,7 +170,7 @@ def work(rank: int, options: argparse.Namespace, shared: Any, barrier: Any) -> N
     worker = Worker(rank, options, shared, barrier)
     worker.run([resized(stage, options) for stage in STAGES])
     if rank == 0:
-        weights = {name: tensor for name, tensor in worker.weights.items() if not name.startswith("heads.")}
+        weights = {name: tensor for name, tensor in worker.average.items() if not name.startswith("heads.")}
         checkpoint.save(weights, worker.sizes, Path(options.out))
 
 
