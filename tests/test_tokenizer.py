@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny_tokenizer import tiny_document, tiny_json
@@ -26,6 +26,7 @@ def test_plain_encoding_knows_no_added_token() -> None:
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(st.text())
 def test_plain_encoding_is_the_librarys_for_text_without_added_tokens(text: str) -> None:
+    assume(not any(content in text for content in TINY.added_tokens))
     assert TINY.encode_plain(text) == LIBRARY.encode(text, add_special_tokens=False).ids
 
 
