@@ -426,13 +426,32 @@ def test_an_input_that_nothing_reads_fails_the_build(tmp_path: Path) -> None:
 def test_a_warning_about_something_unused_fails_the_build(tmp_path: Path) -> None:
     """Whatever it is about: the engine would build cleanly and answer nonsense."""
     with engine_builder._log(trt, tmp_path / "log", "g.onnx") as log:
-        log.log(trt.ILogger.WARNING, "Make sure input position_ids has Int64 binding.")
+        log.add("WARNING", "Make sure input position_ids has Int64 binding.")
         log.check()
-        log.log(trt.ILogger.WARNING, "Unused Input: nonpad_kv_seqlen")
+        log.add("WARNING", "Unused Input: nonpad_kv_seqlen")
         with pytest.raises(
             ExportError, match=r"g.onnx: TensorRT dropped something it needs: Unused Input: nonpad.* See"
         ):
             log.check()
+
+
+def test_warnings_that_go_elsewhere_fail_the_build(tmp_path: Path) -> None:
+    """TensorRT keeps the first logger of a process: that of an engine that runs, for instance."""
+    with (
+        engine_builder._log(trt, tmp_path / "log", "g.onnx") as log,
+        pytest.raises(ExportError, match=r"TensorRT's warnings go to another part of this program"),
+    ):
+        log.check()
+
+
+def test_warnings_are_seen_while_an_earlier_builder_is_alive(int4: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(int4)
+    builder, tensors = Builder.load(is_target_named=True), contract(manifest, CONTEXT)["embedding"]
+    kept = trt.Builder(engine_builder._logger(trt))
+    for name in ("first", "second"):
+        builder.check(int4 / "embedding.onnx", tensors, 89, tmp_path / name)
+        assert "token_ids has Int64 binding" in (tmp_path / name).read_text()
+    del kept
 
 
 def test_an_input_that_is_not_in_the_contract_fails_the_build(tmp_path: Path) -> None:

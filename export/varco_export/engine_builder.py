@@ -9,6 +9,7 @@ engine is loaded. The parser maps a graph's weights instead of reading them, and
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import re
 import sys
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from varco_export.output import HashedFile
 from varco_runtime.contract import Tensor
@@ -34,7 +35,7 @@ MIN_VERSIONS = {"tensorrt_rtx": (1, 7), "tensorrt": (10, 15)}
 LEAST_SM = {"fp8": 89, "int4": 80, "bf16": 80}
 """The first compute capability (times ten) that computes in a type, or takes weights in it."""
 _LOST = "unused|not used|dropp|ignor"
-_DROPPED = re.compile(rf"({_LOST}).*\b(input|output|tensor)|\b(input|output|tensor).*({_LOST})", re.IGNORECASE)
+_DROPPED = re.compile(rf"({_LOST}).*\b(inputs?|outputs?|tensors?)\b|\b(inputs?|outputs?|tensors?)\b.*({_LOST})", re.I)
 
 Lengths = Mapping[str, tuple[int, int, int]]
 """The least, usual and greatest of each length that a profile leaves open, by its name in the contract."""
@@ -113,8 +114,8 @@ class Builder:
         Everything TensorRT says goes to the file `log`. Raises `ExportError` where the parser fails or drops an input,
         and `UsageError` for a type that the target does not compute in.
         """
-        with _log(self.module, log, graph.name) as logger:
-            network, _ = self._parse(graph, tensors, logger)
+        with _log(self.module, log, graph.name) as said:
+            network, _ = self._parse(graph, tensors, said)
             _check_types(self.module, network, graph.name, sm)
             return _count_layers(network)
 
@@ -130,36 +131,34 @@ class Builder:
     ) -> Built:
         """Build the engine of a graph that has been checked into the new file `target`. Raises `ExportError`."""
         started = time.perf_counter()
-        with PeakMemory() as memory, _log(self.module, log, graph.name) as logger, HashedFile(target) as engine:
-            network, parsed = self._parse(graph, tensors, logger)
-            self._serialise(network, parsed, tensors, profiles, sm, engine, logger, on_step)
+        with PeakMemory() as memory, _log(self.module, log, graph.name) as said, HashedFile(target) as engine:
+            network, parsed = self._parse(graph, tensors, said)
+            self._serialise(network, parsed, tensors, profiles, sm, engine, said, on_step)
         return Built(engine.facts(), time.perf_counter() - started, memory.own_bytes, memory.mapped_bytes)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def _parse(self, graph: Path, tensors: Mapping[str, Tensor], logger: Any) -> tuple[Any, Any]:
+    def _parse(self, graph: Path, tensors: Mapping[str, Tensor], log: BuildLog) -> tuple[Any, Any]:
         """The network, with nothing lost, and what must outlive it."""
         module = self.module
-        builder = module.Builder(logger)
+        builder = module.Builder(_logger(module))
         strongly_typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
-        parser = module.OnnxParser(network, logger)
+        parser = module.OnnxParser(network, _logger(module))
         if not parser.parse_from_file(str(graph)):
             reasons = [str(parser.get_error(index)) for index in range(parser.num_errors)]
-            raise ExportError(
-                f"{self.product} {self.version} cannot parse {graph.name}: {_reason(reasons)}. {logger.see}"
-            )
-        self._check_network(network, graph.name, tensors, logger)
+            raise ExportError(f"{self.product} {self.version} cannot parse {graph.name}: {_reason(reasons)}. {log.see}")
+        self._check_network(network, graph.name, tensors, log)
         return network, (builder, parser)
 
-    def _check_network(self, network: Any, name: str, tensors: Mapping[str, Tensor], logger: Any) -> None:
+    def _check_network(self, network: Any, name: str, tensors: Mapping[str, Tensor], log: BuildLog) -> None:
         """What the runtime will bind must be there and used, and caches must be updated natively, without plugins."""
         inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
         outputs = {network.get_output(index).name for index in range(network.num_outputs)}
         expected = {key for key, tensor in tensors.items() if tensor.is_input}
         if inputs.keys() != expected or outputs != tensors.keys() - expected:
             odd = sorted((inputs.keys() | outputs) ^ tensors.keys())
-            raise ExportError(f"{name} lost or gained {', '.join(odd)} when it was parsed. {logger.see}")
+            raise ExportError(f"{name} lost or gained {', '.join(odd)} when it was parsed. {log.see}")
         layers = _layers(network)
         used = {
             layer.get_input(index).name
@@ -168,7 +167,7 @@ class Builder:
             if layer.get_input(index)
         }
         if unused := sorted(inputs.keys() - used):
-            raise ExportError(f"{name}: the parser dropped the input {unused[0]}, no layer reads it. {logger.see}")
+            raise ExportError(f"{name}: the parser dropped the input {unused[0]}, no layer reads it. {log.see}")
         kinds = _count_layers(network)
         num_caches = sum(key.startswith("past.") for key in inputs)
         num_updates = sum(count for kind, count in kinds.items() if kind.replace("_", "") == "KVCACHEUPDATE")
@@ -178,8 +177,8 @@ class Builder:
                 f"{self.version}. {_HOW_TO_GET[self.name]}"
             )
         if plugins := [kind for kind in kinds if kind.startswith("PLUGIN")]:
-            raise ExportError(f"{name} was parsed into {', '.join(plugins)} layers, expected none. {logger.see}")
-        logger.check()
+            raise ExportError(f"{name} was parsed into {', '.join(plugins)} layers, expected none. {log.see}")
+        log.check()
         for key, tensor in tensors.items():  # a shorter context than the graph's makes shorter caches
             if key.startswith("past."):
                 inputs[key].shape = tensor.shape
@@ -192,7 +191,7 @@ class Builder:
         profiles: list[Lengths],
         sm: int,
         engine: HashedFile,
-        logger: Any,
+        log: BuildLog,
         on_step: OnStep,
     ) -> None:
         module, builder = self.module, parsed[0]
@@ -213,9 +212,9 @@ class Builder:
             raise writer.error
         if not done:
             raise ExportError(
-                f"{self.product} {self.version} could not build {engine.path.name}: {logger.reason}. {logger.see}"
+                f"{self.product} {self.version} could not build {engine.path.name}: {log.reason}. {log.see}"
             )
-        logger.check()
+        log.check()
         _save_timings(timings, config)
 
 
@@ -313,41 +312,73 @@ def _run(build: Callable[[], bool], cancelled: threading.Event) -> bool:
 # --- callbacks: classes whose base is known once the library is there -------------------------------------------------
 
 
-@contextlib.contextmanager
-def _log(module: Any, path: Path, name: str) -> Iterator[Any]:
-    """A logger that writes to the end of a file, and keeps warnings about dropped inputs and the first error."""
+class BuildLog:
+    """What TensorRT says about one graph: all of it in a file, the first error and dropped inputs kept."""
 
-    class Log(module.ILogger):  # type: ignore[misc]
-        def __init__(self, file: Any) -> None:
+    def __init__(self, file: TextIO, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._dropped: list[str] = []
+        self._errors: list[str] = []
+        self.num_messages = 0
+        self.see = f"See {file.name}"
+
+    def add(self, kind: str, message: str) -> None:
+        self.num_messages += 1
+        if kind == "VERBOSE":
+            return
+        self._file.write(f"{kind} {message}\n")
+        self._file.flush()
+        if kind == "WARNING" and _DROPPED.search(message):
+            self._dropped.append(message)
+        elif kind.endswith("ERROR"):
+            self._errors.append(message)
+
+    @property
+    def reason(self) -> str:
+        return _reason(self._errors)
+
+    def check(self) -> None:
+        """Raise if anything was dropped, or was said elsewhere: the engine would build cleanly and answer nonsense."""
+        if self._dropped:
+            raise ExportError(
+                f"{self._name}: TensorRT dropped something it needs: {_reason(self._dropped)}. {self.see}"
+            )
+        if not self.num_messages:  # it always names the file that it parses
+            raise ExportError(
+                f"{self._name}: TensorRT's warnings go to another part of this program, expected them here. Build "
+                "engines in a process of their own: varco engines BUNDLE"
+            )
+
+
+@functools.cache
+def _logger(module: Any) -> Any:
+    """The one logger of this process. TensorRT keeps the first that it is given and ignores all others, as long as
+    anything made with the first is alive; so the logger stays, and what it writes to changes (`_log`)."""
+
+    class Logger(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.file = file
-            self.dropped: list[str] = []
-            self.errors: list[str] = []
-            self.see = f"See {path}"
+            self.target: BuildLog | None = None
 
         def log(self, severity: Any, message: str) -> None:
-            kind = str(severity).rpartition(".")[2]
-            if kind == "VERBOSE":
-                return
-            self.file.write(f"{kind} {message}\n")
-            self.file.flush()
-            if kind == "WARNING" and _DROPPED.search(message):
-                self.dropped.append(message)
-            elif kind.endswith("ERROR"):
-                self.errors.append(message)
+            if self.target is not None:
+                self.target.add(str(severity).rpartition(".")[2], message)
 
-        @property
-        def reason(self) -> str:
-            return _reason(self.errors)
+    return Logger()
 
-        def check(self) -> None:
-            """Raise if anything was dropped: the engine would build cleanly and answer nonsense."""
-            if self.dropped:
-                raise ExportError(f"{name}: TensorRT dropped something it needs: {_reason(self.dropped)}. {self.see}")
 
+@contextlib.contextmanager
+def _log(module: Any, path: Path, name: str) -> Iterator[BuildLog]:
+    """Write what TensorRT says to the end of a file."""
+    logger = _logger(module)
     with path.open("a", encoding="utf-8") as file:
         file.write(f"--- {name} ---\n")
-        yield Log(file)
+        logger.target = BuildLog(file, name)
+        try:
+            yield logger.target
+        finally:
+            logger.target = None
 
 
 def _monitor(module: Any, on_step: OnStep, cancelled: threading.Event) -> Any:
