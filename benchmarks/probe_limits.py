@@ -12,7 +12,6 @@ broken one shows where it is broken, in units of the limit. Exit status 1 when a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tests import broken
-from varco_export.export import ExportOptions, export
+from varco_export.export import ExportOptions, Silent, export
 from varco_export.tiny import Scales, TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle
 from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -52,14 +51,6 @@ FAULTS: dict[Callable[[Path], None], str] = {
     broken.skipped_newline: "newlines",
     broken.transposed_vision_projection: "vision",
 }
-
-
-class Silent:
-    """Export progress that nobody sees."""
-
-    @contextlib.contextmanager
-    def component(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
-        yield lambda: None
 
 
 def main() -> int:

@@ -22,8 +22,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,12 @@ from PIL import Image
 
 from training.evaluate import evaluate, transformers_answer
 from training.pictures import held_out_seeds
-from varco_export.export import ExportOptions, export
+from varco_export.export import ExportOptions, Silent, export
 from varco_runtime import Varco
 from varco_runtime.bundle import read_manifest
 
 Array = np.ndarray[Any, Any]
 MAX_NEW_TOKENS = 160
-
-
-class Quiet:
-    """Export without a progress bar."""
-
-    def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
-        return nullcontext(lambda: None)
 
 
 @dataclass(slots=True)
@@ -158,7 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def exported(name: str, **choices: Any) -> Path:
-            export(options.checkpoint, Path(folder) / name, ExportOptions(**choices), Quiet())
+            export(options.checkpoint, Path(folder) / name, ExportOptions(**choices), Silent())
             return Path(folder) / name
 
         bundles = options.bundles or [

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 # Matrix products of tiny models take several times as long on several threads as on one. Before numpy is imported.
@@ -12,19 +11,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
-from varco_export.export import ExportOptions, export
+from varco_export.export import ExportOptions, Silent, export
 from varco_export.tiny import TinyOptions, make_tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Reference material that lies beside the project where it is developed; its tests skip elsewhere."""
-
-
-class Silent:
-    """Export progress that nobody sees."""
-
-    @contextlib.contextmanager
-    def component(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
-        yield lambda: None
 
 
 def export_bundle(checkpoint: Path, target: Path, **options: object) -> Path:

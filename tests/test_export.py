@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.conftest import Silent, export_bundle
-from varco_export.export import ExportOptions, export
+from tests.conftest import export_bundle
+from varco_export.export import ExportOptions, Silent, export
 from varco_export.precision import decoder_precision, vision_precision
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from varco_export.export import ExportOptions, export
+from varco_export.export import ExportOptions, Silent, export
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "models" / "varco-tiny"
@@ -23,17 +21,10 @@ MAX_CONTEXT = 1024
 """The largest picture of this model is 265 tokens."""
 
 
-class Quiet:
-    """Export without a progress bar."""
-
-    def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
-        return nullcontext(lambda: None)
-
-
 def make(out: Path) -> Path:
     """Export the trained checkpoint to the new folder `out`."""
     options = ExportOptions(decoder="int8", vision="int8", max_context=MAX_CONTEXT, probes=False)
-    export(CHECKPOINT, out, options, Quiet())
+    export(CHECKPOINT, out, options, Silent())
     return out
 
 

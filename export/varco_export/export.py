@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -56,6 +56,13 @@ class Progress(Protocol):
 
     def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
         """A bar of `steps`; the value is called once per step."""
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
+        return nullcontext(lambda: None)
 
 
 def export(source: str | Path, target: Path, options: ExportOptions, progress: Progress) -> Manifest:
