@@ -154,7 +154,7 @@ def test_an_end_token_ends_the_answer_and_is_not_in_its_text(varco: Varco, monke
     ends_after_three.calls = 0  # type: ignore[attr-defined]
     expected = varco.ask(None, "Hello", max_new_tokens=3).text
     monkeypatch.setattr(varco.backend, "decode_step", ends_after_three)
-    answer = varco.ask(None, "Hello", max_new_tokens=32)
+    answer = varco.ask(None, "Hello", max_new_tokens=32, speculate=False)
     assert answer.finish_reason == "stop"
     assert answer.token_ids[-1] == eos
     assert answer.text == expected
@@ -191,7 +191,7 @@ def test_an_error_in_the_middle_leaves_the_model_usable(tiny_bundle: Path, image
 
     varco.backend.decode_step = failing  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="boom"):
-        varco.ask(image, "Another?", max_new_tokens=8)
+        varco.ask(image, "Another?", max_new_tokens=8, speculate=False)
     varco.backend.decode_step = step  # type: ignore[method-assign]
     assert varco.ask(image, "What is this?", max_new_tokens=8).token_ids == expected
 

@@ -26,8 +26,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds. `ttft_s` runs from the call to the first token, `load_s` apart; `tpot_s` is per token after the
-    first."""
+    """Seconds. `ttft_s` runs from the call to the first token, `load_s` apart; `tpot_s` is per token after the first.
+
+    `drafted` counts the tokens that were guessed ahead, `accepted` those of them that were right.
+    """
 
     load_s: float
     preprocess_s: float
@@ -36,6 +38,8 @@ class Timings:
     ttft_s: float
     tpot_s: float
     total_s: float
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

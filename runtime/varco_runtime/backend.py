@@ -6,6 +6,7 @@ decoding at an earlier position overwrites what stood there, and nothing after i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,8 @@ import numpy as np
 from varco_runtime.image import PackingPlan
 
 Array = np.ndarray[Any, Any]
+MAX_STEP_TOKENS = 9
+"""The most tokens that one step of the decode loop may put: one that is certain and eight drafted ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,32 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class VerifyingBackend(Protocol):
+    """A backend on which a step of a few tokens costs less than as many steps, so that drafts may pay."""
+
+    def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
+        """Put at most `MAX_STEP_TOKENS` tokens from `position` on and return the logits after each, `[n, vocab]` fp32,
+        valid until the next call."""
+
+
+@runtime_checkable
 class GreedyBackend(Protocol):
     """A backend that chooses the most likely token itself, so that no logits leave its device."""
 
     def decode_greedy(self, token_id: int, position: int) -> int:
         """Put one token at `position` and return the token with the largest logit, the first of equals."""
+
+
+@runtime_checkable
+class KeepsPrefixes(Protocol):
+    """A backend whose image tokens are arrays of their own, and whose cache can be copied out and back."""
+
+    @property
+    def prefix_bytes_per_position(self) -> int:
+        """Bytes that one position of a copy takes."""
+
+    def copy_prefix(self, num_positions: int) -> Array:
+        """A copy of the keys and values of positions 0 .. num_positions - 1."""
+
+    def restore_prefix(self, prefix: Array) -> None:
+        """Put a copy back where it came from."""

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 from varco_runtime.answer import Piece
-from varco_runtime.backend import Array, Backend, GreedyBackend
+from varco_runtime.backend import Array, Backend, GreedyBackend, VerifyingBackend
 from varco_runtime.markup import Parsed, Region, StreamParser
 from varco_runtime.sampling import Sampler
+from varco_runtime.speculation import Drafter
 from varco_runtime.stopping import StopStrings
 from varco_runtime.tokenizer import StreamDecoder, Tokenizer
 
@@ -21,12 +22,19 @@ def generate_tokens(
     eos_token_ids: Collection[int],
     max_new_tokens: int,
     on_token: Callable[[int], None],
+    drafter: Drafter | None = None,
 ) -> Iterator[int]:
     """Yield token ids from the prompt's last logits `[vocab]` on, an end token included.
 
     `position` is where the first new token goes. `on_token` is called with each id once it is in the cache. Where the
-    choice needs nothing but the largest logit, a device that can makes it.
+    choice needs nothing but the largest logit, a device that can makes it. With a `drafter`, steps may hold several
+    tokens; the tokens that come out are the same.
     """
+    if drafter is not None and isinstance(backend, VerifyingBackend):
+        yield from _generate_verified(
+            backend, drafter, logits, position, sampler, eos_token_ids, max_new_tokens, on_token
+        )
+        return
     token = sampler.next(logits)
     for index in range(max_new_tokens):
         yield token
@@ -41,6 +49,42 @@ def generate_tokens(
             chosen = sampler.next(logits)
         token = chosen
         position += 1
+
+
+def _generate_verified(
+    backend: VerifyingBackend,
+    drafter: Drafter,
+    logits: Array,
+    position: int,
+    sampler: Sampler,
+    eos_token_ids: Collection[int],
+    max_new_tokens: int,
+    on_token: Callable[[int], None],
+) -> Iterator[int]:
+    """`generate_tokens` with drafts. A rejected guess stays in the cache behind the last position, where the next step
+    overwrites it."""
+    left = max_new_tokens
+    chosen = [sampler.next(logits)]
+    while True:
+        for token in chosen:
+            drafter.feed(token)
+            yield token
+            left -= 1
+            if token in eos_token_ids or left == 0:
+                return
+        guesses = drafter.propose(left - 1)
+        started = time.perf_counter()
+        rows = backend.decode_steps([token, *(guess.token for guess in guesses)], position)
+        seconds = time.perf_counter() - started
+        chosen = [sampler.next(rows[0])]
+        for guess, row in zip(guesses, rows[1:], strict=True):
+            if guess.token != chosen[-1] or guess.token in eos_token_ids:
+                break
+            chosen.append(sampler.next(row))
+        drafter.count(guesses, len(chosen) - 1, seconds)
+        for put in (token, *chosen[:-1]):
+            on_token(put)
+        position += len(chosen)
 
 
 class Transcript:

@@ -1,18 +1,20 @@
 """The bundle on ONNX Runtime's CPU provider.
 
 Keys and values live in buffers allocated once; every step binds them as past and as present, so nothing is copied.
-The decode step reuses one binding with fixed buffers for the embedding, the lengths and the logits.
+A decode step reuses one binding with fixed buffers for the embeddings, the lengths and the logits.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Features, PromptInputs
+from varco_runtime.backend import MAX_STEP_TOKENS, Features, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
@@ -25,6 +27,15 @@ _NUMPY_TYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": 
 CHUNK_TOKENS = 512
 """Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run
 needs grows with the chunk and not with the context; 512 rows keep the matrix products busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A decode step of a fixed number of tokens: `embeds` `[1, n, D]`, `logits` `[1, n, vocab]` and their binding."""
+
+    embeds: Array
+    logits: Array
+    binding: Any
 
 
 class OnnxRuntimeBackend:
@@ -75,20 +86,33 @@ class OnnxRuntimeBackend:
         value = self._ort.OrtValue.ortvalue_from_numpy
         names = [f"{layer}.{kind}" for layer in range(model.num_layers) for kind in ("key", "value")]
         # np.zeros maps its pages when they are first written: a short context costs no memory for a long one.
-        self._caches = {name: value(np.zeros(shape, dtype=dtype)) for name in names}
+        self._cache_arrays = {name: np.zeros(shape, dtype=dtype) for name in names}
+        self._caches = {name: value(array) for name, array in self._cache_arrays.items()}
         self._seqlens_k = np.zeros(1, dtype=np.int32)
         self._total_length = np.zeros((), dtype=np.int32)
         self._num_logits = np.ones(1, dtype=np.int64)
-        self._step_embeds = np.zeros((1, 1, model.hidden_size), dtype=dtype)
-        self._step_logits = np.zeros((1, 1, model.vocab_size), dtype=np.float32)
         self._fixed = {
             "seqlens_k": value(self._seqlens_k),
             "total_sequence_length": value(self._total_length),
             "num_logits": value(self._num_logits),
         }
-        self._step = self._binding()
-        self._step.bind_ortvalue_input("inputs_embeds", value(self._step_embeds))
-        self._step.bind_ortvalue_output("logits", value(self._step_logits))
+        self._steps: dict[int, _Step] = {}
+
+    def _step(self, num_tokens: int) -> _Step:
+        """The step of so many tokens, made when it is first taken."""
+        step = self._steps.get(num_tokens)
+        if step is None:
+            embeds = np.zeros((1, num_tokens, self._model.hidden_size), dtype=self._decoder_type)
+            logits = np.zeros((1, num_tokens, self._model.vocab_size), dtype=np.float32)
+            step = self._steps[num_tokens] = _Step(embeds, logits, self._bound(embeds, logits))
+        return step
+
+    def _bound(self, embeds: Array, logits: Array) -> Any:
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        binding = self._binding()
+        binding.bind_ortvalue_input("inputs_embeds", value(embeds))
+        binding.bind_ortvalue_output("logits", value(logits))
+        return binding
 
     def _binding(self) -> Any:
         """A binding of the caches and lengths, which every run shares."""
@@ -164,22 +188,38 @@ class OnnxRuntimeBackend:
         self._set_lengths(position + length)
         self._num_logits[0] = num_logits
         logits = np.empty((1, num_logits, self._model.vocab_size), dtype=np.float32)
-        value = self._ort.OrtValue.ortvalue_from_numpy
-        binding = self._binding()
-        binding.bind_ortvalue_input("inputs_embeds", value(embeds))
-        binding.bind_ortvalue_output("logits", value(logits))
-        self._run_bound(binding)
-        self._num_logits[0] = 1
+        self._run_bound(self._bound(embeds, logits))
         rows: Array = logits[0]
         return rows
 
     def decode_step(self, token_id: int, position: int) -> Array:
-        self._check_length(position + 1)
-        self._step_embeds[0] = self._embedding.rows(np.array([token_id]))
-        self._set_lengths(position + 1)
-        self._run_bound(self._step)
-        row: Array = self._step_logits[0, 0]
+        row: Array = self.decode_steps((token_id,), position)[0]
         return row
+
+    def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
+        num_tokens = len(token_ids)
+        assert 1 <= num_tokens <= MAX_STEP_TOKENS, f"Bug: a step of {num_tokens} tokens"
+        self._check_length(position + num_tokens)
+        step = self._step(num_tokens)
+        step.embeds[0] = self._embedding.rows(np.array(token_ids))
+        self._set_lengths(position + num_tokens)
+        self._num_logits[0] = num_tokens
+        self._run_bound(step.binding)
+        rows: Array = step.logits[0]
+        return rows
+
+    @property
+    def prefix_bytes_per_position(self) -> int:
+        model = self._model
+        return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * self._decoder_type.itemsize
+
+    def copy_prefix(self, num_positions: int) -> Array:
+        """`[2 * layers, key/value heads, num_positions, head_dim]`, key and value of each layer in turn."""
+        return np.stack([cache[0, :, :num_positions] for cache in self._cache_arrays.values()])
+
+    def restore_prefix(self, prefix: Array) -> None:
+        for cache, kept in zip(self._cache_arrays.values(), prefix, strict=True):
+            cache[0, :, : prefix.shape[2]] = kept
 
     def _run_bound(self, binding: Any) -> None:
         try:

@@ -7,22 +7,25 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from varco_runtime.answer import Answer, Piece, Timings, Usage
-from varco_runtime.backend import Array, Backend, PromptInputs
+from varco_runtime.backend import Array, Backend, PromptInputs, VerifyingBackend
 from varco_runtime.bundle import Bundle
 from varco_runtime.errors import ContextError, UsageError
 from varco_runtime.generation import Transcript, generate_tokens
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.markup import OCR_PROMPT, Box, ground_prompt, refer_prompt
+from varco_runtime.memory import DEFAULT_MEMORY_MB, Memory
 from varco_runtime.picture import Picture, Source, load_picture
 from varco_runtime.prompt import Message, Prompter
 from varco_runtime.providers import check_provider, open_provider
 from varco_runtime.sampling import Sampler, SamplingSettings
+from varco_runtime.speculation import Chances, Drafter, StepCosts
 from varco_runtime.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 1024
@@ -40,22 +43,7 @@ class Options(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None
     stop: str | tuple[str, ...] | list[str]
-
-
-@dataclass(slots=True)
-class _Cache:
-    """What the backend's key/value cache holds: these ids, with this picture's tokens where the ids say image."""
-
-    ids: list[int] = field(default_factory=list)
-    digest: str | None = None
-
-    def common_prefix(self, ids: list[int], digest: str | None, image_token_id: int) -> int:
-        """How many leading positions of a new prompt need not be computed. The last one always is, for its logits."""
-        limit = min(len(self.ids), len(ids) - 1)
-        same = next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
-        if self.digest != digest and image_token_id in ids[:same]:
-            same = ids.index(image_token_id)
-        return same
+    speculate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +52,8 @@ class _Encoded:
 
     digest: str
     tokens: Any
-    preprocess_s: float
-    vision_s: float
+    preprocess_s: float = 0.0
+    vision_s: float = 0.0
 
 
 class Varco:
@@ -77,7 +65,14 @@ class Varco:
     ```
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, load_s: float = 0.0, provider: str = "as given") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        load_s: float = 0.0,
+        provider: str = "as given",
+        memory_mb: int = DEFAULT_MEMORY_MB,
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.provider = provider  # what it runs on and why, for people
@@ -85,8 +80,8 @@ class Varco:
         manifest = bundle.manifest
         self._tokenizer = Tokenizer.from_json(bundle.text(manifest.tokenizer))
         self._prompter = Prompter(bundle.text(manifest.chat_template), manifest.prompt, self._tokenizer)
-        self._cache = _Cache()
-        self._encoded: _Encoded | None = None
+        self._memory = Memory(backend, manifest.prompt.image_token_id, memory_mb << 20)
+        self._chances, self._costs = Chances(), StepCosts()
         self._lock = threading.Lock()
         self._turn = 0
 
@@ -99,13 +94,15 @@ class Varco:
         threads: int | None = None,
         verify: str = "quick",
         progress: Callable[[str, int], None] | None = None,
+        memory_mb: int = DEFAULT_MEMORY_MB,
     ) -> Varco:
         """Check and load a bundle.
 
         `provider`: `cpu`, `tensorrt`, or `auto`, what the bundle was exported for. `max_context`: at most the bundle's;
         less saves memory on the CPU, and nothing with engines, whose caches have a fixed size. `threads`: processor
         threads, default all. `verify`: `quick` hashes large files once, `full` always; `progress(file, num_bytes)` is
-        called meanwhile.
+        called meanwhile. `memory_mb`: megabytes for what is kept of earlier pictures (image tokens, keys and values) on
+        the CPU, 0 for the latest picture alone.
         Raises `BundleError`, `BackendError`, `UsageError` or `MissingExtraError`.
         """
         started = time.perf_counter()
@@ -114,6 +111,8 @@ class Varco:
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads} is too few. Expected at least 1.")
+        if memory_mb < 0:
+            raise UsageError(f"memory_mb={memory_mb} is too few. Expected 0 (the latest picture alone) or more.")
         opened = Bundle.open(bundle, verify, progress)
         limit = opened.manifest.max_context
         if max_context is not None and not 16 <= max_context <= limit:
@@ -121,7 +120,8 @@ class Varco:
                 f"max_context={max_context} is out of range. Expected 16 to {limit}, the bundle's maximum."
             )
         chosen = open_provider(opened, provider, max_context, threads)
-        varco = cls(opened, chosen.backend, provider=chosen.line)
+        varco = cls(opened, chosen.backend, provider=chosen.line, memory_mb=memory_mb)
+        varco._prefill_opening()
         varco.load_s = time.perf_counter() - started
         return varco
 
@@ -132,7 +132,7 @@ class Varco:
 
         Options, all off or as the checkpoint says by default: `system` (a system message), `max_new_tokens` 1024,
         `temperature` 0 (greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` (strings that end
-        the answer).
+        the answer), `speculate` (False turns drafts off; they change how fast an answer comes and not what it says).
         Raises `ImageError`, `PromptError`, `ContextError` or `UsageError`; the model stays usable.
         """
         return self.stream(image, prompt, **options).run()
@@ -197,8 +197,9 @@ class Varco:
         num_image_tokens = 0 if plan is None else plan.num_tokens
         ids = self._prompter.encode(messages, num_image_tokens)
         room = self._check_room(len(ids), num_image_tokens)
-        request = _Request(ids, num_image_tokens, sampling, stop, min(max_new_tokens, room), picture, started)
-        return Stream(self, request)
+        speculate = options.get("speculate", True)
+        new_tokens = min(max_new_tokens, room)
+        return Stream(self, _Request(ids, num_image_tokens, sampling, stop, new_tokens, speculate, picture, started))
 
     def _check_room(self, num_tokens: int, num_image_tokens: int) -> int:
         """How many more tokens the context holds; `ContextError` if none."""
@@ -214,30 +215,43 @@ class Varco:
 
     def _encode(self, picture: Picture) -> _Encoded:
         """The picture's image tokens, kept for the next question about it."""
-        if self._encoded is not None and self._encoded.digest == picture.digest:
-            return _Encoded(picture.digest, self._encoded.tokens, 0.0, 0.0)
-        self._encoded = None  # free the last one's memory before the next one's is taken
+        tokens = self._memory.image_tokens(picture.digest)
+        if tokens is not None:
+            return _Encoded(picture.digest, tokens)
+        self._memory.make_room()
         settings = self.bundle.manifest.image
         started = time.perf_counter()
         pixel_values = normalise(tile(picture, settings), settings)
         tiled = time.perf_counter()
         features = self.backend.encode(pixel_values)
         tokens = self.backend.pack(features, packing_plan(picture.size_hw, settings))
-        self._encoded = _Encoded(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)
-        return self._encoded
+        self._memory.keep_image_tokens(picture.digest, tokens)
+        return _Encoded(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)
+
+    def _prefill_opening(self) -> None:
+        """Put into the cache what every question begins with: the template's system message, up to the user's words."""
+        questions = [self._prompter.encode(_messages(words, False, None), 0) for words in ("a", "b")]
+        opening = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*questions, strict=False))]
+        if opening and len(opening) < self.backend.max_context:
+            self._prefill(opening, None)
 
     def _prefill(self, ids: list[int], encoded: _Encoded | None, num_logits: int = 1) -> tuple[Array, int]:
         """Bring the cache to `ids`; returns the last logits `[num_logits, vocab]` and how many positions it had."""
         image_token_id = self.bundle.manifest.prompt.image_token_id
-        digest = None if encoded is None else encoded.digest
-        cached = min(self._cache.common_prefix(ids, digest, image_token_id), len(ids) - num_logits)
-        # Only what is certain to be in the cache is claimed, should prefill fail halfway.
-        self._cache = _Cache(ids[:cached], digest)
+        cached = self._memory.prepare(ids, None if encoded is None else encoded.digest, num_logits)
         tokens = None if encoded is None else encoded.tokens
         inputs = PromptInputs(np.array(ids, dtype=np.int64), image_token_id, tokens)
         logits = self.backend.prefill(inputs, cached, num_logits)
-        self._cache.ids = list(ids)
+        self._memory.sequence.ids = list(ids)
         return logits, cached
+
+    def _drafter(self, request: _Request) -> Drafter | None:
+        """Drafts for an answer, where they may pay: greedy, on a backend that verifies several tokens at once."""
+        if not request.speculate or request.sampling.temperature or not isinstance(self.backend, VerifyingBackend):
+            return None
+        image_token_id = self.bundle.manifest.prompt.image_token_id
+        words = (id_ for id_ in request.ids if id_ != image_token_id)
+        return Drafter(self._tokenizer, words, self._chances, self._costs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +263,7 @@ class _Request:
     sampling: SamplingSettings
     stop: tuple[str, ...]
     max_new_tokens: int
+    speculate: bool
     picture: Picture | None
     started: float
 
@@ -266,6 +281,7 @@ class Stream:
         self._transcript = Transcript(varco._tokenizer, generation.eos_token_ids, request.stop)
         self._pieces = self._run()
         self._answer: Answer | None = None
+        self._drafter: Drafter | None = None
         self._cancelled = False
 
     def __iter__(self) -> Iterator[Piece]:
@@ -302,6 +318,7 @@ class Stream:
             logits, num_cached = varco._prefill(request.ids, encoded)
             prefill_s = time.perf_counter() - prefill_started
         sampler = Sampler(request.sampling, generation, request.ids)
+        self._drafter = varco._drafter(request)
         tokens = generate_tokens(
             varco.backend,
             logits[-1],
@@ -309,7 +326,8 @@ class Stream:
             sampler,
             generation.eos_token_ids,
             request.max_new_tokens,
-            varco._cache.ids.append,
+            varco._memory.sequence.ids.append,
+            self._drafter,
         )
         while transcript.finish_reason is None and not self._cancelled:
             with varco._lock:
@@ -320,7 +338,7 @@ class Stream:
                 try:
                     token = next(tokens, None)
                 except Exception:
-                    varco._cache = _Cache()  # what a failed step left there is not trusted
+                    varco._memory.forget_sequence()
                     raise
             if token is None:
                 break
@@ -353,6 +371,8 @@ class Stream:
                 ttft_s=times[0] - request.started,
                 tpot_s=(times[-1] - times[0]) / steps if steps else 0.0,
                 total_s=time.perf_counter() - request.started,
+                drafted=0 if self._drafter is None else self._drafter.drafted,
+                accepted=0 if self._drafter is None else self._drafter.accepted,
             ),
             picture=request.picture,
         )

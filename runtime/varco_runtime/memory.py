@@ -1,0 +1,136 @@
+"""What is kept between questions: the sequence in the key/value cache, and for other pictures their image tokens and
+the keys and values of their prompts, so that coming back to a picture computes none of it again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from varco_runtime.backend import Backend, KeepsPrefixes
+
+DEFAULT_MEMORY_MB = 512
+"""For pictures other than the present one: some seven 0.5B prompts of 3,000 positions, or image tokens alone."""
+
+
+@dataclass(slots=True)
+class Sequence:
+    """What the backend's key/value cache holds: these ids, with this picture's tokens where the ids say image."""
+
+    ids: list[int] = field(default_factory=list)
+    digest: str | None = None
+
+    def common_prefix(self, ids: list[int], digest: str | None, image_token_id: int) -> int:
+        """How many leading positions of a new prompt need not be computed. The last one always is, for its logits."""
+        limit = min(len(self.ids), len(ids) - 1)
+        same = next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
+        if self.digest != digest and image_token_id in ids[:same]:
+            same = ids.index(image_token_id)
+        return same
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """One thing kept, and its size."""
+
+    value: Any
+    num_bytes: int
+
+
+class Memory:
+    """The current sequence, and a bounded store of other pictures, the least recently used dropped first.
+
+    The image tokens of the latest picture are kept whatever their size. A backend that is no `KeepsPrefixes` holds one
+    picture at a time in its own memory, so that nothing else is kept for it.
+    """
+
+    def __init__(self, backend: Backend, image_token_id: int, max_bytes: int) -> None:
+        self._backend = backend
+        self._image_token_id = image_token_id
+        self._max_bytes = max_bytes if isinstance(backend, KeepsPrefixes) else 0
+        self._latest: tuple[str, Any] | None = None
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self.sequence = Sequence()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything in the store."""
+        return sum(kept.num_bytes for kept in self._kept.values())
+
+    # -- image tokens -----------------------------------------------------------------------------------------------
+
+    def image_tokens(self, digest: str) -> Any | None:
+        """The image tokens of a picture seen before, or None."""
+        if self._latest is None or self._latest[0] != digest:
+            kept = self._kept.get(("tokens", digest))
+            if kept is None:
+                return None
+            self._latest = (digest, kept.value)
+        self._touch("tokens", digest)
+        return self._latest[1]
+
+    def make_room(self) -> None:
+        """Before a new picture is encoded: the latest one's tokens are dropped, unless they are in the store."""
+        self._latest = None
+
+    def keep_image_tokens(self, digest: str, tokens: Any) -> None:
+        self._latest = (digest, tokens)
+        if self._max_bytes:
+            self._keep("tokens", digest, tokens, tokens.nbytes)
+
+    # -- keys and values --------------------------------------------------------------------------------------------
+
+    def prepare(self, ids: list[int], digest: str | None, num_logits: int) -> int:
+        """Make the key/value cache hold as much of a new prompt as is known; returns how many positions that is.
+
+        A picture's prompt that would be overwritten is copied out first; one that was copied out before is copied back
+        where it holds more than the cache does.
+        """
+        same = self.sequence.common_prefix(ids, digest, self._image_token_id)
+        kept = self._kept.get(("prefix", digest)) if digest is not None else None
+        known = 0 if kept is None else kept.value[0].common_prefix(ids, digest, self._image_token_id)
+        self._keep_prefix(same)
+        if kept is not None and known > same:
+            sequence, prefix = kept.value
+            self.sequence = Sequence()  # should the copy fail halfway
+            assert isinstance(self._backend, KeepsPrefixes)
+            self._backend.restore_prefix(prefix)
+            self._touch("prefix", sequence.digest)
+            same = known
+        same = min(same, len(ids) - num_logits)
+        # Only what is certain to be in the cache is claimed, should prefill fail halfway.
+        self.sequence = Sequence(ids[:same], digest)
+        return same
+
+    def _keep_prefix(self, same: int) -> None:
+        """Copy out what the cache holds of a picture's prompt, up to its last image token, if that is to go."""
+        ids, digest = self.sequence.ids, self.sequence.digest
+        if not self._max_bytes or digest is None or self._image_token_id not in ids[same:]:
+            return
+        end = len(ids) - ids[::-1].index(self._image_token_id)
+        kept = self._kept.get(("prefix", digest))
+        if kept is not None and kept.value[0].ids == ids[:end]:
+            return
+        assert isinstance(self._backend, KeepsPrefixes)
+        if end * self._backend.prefix_bytes_per_position > self._max_bytes:
+            return
+        prefix = self._backend.copy_prefix(end)
+        self._keep("prefix", digest, (Sequence(ids[:end], digest), prefix), prefix.nbytes)
+
+    def forget_sequence(self) -> None:
+        """What a failed step left in the cache is not trusted."""
+        self.sequence = Sequence()
+
+    # -- the store --------------------------------------------------------------------------------------------------
+
+    def _keep(self, kind: str, digest: str, value: Any, num_bytes: int) -> None:
+        self._kept.pop((kind, digest), None)
+        if num_bytes > self._max_bytes:
+            return
+        self._kept[kind, digest] = _Kept(value, num_bytes)
+        while self.num_bytes > self._max_bytes:
+            self._kept.popitem(last=False)
+
+    def _touch(self, kind: str, digest: str | None) -> None:
+        if digest is not None and (kind, digest) in self._kept:
+            self._kept.move_to_end((kind, digest))
