@@ -20,6 +20,7 @@ from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
 from varco_runtime.image import PackingPlan, pack
 from varco_runtime.manifest import Component
+from varco_runtime.prepacked import Prepacked
 
 Array = np.ndarray[Any, Any]
 
@@ -70,15 +71,24 @@ class OnnxRuntimeBackend:
         return f"onnxruntime {self._ort.__version__}, CPU, {threads}"
 
     def _session(self, bundle: Bundle, component: Component) -> Any:
+        path: Path = bundle.path(component.file)
+        try:
+            folder = Prepacked.folder_of(bundle, component, self._ort.__version__)
+            if folder is None:
+                return self._new_session(path, self._new_options())
+            return Prepacked(self._ort, self._new_options, self._new_session, _trials, folder).session(path)
+        except Exception as error:  # onnxruntime raises its own types, which share no base
+            raise BackendError(f"onnxruntime could not load {path}: {_first_line(error)}. Run: varco doctor") from None
+
+    def _new_options(self) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        path: Path = bundle.path(component.file)
-        try:
-            return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises its own types, which share no base
-            raise BackendError(f"onnxruntime could not load {path}: {_first_line(error)}. Run: varco doctor") from None
+        return options
+
+    def _new_session(self, path: Path, options: Any) -> Any:
+        return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _allocate(self) -> None:
         model, dtype = self._model, self._decoder_type
@@ -238,6 +248,27 @@ class OnnxRuntimeBackend:
             raise ContextError(
                 f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context."
             )
+
+
+def _trials(session: Any) -> list[dict[str, Array]]:
+    """Inputs for a network of a bundle, whichever it is: a decoder reads one position and several, others all rows."""
+    inputs = {value.name: value for value in session.get_inputs()}
+    rng = np.random.default_rng(0)
+    trials = []
+    for length in (1, 6) if "inputs_embeds" in inputs else (1,):
+        given = {"seqlens_k": [length - 1], "total_sequence_length": length, "num_logits": [1]}
+        feeds = {}
+        for name, value in inputs.items():
+            shape = [dim if isinstance(dim, int) else length if dim == "sequence" else 8 for dim in value.shape]
+            if name in given:
+                feeds[name] = np.array(given[name], dtype=np.int64 if value.type == "tensor(int64)" else np.int32)
+            elif name in ("pixel_values", "patch_features"):
+                feeds[name] = rng.standard_normal([1, *shape[1:]])
+            else:
+                feeds[name] = rng.standard_normal(shape)
+        floats = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        trials.append({name: feeds[name].astype(floats.get(inputs[name].type, feeds[name].dtype)) for name in feeds})
+    return trials
 
 
 def usable_cores() -> int:

@@ -1,0 +1,186 @@
+"""Weights as onnxruntime's kernels want them, kept in the user's cache folder.
+
+onnxruntime optimises a graph and packs its weights anew at every load, into memory of the process's own. Kept on disk,
+the packed weights are mapped instead: loading takes a fraction of the time, and processes share the pages.
+
+An entry belongs to one graph with its weights, one version of onnxruntime and one kind of processor, whose vector width
+the layout follows; `entry.json` holds size and sha256 of its files, which are checked like those of a bundle. What is
+damaged, or does not load, is made again.
+
+onnxruntime 1.31 reads some packed weights wrongly where their place in the file is not aligned as their place in memory
+was (MatMulNBits with int8 activations: its sums of blocks; seen with small layers). An entry is therefore tried before
+it is kept: its outputs must be those of the graph to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varco_runtime.backend import Array
+from varco_runtime.bundle import Bundle, check_file
+from varco_runtime.errors import BundleError
+from varco_runtime.manifest import Component, FileFacts
+from varco_runtime.verified import Remembered, cache_folder
+
+MIN_WEIGHT_BYTES = 16 << 20
+"""Smaller networks load fast as they are."""
+MAX_WEIGHT_BYTES = 1 << 30
+"""An entry takes twice the weights, and the first load some seconds per gigabyte to write and hash it: worth it for
+what is started often, the int4 and int8 networks of small models."""
+MAX_CACHE_BYTES = 8 << 30
+"""Of all entries; the ones longest unused go first."""
+
+_GRAPH, _DATA, _ENTRY = "graph.onnx", "graph.onnx.data", "entry.json"
+_MAX_ENTRY_BYTES = 1 << 16
+
+
+class Prepacked:
+    """The kept form of one network of a bundle.
+
+    `new_session(path, options)` makes an onnxruntime session from a graph's path, `new_options()` the session options.
+    `trials` are inputs that use every weight.
+    """
+
+    def __init__(
+        self,
+        ort: Any,
+        new_options: Callable[[], Any],
+        new_session: Callable[[Path, Any], Any],
+        trials: Callable[[Any], list[dict[str, Array]]],
+        folder: Path,
+    ) -> None:
+        self._ort = ort
+        self._new_options = new_options
+        self._new_session = new_session
+        self._trials = trials
+        self._folder = folder
+
+    @staticmethod
+    def folder_of(bundle: Bundle, component: Component, ort_version: str) -> Path | None:
+        """Where the entry of a network lies; None for one that is not worth it, or where there is no home folder."""
+        if not MIN_WEIGHT_BYTES <= component.weight_bytes <= MAX_WEIGHT_BYTES:
+            return None
+        files = bundle.manifest.files
+        identity = (files[component.file].sha256, files[component.data].sha256, ort_version, processor())
+        with contextlib.suppress(RuntimeError):
+            return cache_folder() / "prepacked" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
+        return None
+
+    def session(self, graph: Path) -> Any:
+        """A session of the network: from the entry, or from `graph` while an entry is made."""
+        if self._is_whole():
+            with contextlib.suppress(Exception):  # onnxruntime's own types share no base; the graph itself still loads
+                session = self._load(self._folder)
+                with contextlib.suppress(OSError):
+                    os.utime(self._folder)
+                return session
+        return self._make(graph)
+
+    def _load(self, folder: Path) -> Any:
+        """The session of an entry; its graph is optimised already."""
+        options = self._new_options()
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return self._new_session(folder / _GRAPH, options)
+
+    def _is_whole(self) -> bool:
+        try:
+            entry = (self._folder / _ENTRY).read_bytes()[:_MAX_ENTRY_BYTES]
+            facts = {name: FileFacts(*map(_checked, values)) for name, values in json.loads(entry).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return False
+        if facts.keys() != {_GRAPH, _DATA}:
+            return False
+        remembered = Remembered.load()
+        try:
+            for name, expected in facts.items():
+                check_file(self._folder, name, expected, remembered, full=False)
+        except BundleError:
+            return False
+        remembered.save()
+        return True
+
+    def _make(self, graph: Path) -> Any:
+        """Load the graph, and leave an entry behind where the disk takes it."""
+        try:
+            self._folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = Path(tempfile.mkdtemp(dir=self._folder.parent, prefix=".making-"))
+        except OSError:
+            return self._new_session(graph, self._new_options())
+        try:
+            options = self._new_options()
+            options.optimized_model_filepath = str(temporary / _GRAPH)
+            for key, value in (
+                ("session.optimized_model_external_initializers_file_name", _DATA),
+                ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+                ("session.save_external_prepacked_constant_initializers", "1"),
+            ):
+                options.add_session_config_entry(key, value)
+            try:
+                session = self._new_session(graph, options)
+            except Exception:  # a full disk, or a graph that cannot be loaded at all, which then raises again
+                return self._new_session(graph, self._new_options())
+            with contextlib.suppress(OSError):
+                if self._agrees(session, temporary):
+                    self._complete(temporary)
+            return session
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _agrees(self, session: Any, temporary: Path) -> bool:
+        """Whether the new entry gives the same numbers as the session that wrote it."""
+        try:
+            entry = self._load(temporary)
+            pairs = [(session.run(None, feeds), entry.run(None, feeds)) for feeds in self._trials(session)]
+        except Exception:  # such an entry is of no use either
+            return False
+        return all(np.array_equal(a, b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+
+    def _complete(self, temporary: Path) -> None:
+        """Record what was written and put it in its place."""
+        facts = {}
+        for name in (_GRAPH, _DATA):
+            with (temporary / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            facts[name] = [(temporary / name).stat().st_size, digest]
+        (temporary / _ENTRY).write_text(json.dumps(facts), encoding="utf-8")
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
+        temporary.rename(self._folder)
+        drop_oldest(self._folder.parent, MAX_CACHE_BYTES)
+
+
+def drop_oldest(folder: Path, max_bytes: int) -> None:
+    """Remove entries, the longest unused first, until the rest take at most `max_bytes`."""
+    entries = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in entries}
+    for path in entries[:-1]:
+        if sum(sizes.values()) <= max_bytes:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        del sizes[path]
+
+
+def processor() -> str:
+    """What tells one kind of processor from another: its name and its instruction sets."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        wanted = ("model name", "flags", "CPU part", "Features")
+        return "\n".join(dict.fromkeys(line for line in lines if line.split("\t")[0].strip() in wanted))
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def _checked(value: object) -> Any:
+    if not isinstance(value, int | str):
+        raise TypeError(value)
+    return value
