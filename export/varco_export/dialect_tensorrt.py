@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from varco_export.dialect import AttentionHeads
+from varco_export.dialect import Array, AttentionHeads, Dialect
 from varco_export.graph import DTYPES, Graph
-from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Linear, Part, pack_values
+from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Part, pack_values
 from varco_export.precision import QUANTISED_BITS, Precision
 from varco_export.tensor import Tensor
 from varco_runtime.errors import ExportError
-
-Array = np.ndarray[Any, Any]
 
 OPSET = 24
 """TensorScatter and the Attention that takes its caches."""
@@ -34,7 +31,7 @@ _SIGN = {4: np.uint8(0x88), 8: np.uint8(0x80)}
 """Flipping the top bit of each value turns 0 .. 2^bits - 1 around the middle into two's complement around 0."""
 
 
-class TensorRtDialect:
+class TensorRtDialect(Dialect):
     """Standard operators, batch of one, caches of `max_context` positions. See `Dialect` for the methods.
 
     Linears hold their weight as the checkpoint does, `[out, in]`, so that rows stream through unchanged; TensorRT folds
@@ -44,29 +41,7 @@ class TensorRtDialect:
 
     def __init__(self, graph: Graph, precision: Precision) -> None:
         assert graph.opset == OPSET, f"Bug: the TensorRT dialect needs opset {OPSET}, the graph has {graph.opset}"
-        self.graph = graph
-        self.precision = precision
-        self._numpy_type = DTYPES[precision.compute][1]
-
-    # -- small pieces -----------------------------------------------------------------------------------------------
-
-    def vector(self, tensor: Tensor) -> str:
-        if self.graph.has_weight(tensor.name):
-            return tensor.name
-        return self.graph.weight(tensor.name, self.precision.compute, tensor.shape, tensor.blocks())
-
-    def add(self, a: str, b: str) -> str:
-        return self.graph.node("Add", [a, b])
-
-    def linear(self, x: str, weights: Linear, head: bool = False) -> str:
-        precision = self.precision.head if head else self.precision.weights
-        products = [self._product(x, part, precision) for part in weights.parts()]
-        y = products[0] if len(products) == 1 else self.graph.node("Concat", products, axis=-1)
-        if not weights.biases:
-            return y
-        name = f"{weights.name}.bias"
-        bias = self.graph.weight(name, self.precision.compute, (weights.out_features,), [weights.bias()])
-        return self.graph.node("Add", [y, bias])
+        super().__init__(graph, precision)
 
     def _product(self, x: str, part: Part, precision: str) -> str:
         """x W^T of one part, in the format it is stored in, or for plain floats in the one that was asked for."""
@@ -199,21 +174,7 @@ class TensorRtDialect:
         quantised = self.graph.node("QuantizeLinear", [x, step, zero])
         return self.graph.node("DequantizeLinear", [quantised, step])
 
-    def gelu(self, x: str, approximate: str) -> str:
-        return self.graph.node("Gelu", [x], approximate=approximate)
-
     # -- vision -----------------------------------------------------------------------------------------------------
-
-    def patches(self, pixel_values: str, weight: Tensor, bias: Tensor, num_patches: int) -> str:
-        stride = list(weight.shape[2:])
-        inputs = [pixel_values, self.vector(weight), self.vector(bias)]
-        grid = self.graph.node("Conv", inputs, kernel_shape=stride, strides=stride, pads=[0, 0, 0, 0])
-        flat = self.graph.node("Reshape", [grid, self.graph.ints(0, weight.shape[0], num_patches)])
-        return self.graph.node("Transpose", [flat], perm=[0, 2, 1])  # [T, P, C]
-
-    def layer_norm(self, x: str, weight: Tensor, bias: Tensor, epsilon: float) -> str:
-        inputs = [x, self.vector(weight), self.vector(bias)]
-        return self.graph.node("LayerNormalization", inputs, axis=-1, epsilon=epsilon)
 
     def attention(self, qkv: tuple[str, str, str], num_heads: int) -> str:
         heads = [self._to_heads(part, num_heads) for part in qkv]
@@ -231,18 +192,9 @@ class TensorRtDialect:
 
     # -- language model ---------------------------------------------------------------------------------------------
 
-    def rms_norm(self, x: str, weight: Tensor, epsilon: float) -> str:
-        return self.graph.node("RMSNormalization", [x, self.vector(weight)], axis=-1, epsilon=epsilon)
-
     def add_rms_norm(self, x: str, residual: str, weight: Tensor, epsilon: float) -> tuple[str, str]:
         total = self.add(x, residual)
         return self.rms_norm(total, weight, epsilon), total
-
-    def silu_gate(self, gate_up: str, width: int) -> str:
-        gate, up = self.graph.value("gate"), self.graph.value("up")
-        self.graph.multi_node("Split", [gate_up, self.graph.ints(width, width)], [gate, up], axis=-1)
-        silu = self.graph.node("Mul", [gate, self.graph.node("Sigmoid", [gate])])
-        return self.graph.node("Mul", [silu, up])
 
     def begin_cache(self, heads: AttentionHeads, cos_sin: tuple[Array, Array]) -> None:
         """Positions, where to write, and a mask `[1, 1, S, total]` whose width is the length of the context so far."""

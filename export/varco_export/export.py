@@ -13,7 +13,8 @@ import numpy as np
 
 from varco_export.checkpoint import Checkpoint
 from varco_export.decoder import emit_decoder
-from varco_export.dialect import Dialect, OnnxRuntimeDialect
+from varco_export.dialect import Dialect
+from varco_export.dialect_onnxruntime import OnnxRuntimeDialect
 from varco_export.dialect_tensorrt import OPSET as TENSORRT_OPSET
 from varco_export.dialect_tensorrt import TensorRtDialect
 from varco_export.embedding import emit_embedding
