@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from varco_runtime.backend import PromptInputs
 from varco_runtime.bench import bandwidth
 from varco_runtime.bench.budget import Budget
 from varco_runtime.bench.limit import Limit, measure_limit
+from varco_runtime.bench.neighbours import Neighbours
 from varco_runtime.bench.run import Options, Result, run
 from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.spread import Percentiles, Spread
@@ -43,7 +45,7 @@ SCHEMA: dict[str, set[str]] = {
     "question": {
         *("picture", "width", "height", "tiles", "prompt", "image_tokens", "prompt_tokens", "new_tokens"),
     },
-    "measured": {"repetitions", "seconds_given", "tiles", "prefill_tokens", "is_whole"},
+    "measured": {"repetitions", "seconds_given", "tiles", "prefill_tokens", "is_whole", "other_cores"},
     "limit": {"how", "bytes_per_s", "median_bytes_per_s", "passes", "threads", "buffer_bytes"},
     "stages": {
         *("preprocess_s", "vision_tile_s", "vision_s", "projector_s", "packing_s", "prefill_s", "decode_s"),
@@ -112,6 +114,8 @@ def test_every_figure_is_there_and_positive(result: Result) -> None:
         for key, figure in value.items():
             if (path, key) == ("memory", "device_bytes"):
                 assert figure is None
+            elif key == "other_cores":
+                assert figure is None or figure >= 0
             elif isinstance(figure, int | float) and not isinstance(figure, bool):
                 assert figure > 0, f"{path}.{key} is {figure}"
             else:
@@ -264,6 +268,23 @@ def test_the_largest_cache_counts(tmp_path: Path) -> None:
     assert bandwidth.last_level_cache_bytes(tmp_path / "nothing") == bandwidth.UNKNOWN_CACHE_BYTES
 
 
+def test_other_programs_are_told_from_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat, now, own = tmp_path / "stat", [10.0], [1.0]
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def busy(seconds: int) -> None:
+        stat.write_text(f"cpu  {seconds * ticks} 0 {2 * ticks} 999 999 0 0 {ticks} 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("os.times", lambda: os.times_result((own[0], 0.0, 0.0, 0.0, 0.0)))
+    busy(50)
+    neighbours = Neighbours(stat)
+    now[0], own[0] = 20.0, 9.0  # of the 30 seconds that follow, 8 are this process's
+    busy(80)
+    assert neighbours.cores() == pytest.approx(2.2)
+    assert Neighbours(tmp_path / "nothing").cores() is None
+
+
 # --- the budget -------------------------------------------------------------------------------------------------------
 
 
@@ -334,8 +355,11 @@ def test_slower_still_decodes_fewer_tokens(tiny_bundle: Path) -> None:
     assert clock.now <= 60
 
 
-def test_a_model_too_slow_for_the_question_is_measured_in_part(tiny_bundle: Path) -> None:
-    samples, clock = measured(tiny_bundle, 60, 1.0, 0.3, 1.0)
+@pytest.mark.parametrize(("tile_s", "all_tiles"), [(0.5, True), (4.0, False)])
+def test_a_model_too_slow_for_the_question_is_measured_in_part(
+    tiny_bundle: Path, tile_s: float, all_tiles: bool
+) -> None:
+    samples, clock = measured(tiny_bundle, 60, tile_s, 0.2, 1.0)
     assert samples.answer is None
     assert 0 < samples.prefill_tokens < samples.prompt_tokens
     assert len(samples.itl_s) >= 4
@@ -344,8 +368,11 @@ def test_a_model_too_slow_for_the_question_is_measured_in_part(tiny_bundle: Path
     manifest = Varco.load(tiny_bundle, threads=1).bundle.manifest
     stages = summarise(samples, manifest, LIMIT).stages
     assert stages.prefill_s is not None
-    assert stages.prefill_s.median == pytest.approx(0.3 * samples.prompt_tokens, rel=0.01)
-    assert stages.packing_s is None
+    assert stages.prefill_s.median == pytest.approx(0.2 * samples.prompt_tokens, rel=0.01)
+    assert stages.vision_s is not None
+    assert stages.vision_s.median + 7 * np.median(samples.projector_tile_s) == pytest.approx(7 * tile_s, rel=0.01)
+    assert (samples.encoded_tiles == samples.num_tiles == 7) == all_tiles
+    assert (stages.packing_s is not None) == all_tiles
 
 
 def test_what_is_left_after_loading_can_be_reserved() -> None:

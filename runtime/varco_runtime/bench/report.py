@@ -14,6 +14,8 @@ from varco_runtime.manifest import Manifest
 
 FORMAT_VERSION = 1
 """Of the JSON document: raised when a field changes its meaning or goes away."""
+BUSY_CORES = 0.2
+"""What other programs may take before the table says so."""
 
 Row = tuple[str, str, str, str]
 
@@ -23,7 +25,7 @@ class Setup:
     """On what was measured: the bundle's name and the digest of its manifest, the device, and the options.
 
     `device_bytes` is the device memory that the bundle took, None on a CPU. `check_s` is hashing the bundle before it
-    was loaded.
+    was loaded. `other_cores` is how many cores other programs kept busy meanwhile, None where nobody knows.
     """
 
     bundle: str
@@ -38,6 +40,7 @@ class Setup:
     picture_size: tuple[int, int]
     prompt: str
     check_s: float
+    other_cores: float | None
     device_bytes: int | None
 
 
@@ -78,6 +81,7 @@ def document(
             "tiles": samples.encoded_tiles,
             "prefill_tokens": samples.prefill_tokens,
             "is_whole": answer is not None,
+            "other_cores": setup.other_cores,
         },
         "limit": None if limit is None else asdict(limit),
         "check_s": setup.check_s,
@@ -141,6 +145,8 @@ def facts(setup: Setup, samples: Samples, summary: Summary, limit: Limit | None)
         ("read per token", read),
         ("peak memory", "unknown" if samples.host_peak_bytes is None else _mb(samples.host_peak_bytes)),
     ]
+    if setup.other_cores is not None and setup.other_cores >= BUSY_CORES:
+        found.append(("other programs", f"kept {setup.other_cores:.1f} cores busy: all times are upper bounds"))
     if setup.device_bytes is not None:
         found.append(("device memory", _mb(setup.device_bytes)))
     return found

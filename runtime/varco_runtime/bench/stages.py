@@ -251,14 +251,20 @@ def _measure_parts(varco: Varco, work: Workload, samples: Samples, costs: Costs,
     samples.notes += [
         f"The first token would take about {whole_s:,.0f} s, so the question was measured in part, once, and the rest "
         f"reckoned: {_time_given(budget)}.",
-        f"Vision of {num_tiles} of {samples.num_tiles} tiles. Packing, which needs all of them, is left out.",
         f"Prefill of {count:,} of {samples.prompt_tokens:,} tokens; decoding follows these.",
     ]
+    if num_tiles < samples.num_tiles:
+        samples.notes.append(
+            f"Vision of {num_tiles} of {samples.num_tiles} tiles. Packing, which needs all of them, is left out."
+        )
     started = clock()
     pixel_values = work.pixel_values()
     prepared = clock()
-    backend.encode(pixel_values[:num_tiles])
+    features = backend.encode(pixel_values[:num_tiles])
     encoded = clock()
+    if num_tiles == samples.num_tiles:
+        backend.pack(features, work.plan())
+        samples.packing_s.append(clock() - encoded)
     inputs = PromptInputs(np.resize(costs.ids, count), varco.bundle.manifest.prompt.image_token_id, None)
     before = clock()
     logits = backend.prefill(inputs, 0)
