@@ -27,7 +27,7 @@ from varco_runtime.cli.run import save_picture
 from varco_runtime.errors import VarcoError
 from varco_runtime.markup import parse
 
-COMMANDS = ("export", "engines", "quantize", "run", "inspect", "verify", "probe", "demo", "doctor")
+COMMANDS = ("export", "engines", "quantize", "run", "inspect", "verify", "probe", "bench", "demo", "doctor")
 DOCUMENT_KEYS = {"text", "plain_text", "token_ids", "regions", "warnings", "finish_reason", "usage", "timings"}
 TIMINGS = {"load_s", "preprocess_s", "vision_s", "prefill_s", "ttft_s", "tpot_s", "total_s"}
 

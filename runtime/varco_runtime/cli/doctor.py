@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -117,6 +116,8 @@ def _print(report: Report) -> None:
 
 
 def _version(name: str) -> str | None:
+    import importlib.metadata  # 13 ms, which every other command would wait for
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -125,6 +126,8 @@ def _version(name: str) -> str | None:
 
 def _lacks(extra: str) -> bool:
     """Whether a package that the extra names in this distribution's metadata is not installed."""
+    import importlib.metadata
+
     try:
         required = importlib.metadata.requires("varco-edge") or []
     except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed

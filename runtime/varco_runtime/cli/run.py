@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from varco_runtime.cli.console import note, write_document, write_text
+from varco_runtime.cli.files import check_target, whole_file
 from varco_runtime.cli.progress import HashProgress
 from varco_runtime.errors import UsageError, VarcoError
 
@@ -188,9 +187,7 @@ def _check_output(output: str, save: Path | None, no_image: bool) -> None:
         raise UsageError("--save paints on the picture, got --no-image. Leave out --save.")
     if save.suffix.lower() not in PICTURE_FORMATS:
         raise UsageError(f"--save {save} has an unknown ending. Expected one of: {', '.join(PICTURE_FORMATS)}.")
-    if save.is_dir() or not save.parent.is_dir():
-        problem = "is a folder" if save.is_dir() else "lies in a folder that does not exist"
-        raise UsageError(f"--save {save} {problem}. Expected a file name in an existing folder.")
+    check_target("--save", save)
 
 
 def _question(task: str, prompt: str | None, text: str | None, box: str | None) -> str:
@@ -279,23 +276,9 @@ def timing_line(answer: Answer) -> str:
 
 def save_picture(image: Image.Image, path: Path) -> None:
     """Write a picture whole or not at all; the ending of `path` names the format. Raises `VarcoError`."""
-    temporary = ""
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with whole_file(path) as file:
             image.save(file, PICTURE_FORMATS[path.suffix.lower()])
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
     except (OSError, ValueError) as error:  # ValueError: sides longer than the format allows
         reason = getattr(error, "strerror", None) or error
         raise VarcoError(f"{path} could not be written: {reason}. Choose another place for the picture.") from None
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

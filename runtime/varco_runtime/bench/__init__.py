@@ -1,0 +1,1 @@
+"""Measures a bundle on this machine: `varco bench`. `stages.measure` does the work, `report` shows it."""

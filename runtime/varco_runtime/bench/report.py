@@ -1,0 +1,178 @@
+"""What `varco bench` says: one JSON document for machines, one table for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from varco_runtime.bench.limit import Limit
+from varco_runtime.bench.samples import Samples
+from varco_runtime.bench.spread import Percentiles, Spread
+from varco_runtime.bench.summary import Summary
+from varco_runtime.manifest import Manifest
+
+FORMAT_VERSION = 1
+"""Of the JSON document: raised when a field changes its meaning or goes away."""
+BUSY_CORES = 0.2
+"""What other programs may take before the table says so."""
+
+Row = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """On what was measured: the bundle's name and the digest of its manifest, the device, and the options.
+
+    `device_bytes` is the device memory that the bundle took, None on a CPU. `check_s` is hashing the bundle before it
+    was loaded. `other_cores` is how many cores other programs kept busy meanwhile, None where nobody knows.
+    """
+
+    bundle: str
+    digest: str
+    bundle_bytes: int
+    provider: str
+    device: str
+    threads: int
+    max_context: int
+    seconds: float
+    picture: str
+    picture_size: tuple[int, int]
+    prompt: str
+    check_s: float
+    other_cores: float | None
+    device_bytes: int | None
+
+
+def document(
+    setup: Setup, samples: Samples, summary: Summary, manifest: Manifest, limit: Limit | None
+) -> dict[str, Any]:
+    """The JSON document. Times in seconds, sizes in bytes, null where something was not measured; `notes` say why."""
+    answer = samples.answer
+    return {
+        "benchmark": "varco bench",
+        "format_version": FORMAT_VERSION,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bundle": {
+            "name": setup.bundle,
+            "sha256": setup.digest,
+            "bytes": setup.bundle_bytes,
+            "model": manifest.model.name,
+            "num_parameters": manifest.model.num_parameters,
+            "precision": {name: part.precision for name, part in manifest.components.items()},
+        },
+        "provider": setup.provider,
+        "device": setup.device,
+        "threads": setup.threads,
+        "max_context": setup.max_context,
+        "question": {
+            "picture": setup.picture,
+            "width": setup.picture_size[0],
+            "height": setup.picture_size[1],
+            "tiles": samples.num_tiles,
+            "prompt": setup.prompt,
+            "image_tokens": samples.image_tokens,
+            "prompt_tokens": samples.prompt_tokens,
+            "new_tokens": samples.new_tokens,
+        },
+        "measured": {
+            "repetitions": samples.repetitions,
+            "seconds_given": setup.seconds,
+            "tiles": samples.encoded_tiles,
+            "prefill_tokens": samples.prefill_tokens,
+            "is_whole": answer is not None,
+            "other_cores": setup.other_cores,
+        },
+        "limit": None if limit is None else asdict(limit),
+        "check_s": setup.check_s,
+        "load_s": samples.load_s,
+        "stages": asdict(summary.stages),
+        "prefill_tokens_per_s": None if summary.prefill_tokens_per_s is None else asdict(summary.prefill_tokens_per_s),
+        "decode": asdict(summary.decode),
+        "ask": None
+        if answer is None
+        else {
+            **{name: getattr(answer.timings, name) for name in ("ttft_s", "tpot_s", "total_s")},
+            "cached_tokens": answer.usage.cached_tokens,
+            "completion_tokens": answer.usage.completion_tokens,
+        },
+        "memory": {
+            "host_peak_bytes": samples.host_peak_bytes,
+            "device_bytes": setup.device_bytes,
+            "kv_bytes_max_context": manifest.kv_bytes_per_token * setup.max_context,
+        },
+        "traffic_per_token": asdict(summary.traffic),
+        "dominant": asdict(summary.dominant),
+        "notes": samples.notes,
+    }
+
+
+def rows(samples: Samples, summary: Summary) -> list[Row]:
+    """Name, median, least and greatest of everything timed."""
+    stages, decode, answer = summary.stages, summary.decode, samples.answer
+    found = [("load", _time(samples.load_s), "", "")]
+    for name, spread in (
+        ("preprocessing", stages.preprocess_s),
+        (f"vision, {samples.num_tiles} tiles", stages.vision_s),
+        ("vision, per tile", stages.vision_tile_s),
+        ("projector", stages.projector_s),
+        ("packing", stages.packing_s),
+        (f"prefill, {samples.prompt_tokens:,} tokens", stages.prefill_s),
+    ):
+        found.append(_times(name, spread))
+    found.append(_rates("prefill", summary.prefill_tokens_per_s))
+    ttft = "not measured" if answer is None else _time(answer.timings.ttft_s)
+    found.append(("first token, as a user waits", ttft, "", ""))
+    if answer is not None:
+        found.append(("per token, as a user waits", _time(answer.timings.tpot_s), "", ""))
+    found.append(_times("per token (TPOT)", decode.tpot_s))
+    if decode.itl_s:
+        found.append(_percentiles(decode.itl_s))
+    found.append(_rates("decode", decode.tokens_per_s))
+    found.append(_times("loop beyond the backend's step", decode.loop_s))
+    return found
+
+
+def facts(setup: Setup, samples: Samples, summary: Summary, limit: Limit | None) -> list[tuple[str, str]]:
+    """What stands below the table: the limit, bytes per token, memory."""
+    traffic = summary.traffic
+    near = "" if traffic.fraction is None else f", {traffic.fraction * 100:.2g} % of the limit"
+    near = ", which fits the processor's cache" if traffic.is_cached else near
+    read = f"{_mb(traffic.total_bytes)} ({_mb(traffic.weight_bytes)} weights, {_mb(traffic.kv_bytes)} cache){near}"
+    found = [
+        ("on", f"{setup.device}; {setup.provider}"),
+        ("limit", "not measured" if limit is None else f"{limit.bytes_per_s / 1e9:.1f} GB/s, {limit.how}"),
+        ("read per token", read),
+        ("peak memory", "unknown" if samples.host_peak_bytes is None else _mb(samples.host_peak_bytes)),
+    ]
+    if setup.other_cores is not None and setup.other_cores >= BUSY_CORES:
+        found.append(("other programs", f"kept {setup.other_cores:.1f} cores busy: all times are upper bounds"))
+    if setup.device_bytes is not None:
+        found.append(("device memory", _mb(setup.device_bytes)))
+    return found
+
+
+def _times(name: str, spread: Spread | None) -> Row:
+    if spread is None:
+        return name, "not measured", "", ""
+    return name, _time(spread.median), _time(spread.min), _time(spread.max)
+
+
+def _rates(name: str, spread: Spread | None) -> Row:
+    if spread is None:
+        return name, "not measured", "", ""
+    return name, f"{spread.median:,.1f} tokens/s", f"{spread.min:,.1f}", f"{spread.max:,.1f}"
+
+
+def _percentiles(itl: Percentiles) -> Row:
+    return (f"token p50, p90, p99 of {itl.count:,}", _time(itl.p50), _time(itl.p90), _time(itl.p99))
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.1f} µs"
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

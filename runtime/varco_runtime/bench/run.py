@@ -1,0 +1,115 @@
+"""One benchmark from the bundle's folder to the summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varco_runtime.bench.budget import Budget, Clock
+from varco_runtime.bench.limit import Limit, measure_limit
+from varco_runtime.bench.memory import free_device_bytes
+from varco_runtime.bench.neighbours import Neighbours
+from varco_runtime.bench.report import Setup, document
+from varco_runtime.bench.samples import Samples
+from varco_runtime.bench.stages import Plan, Progress, measure
+from varco_runtime.bench.summary import Summary, summarise
+from varco_runtime.bench.workload import PROMPT, Workload
+from varco_runtime.bundle import Bundle
+from varco_runtime.manifest import Manifest
+from varco_runtime.onnxruntime_backend import usable_cores
+from varco_runtime.picture import Picture
+from varco_runtime.providers import check_provider
+from varco_runtime.schema import MANIFEST
+from varco_runtime.varco import Varco
+
+LIMIT_SECONDS, LIMIT_SHARE = 1.5, 0.05
+"""How long the bandwidth is measured: long enough for a quiet moment on a busy machine."""
+LEAST_SHARE = 1 / 3
+"""Of the time given that is left for measuring, however long hashing and loading took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to measure. `threads` None is all; `seconds` are about what everything but loading may take;
+    `picture_name` is for the document."""
+
+    bundle: Path
+    picture: Picture
+    picture_name: str
+    prompt: str = PROMPT
+    repetitions: int = 5
+    new_tokens: int = 64
+    seconds: float = 60.0
+    provider: str = "auto"
+    threads: int | None = None
+    max_context: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished benchmark. `limit` is None where it could not be measured."""
+
+    setup: Setup
+    samples: Samples
+    summary: Summary
+    manifest: Manifest
+    limit: Limit | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        return document(self.setup, self.samples, self.summary, self.manifest, self.limit)
+
+
+def run(
+    options: Options,
+    progress: Progress,
+    hashing: Callable[[str, int], None] | None = None,
+    find_limit: Callable[[str, int, float], Limit | str] = measure_limit,
+    clock: Clock = time.perf_counter,
+) -> Result:
+    """Measure the limit, load the bundle, measure the question.
+
+    `progress` is told what happens, `hashing` what `Bundle.open` tells. Raises what `Varco.load` and `Varco.ask` raise.
+    """
+    check_provider(options.provider)
+    budget, neighbours = Budget(options.seconds, clock), Neighbours()
+    threads = options.threads or usable_cores()
+    started = clock()
+    bundle = Bundle.open(options.bundle, progress=hashing)
+    check_s = clock() - started
+    device = bundle.manifest.device if options.provider == "auto" else options.provider
+
+    progress("Measuring the memory's bandwidth.")
+    found = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
+    free_before = free_device_bytes(device)
+    progress("Loading the bundle.")
+    varco = Varco.load(options.bundle, options.provider, options.max_context, options.threads)
+    free_after = free_device_bytes(device)
+    budget.reserve(LEAST_SHARE * options.seconds)
+    plan = Plan(options.repetitions, options.new_tokens, device, threads)
+    work = Workload(options.picture, options.prompt, bundle.manifest.image)
+    samples = measure(varco, work, plan, budget, progress)
+    limit = found if isinstance(found, Limit) else None
+    if isinstance(found, str):
+        samples.notes.append(found)
+    setup = Setup(
+        bundle=options.bundle.resolve().name,
+        digest=json.loads((options.bundle / MANIFEST).read_bytes())["digest"],
+        bundle_bytes=sum(facts.size for facts in bundle.manifest.files.values()),
+        provider=varco.provider,
+        device=varco.backend.description,
+        threads=threads,
+        max_context=varco.backend.max_context,
+        seconds=options.seconds,
+        picture=options.picture_name,
+        picture_size=(options.picture.width, options.picture.height),
+        prompt=options.prompt,
+        check_s=check_s,
+        other_cores=neighbours.cores(),
+        device_bytes=None if free_before is None or free_after is None else max(free_before - free_after, 0),
+    )
+    return Result(setup, samples, summarise(samples, bundle.manifest, limit), bundle.manifest, limit)

@@ -1,0 +1,41 @@
+"""What a benchmark measured, before it is summed up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from varco_runtime.answer import Answer
+
+
+@dataclass(slots=True)
+class Samples:
+    """Seconds, one entry per repetition, except `itl_s` and `loop_s`: one per decoded token.
+
+    `encode_s` is vision tower and projector over `encoded_tiles` of `num_tiles` tiles, `projector_tile_s` the projector
+    over one. `prefill_s` is for `prefill_tokens` of `prompt_tokens`. `itl_s` are the times between tokens with the
+    backend driven directly, `tpot_s` their mean per repetition, at a context of `context_tokens`. `loop_s` is the time
+    between two calls of the backend while `Varco.ask` answers: choosing the token, its text and regions, the stream.
+    `answer` is what `Varco.ask` gave, None where the question was measured in part. `notes` say what was cut or left
+    out, and why.
+    """
+
+    load_s: float
+    new_tokens: int
+    num_tiles: int
+    image_tokens: int = 0
+    prompt_tokens: int = 0
+    encoded_tiles: int = 0
+    prefill_tokens: int = 0
+    context_tokens: float = 0.0
+    repetitions: int = 0
+    preprocess_s: list[float] = field(default_factory=list)
+    encode_s: list[float] = field(default_factory=list)
+    projector_tile_s: list[float] = field(default_factory=list)
+    packing_s: list[float] = field(default_factory=list)
+    prefill_s: list[float] = field(default_factory=list)
+    itl_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
+    loop_s: list[float] = field(default_factory=list)
+    answer: Answer | None = None
+    host_peak_bytes: int | None = None
+    notes: list[str] = field(default_factory=list)

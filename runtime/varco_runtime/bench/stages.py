@@ -1,0 +1,283 @@
+"""Runs a question stage by stage and as a user would, within a budget of time.
+
+The user's way comes first and once: `Varco.ask` with a stopwatch at the backend gives the time to the first token,
+the time per token, and what the loop costs beyond the backend. Then the backend is driven directly, over and over.
+Neither stops at an end token, which random weights may say at any time: both decode a fixed number of tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from varco_runtime.backend import Array, Backend, GreedyBackend, PromptInputs
+from varco_runtime.bench.budget import Budget, Clock
+from varco_runtime.bench.memory import peak_memory_bytes
+from varco_runtime.bench.networks import time_projector
+from varco_runtime.bench.samples import Samples
+from varco_runtime.bench.stopwatch import Call, watch
+from varco_runtime.bench.workload import Workload
+from varco_runtime.bundle import Bundle
+from varco_runtime.errors import ContextError
+from varco_runtime.varco import Varco
+
+WARM_UP_PROMPT, WARM_UP_SYSTEM = "Hello", "Warm up."
+"""Another system message than the question's, so that the question finds next to nothing of it in the cache."""
+MIN_NEW_TOKENS = 8
+MIN_STEPS = 4
+_ASK_SHARE = 0.45
+"""Of the time left, for the question as a user asks it: at least one repetition of the same follows."""
+_VISION_SHARE, _PREFILL_SHARE, _DECODE_SHARE = 0.2, 0.4, 0.2
+"""Of the time left, where only parts of the question are measured."""
+_PROJECTOR_RUNS = 3
+_DEVICE_NOTE = "Projector and packing are part of vision: the device is given all three at once and timed at their end."
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure at most. `device` is `cpu`, or where the networks run while the host goes on."""
+
+    repetitions: int
+    new_tokens: int
+    device: str
+    threads: int
+
+    @property
+    def is_on_host(self) -> bool:
+        return self.device == "cpu"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Costs:
+    """What the warm-up took, in seconds: of one tile, one prompt token and one decode step. `ids` was its prompt."""
+
+    tile_s: float
+    token_s: float
+    step_s: float
+    ids: Array
+
+    def of(self, tiles: int, tokens: int, steps: int) -> float:
+        """Seconds that a question takes, roughly."""
+        return tiles * self.tile_s + tokens * self.token_s + steps * self.step_s
+
+
+def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: Progress) -> Samples:
+    """Measure `varco` on a question. It has answered none before, and is not to be asked afterwards.
+
+    Raises `ContextError` where the question and its answer do not fit the context, and what `Varco.ask` raises.
+    """
+    samples = Samples(load_s=varco.load_s, new_tokens=plan.new_tokens, num_tiles=work.num_tiles)
+    varco.bundle = _endless(varco.bundle)
+    progress("Warming up.")
+    tile = work.pixel_values()[:1].copy()
+    costs = _warm_up(varco, tile, budget.clock)
+    samples.image_tokens = work.plan().num_tokens
+    samples.prompt_tokens = samples.image_tokens + len(costs.ids)  # until the real prompt is seen
+    _check_room(varco.backend, samples)
+    if _fits(samples, costs, budget):
+        progress("Asking the question as a user would.")
+        inputs = _ask(varco, work, samples, budget.clock)
+        _repeat(varco.backend, work, samples, inputs, plan, budget, progress)
+    else:
+        progress("Measuring parts of the question: the whole takes longer than the time given.")
+        _measure_parts(varco, work, samples, costs, budget)
+    samples.host_peak_bytes = peak_memory_bytes()  # before the projector is loaded a second time
+    if not plan.is_on_host:
+        samples.notes.append(_DEVICE_NOTE)
+    else:
+        found = time_projector(varco.bundle, varco.backend, tile, plan.threads, _PROJECTOR_RUNS, budget.clock)
+        samples.projector_tile_s = found
+    return samples
+
+
+def _endless(bundle: Bundle) -> Bundle:
+    """The bundle without end tokens."""
+    manifest = bundle.manifest
+    generation = dataclasses.replace(manifest.generation, eos_token_ids=())
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(manifest, generation=generation))
+
+
+# --- how long it will take --------------------------------------------------------------------------------------------
+
+
+def _warm_up(varco: Varco, tile: Array, clock: Clock) -> Costs:
+    """Run everything once and a part of it again, which is the one that counts."""
+    backend = varco.backend
+    with watch(backend, clock) as calls:
+        varco.ask(None, WARM_UP_PROMPT, system=WARM_UP_SYSTEM, max_new_tokens=MIN_STEPS)
+    prompt, steps = _prompt_and_steps(calls)
+    inputs: PromptInputs = prompt.args[0]
+    started = clock()
+    backend.prefill(inputs, 0)  # the same again: what the cache is known to hold stays true
+    token_s = (clock() - started) / len(inputs.ids)
+    backend.encode(tile)
+    started = clock()
+    backend.encode(tile)
+    return Costs(clock() - started, token_s, min(call.seconds for call in steps), inputs.ids)
+
+
+def _prompt_and_steps(calls: Sequence[Call]) -> tuple[Call, Sequence[Call]]:
+    """The call that took the prompt, and those of the answer."""
+    first = next(index for index, call in enumerate(calls) if call.name == "prefill")
+    return calls[first], calls[first + 1 :]
+
+
+def _check_room(backend: Backend, samples: Samples) -> None:
+    limit = backend.max_context
+    if samples.prompt_tokens + samples.new_tokens > limit:
+        raise ContextError(
+            f"The question has about {samples.prompt_tokens} tokens and its answer {samples.new_tokens}, the context "
+            f"holds {limit}. Use a smaller picture, fewer --new-tokens, or a larger --max-context."
+        )
+
+
+def _fits(samples: Samples, costs: Costs, budget: Budget) -> bool:
+    """Whether the whole question fits, if need be with fewer new tokens."""
+    room = _ASK_SHARE * budget.left_s
+    prompt_s = costs.of(samples.num_tiles, samples.prompt_tokens, 0)
+    wanted = samples.new_tokens
+    least = min(MIN_NEW_TOKENS, wanted)
+    if prompt_s + least * costs.step_s > room:
+        return False
+    if prompt_s + wanted * costs.step_s > room:
+        samples.new_tokens = max(least, int((room - prompt_s) / costs.step_s))
+        samples.notes.append(f"{samples.new_tokens} new tokens instead of {wanted}: {_time_given(budget)}.")
+    return True
+
+
+def _time_given(budget: Budget) -> str:
+    return f"more does not fit --seconds {budget.seconds:g}"
+
+
+# --- the whole question -----------------------------------------------------------------------------------------------
+
+
+def _ask(varco: Varco, work: Workload, samples: Samples, clock: Clock) -> PromptInputs:
+    """The question as a user asks it, once; returns its prompt."""
+    with watch(varco.backend, clock) as calls:
+        samples.answer = varco.ask(work.picture, work.prompt, max_new_tokens=samples.new_tokens)
+    prompt, steps = _prompt_and_steps(calls)
+    samples.loop_s = [later.started - earlier.ended for earlier, later in pairwise(steps)]
+    inputs: PromptInputs = prompt.args[0]
+    samples.prompt_tokens = len(inputs.ids)
+    return inputs
+
+
+def _repeat(
+    backend: Backend,
+    work: Workload,
+    samples: Samples,
+    inputs: PromptInputs,
+    plan: Plan,
+    budget: Budget,
+    progress: Progress,
+) -> None:
+    """All stages of the question, up to the planned number of times, at least once."""
+    longest = 0.0
+    for done in range(plan.repetitions):
+        if done and longest > budget.left_s:
+            samples.notes.append(f"{done} of {plan.repetitions} repetitions: {_time_given(budget)}.")
+            break
+        progress(f"Repetition {done + 1} of {plan.repetitions}.")
+        started = budget.clock()
+        _run_once(backend, work, samples, inputs, plan, budget)
+        longest = max(longest, budget.clock() - started)
+        samples.repetitions = done + 1
+
+
+def _run_once(
+    backend: Backend, work: Workload, samples: Samples, inputs: PromptInputs, plan: Plan, budget: Budget
+) -> None:
+    clock = budget.clock
+    started = clock()
+    pixel_values, packing = work.pixel_values(), work.plan()
+    prepared = clock()
+    features = backend.encode(pixel_values)
+    encoded = clock()
+    tokens = backend.pack(features, packing)
+    packed = clock()
+    logits = backend.prefill(dataclasses.replace(inputs, image_tokens=tokens), 0)
+    prefilled = clock()
+    samples.preprocess_s.append(prepared - started)
+    if plan.is_on_host:
+        samples.encode_s.append(encoded - prepared)
+        samples.packing_s.append(packed - encoded)
+    else:
+        samples.encode_s.append(packed - prepared)
+    samples.encoded_tiles = len(pixel_values)
+    samples.prefill_s.append(prefilled - packed)
+    samples.prefill_tokens = len(inputs.ids)
+    _decode(backend, samples, int(np.argmax(logits[-1])), len(inputs.ids), clock)
+
+
+def _decode(
+    backend: Backend, samples: Samples, token: int, position: int, clock: Clock, until: float | None = None
+) -> None:
+    """Decode `samples.new_tokens` tokens greedily, or until the clock says `until`; `MIN_STEPS` in any case."""
+    choose = _greedy_step(backend)
+    times = [clock()]
+    for step in range(samples.new_tokens):
+        token = choose(token, position + step)
+        times.append(clock())
+        if until is not None and step + 1 >= MIN_STEPS and times[-1] > until:
+            break
+    steps = len(times) - 1
+    samples.itl_s += [later - earlier for earlier, later in pairwise(times)]
+    samples.tpot_s.append((times[-1] - times[0]) / steps)
+    samples.context_tokens = position + (steps + 1) / 2  # of the step in the middle, its own token included
+
+
+def _greedy_step(backend: Backend) -> Callable[[int, int], int]:
+    if isinstance(backend, GreedyBackend):
+        return backend.decode_greedy
+    return lambda token, position: int(np.argmax(backend.decode_step(token, position)))
+
+
+# --- parts of it, where the whole takes too long ----------------------------------------------------------------------
+
+
+def _measure_parts(varco: Varco, work: Workload, samples: Samples, costs: Costs, budget: Budget) -> None:
+    """Some tiles, the beginning of a prompt of text, some steps: once each. The rest can be reckoned from these."""
+    backend, clock, left_s = varco.backend, budget.clock, budget.left_s
+    whole_s = costs.of(samples.num_tiles, samples.prompt_tokens, 0)
+    num_tiles = _part(samples.num_tiles, _VISION_SHARE * left_s, costs.tile_s, 1)
+    count = _part(samples.prompt_tokens, _PREFILL_SHARE * left_s, costs.token_s, len(costs.ids))
+    samples.notes += [
+        f"The first token would take about {whole_s:,.0f} s, so the question was measured in part, once, and the rest "
+        f"reckoned: {_time_given(budget)}.",
+        f"Prefill of {count:,} of {samples.prompt_tokens:,} tokens; decoding follows these.",
+    ]
+    if num_tiles < samples.num_tiles:
+        samples.notes.append(
+            f"Vision of {num_tiles} of {samples.num_tiles} tiles. Packing, which needs all of them, is left out."
+        )
+    started = clock()
+    pixel_values = work.pixel_values()
+    prepared = clock()
+    features = backend.encode(pixel_values[:num_tiles])
+    encoded = clock()
+    if num_tiles == samples.num_tiles:
+        backend.pack(features, work.plan())
+        samples.packing_s.append(clock() - encoded)
+    inputs = PromptInputs(np.resize(costs.ids, count), varco.bundle.manifest.prompt.image_token_id, None)
+    before = clock()
+    logits = backend.prefill(inputs, 0)
+    prefilled = clock()
+    samples.preprocess_s.append(prepared - started)
+    samples.encode_s.append(encoded - prepared)
+    samples.encoded_tiles = num_tiles
+    samples.prefill_s.append(prefilled - before)
+    samples.prefill_tokens = count
+    _decode(backend, samples, int(np.argmax(logits[-1])), count, clock, clock() + _DECODE_SHARE * left_s)
+    samples.repetitions = 1
+
+
+def _part(whole: int, seconds: float, each_s: float, least: int) -> int:
+    """How many of `whole` things fit `seconds`, at least `least`."""
+    return whole if whole * each_s <= seconds else min(whole, max(least, int(seconds / each_s)))

@@ -1,0 +1,33 @@
+"""The question a benchmark asks: a picture and a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from varco_runtime.backend import Array
+from varco_runtime.image import PackingPlan, normalise, packing_plan, tile, tile_plan
+from varco_runtime.picture import Picture
+from varco_runtime.settings import ImageSettings
+
+PROMPT = "Describe this image."
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`picture` under the bundle's `settings`, and the `prompt` asked about it. Holds no tiles: they are memory."""
+
+    picture: Picture
+    prompt: str
+    settings: ImageSettings
+
+    def pixel_values(self) -> Array:
+        """The tiles `[T, 3, S, S]` fp32, made as `Varco.ask` makes them."""
+        return normalise(tile(self.picture, self.settings), self.settings)
+
+    def plan(self) -> PackingPlan:
+        """How the picture's tokens are packed."""
+        return packing_plan(self.picture.size_hw, self.settings)
+
+    @property
+    def num_tiles(self) -> int:
+        return tile_plan(self.picture.size_hw, self.settings).num_tiles
