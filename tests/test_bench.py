@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.conftest import export_bundle
 from tests.recording_cuda import Device
 from tests.recording_tensorrt import add_engines, install
 from varco_runtime import Varco
-from varco_runtime.backend import PromptInputs
+from varco_runtime.backend import PromptInputs, VerifyingBackend
 from varco_runtime.bench import bandwidth
 from varco_runtime.bench.budget import Budget
 from varco_runtime.bench.limit import Limit, measure_limit
@@ -186,14 +186,14 @@ def test_decoding_is_held_against_the_limit_unless_its_weights_are_cached(
 
 def test_an_end_token_ends_nothing(tiny_bundle: Path) -> None:
     varco = Varco.load(tiny_bundle, threads=1)
-    eos, step = varco.bundle.manifest.generation.eos_token_ids[0], varco.backend.decode_step
+    eos, step = varco.bundle.manifest.generation.eos_token_ids[0], steps_of(varco).decode_steps
 
-    def ends_at_once(token_id: int, position: int) -> np.ndarray:
-        logits = step(token_id, position).copy()
-        logits[eos] = 1e9
+    def ends_at_once(token_ids: Sequence[int], position: int) -> np.ndarray:
+        logits = step(token_ids, position).copy()
+        logits[:, eos] = 1e9
         return logits
 
-    varco.backend.decode_step = ends_at_once  # type: ignore[method-assign]
+    steps_of(varco).decode_steps = ends_at_once  # type: ignore[method-assign]
     samples = measure(varco, workload(varco), Plan(1, 9, "cpu", 1), Budget(60), silent)
     assert samples.answer is not None
     assert samples.answer.token_ids[1:] == (eos,) * 8
@@ -288,13 +288,19 @@ def test_other_programs_are_told_from_this_one(tmp_path: Path, monkeypatch: pyte
 # --- the budget -------------------------------------------------------------------------------------------------------
 
 
+def steps_of(varco: Varco) -> VerifyingBackend:
+    """The backend by the method that all its decode steps go through."""
+    assert isinstance(varco.backend, VerifyingBackend)
+    return varco.backend
+
+
 class SlowMachine:
     """A clock that moves when the backend works, by fixed costs; a microsecond when somebody looks."""
 
     def __init__(self, varco: Varco, tile_s: float, token_s: float, step_s: float) -> None:
         self.now = 0.0
         backend = varco.backend
-        encode, prefill, step = backend.encode, backend.prefill, backend.decode_step
+        encode, prefill, steps = backend.encode, backend.prefill, steps_of(varco).decode_steps
 
         def slow_encode(pixel_values: np.ndarray) -> Any:
             self.now += tile_s * len(pixel_values)
@@ -304,13 +310,13 @@ class SlowMachine:
             self.now += token_s * (len(inputs.ids) - start)
             return prefill(inputs, start, num_logits)
 
-        def slow_step(token_id: int, position: int) -> np.ndarray:
+        def slow_steps(token_ids: Sequence[int], position: int) -> np.ndarray:
             self.now += step_s
-            return step(token_id, position)
+            return steps(token_ids, position)
 
         backend.encode = slow_encode  # type: ignore[method-assign]
         backend.prefill = slow_prefill  # type: ignore[method-assign]
-        backend.decode_step = slow_step  # type: ignore[method-assign]
+        steps_of(varco).decode_steps = slow_steps  # type: ignore[method-assign]
 
     def __call__(self) -> float:
         self.now += 1e-6

@@ -90,7 +90,7 @@ def overtaken(place: Place) -> None:
 
 def failed_in_the_middle(place: Place) -> None:
     stream = place.varco.stream(place.known, place.question(), max_new_tokens=20)
-    with place.broken("decode_step", 3, raise_backend_error), pytest.raises(BackendError, match="injected"):
+    with place.broken("decode_steps", 3, raise_backend_error), pytest.raises(BackendError, match="injected"):
         list(stream)
 
 
@@ -111,10 +111,10 @@ def overflown_by_the_prompt(place: Place) -> None:
 
 def overflown_in_the_middle(place: Place) -> None:
     """The backend's own refusal of a position, as a stream meets it that counts wrongly."""
-    step = place.varco.backend.decode_step
+    steps = place.varco.backend.decode_steps  # type: ignore[attr-defined]
     stream = place.varco.stream(place.known, place.question(), max_new_tokens=20)
     with (
-        place.broken("decode_step", 3, lambda: step(5, MAX_CONTEXT)),
+        place.broken("decode_steps", 3, lambda: steps((5,), MAX_CONTEXT)),
         pytest.raises(ContextError, match="257 positions do not fit the context of 256"),
     ):
         list(stream)
@@ -131,7 +131,7 @@ def unsampled(place: Place) -> None:
     """Logits that nothing can be drawn of."""
     nothing = np.full(place.varco.bundle.manifest.model.vocab_size, np.nan, np.float32)
     stream = place.varco.stream(place.known, place.question(), max_new_tokens=20, temperature=0.7, seed=1)
-    with place.broken("decode_step", 3, lambda: nothing), pytest.raises(BackendError, match="finite numbers"):
+    with place.broken("decode_steps", 3, lambda: nothing[None]), pytest.raises(BackendError, match="finite numbers"):
         list(stream)
 
 

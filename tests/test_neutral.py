@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,18 @@ def test_a_model_is_neutral_to_itself(make: Callable[[], Varco], questions: list
 def test_one_wrong_late_token_is_found(make: Callable[[], Varco], questions: list[Question]) -> None:
     def make_broken() -> Varco:
         varco = make()
-        step, steps = varco.backend.decode_step, 0
+        first: list[int] = []
+        step = varco.backend.decode_steps  # type: ignore[attr-defined]
 
-        def wrong_at_the_end(token_id: int, position: int) -> np.ndarray:
-            nonlocal steps
-            steps += 1
-            logits = step(token_id, position)
-            if steps == NUM_TOKENS - 1:
-                logits[int(np.argmax(logits))] = -np.inf
-            return logits
+        def wrong_at_the_end(token_ids: Sequence[int], position: int) -> np.ndarray:
+            first.append(position)
+            rows: np.ndarray = step(token_ids, position)
+            last = first[0] + NUM_TOKENS - 2 - position  # the row that the last token is chosen from
+            if 0 <= last < len(rows):
+                rows[last, int(np.argmax(rows[last]))] = -np.inf
+            return rows
 
-        varco.backend.decode_step = wrong_at_the_end  # type: ignore[method-assign]
+        varco.backend.decode_steps = wrong_at_the_end  # type: ignore[attr-defined]
         return varco
 
     with pytest.raises(AssertionError, match=rf"Question 0 .* changes token {NUM_TOKENS - 1} from \d+ to \d+"):

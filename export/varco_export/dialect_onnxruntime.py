@@ -12,6 +12,7 @@ from varco_export.dialect import Array, AttentionHeads, Dialect
 from varco_export.graph import DTYPES, MICROSOFT, Graph
 from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Part, pack_values, quantise_rows
 from varco_export.precision import QUANTISED_BITS, Precision
+from varco_export.row_product import RowProduct
 from varco_export.tensor import Tensor
 
 MAX_BLOCK_SIZE = 128
@@ -27,6 +28,7 @@ class OnnxRuntimeDialect(Dialect):
     def __init__(self, graph: Graph, precision: Precision) -> None:
         super().__init__(graph, precision)
         self._gathered: list[tuple[str, Array, str]] = []
+        self._rows = RowProduct(graph)
 
     def _product(self, x: str, part: Part, precision: str) -> str:
         """x W^T of one part, in the format it is stored in, or for plain floats in the one that was asked for."""
@@ -35,6 +37,8 @@ class OnnxRuntimeDialect(Dialect):
                 return self._integer_product(self._ordered(x, part), part)
             case Fp8Part():
                 return self._fp8_product(x, part)
+        if precision == "int8" and self.precision.row_scales:
+            return self._rows.product(x, part)
         if precision in QUANTISED_BITS:
             return self._rounded_product(x, part, QUANTISED_BITS[precision])
         w = self.graph.weight(f"{part.name}.weight", precision, (part.out_features, part.in_features), part.blocks())

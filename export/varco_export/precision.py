@@ -31,7 +31,8 @@ class Precision:
     `compute`: type of activations, biases and norms. `weights`: type of the linears' weights that are stored as floats;
     `int4` and `int8` mean round-to-nearest in symmetric blocks of `block_size` input features, with scales in
     `compute`. `head`: the same for `lm_head`. `int8_activations`: integer linears may quantise their input to int8,
-    which is faster on a CPU and not exact. Weights that are `stored` quantised keep their format.
+    which is faster on a CPU and not exact. `row_scales`: int8 weights have one scale per output feature instead of
+    blocks, and their input one per row. Weights that are `stored` quantised keep their format.
     """
 
     compute: str
@@ -40,6 +41,7 @@ class Precision:
     block_size: int = 32
     int8_activations: bool = False
     stored: Stored | None = None
+    row_scales: bool = False
 
     def describe(self) -> str:
         """One line for people and for the manifest: `int4 (blocks of 32, fp32 activations), head int8`."""
@@ -49,6 +51,8 @@ class Precision:
             weights, head = self.stored.weights, self.stored.head or self.head
             text = f"{weights} ({self.stored.details}, {activations} activations)"
             text = text.replace(f", {activations} activations", "") if weights == "fp8" else text
+        elif self.row_scales:
+            text = f"{weights} (a scale per row, {activations} activations)"
         elif weights in QUANTISED_BITS:
             text = f"{weights} (blocks of {self.block_size}, {activations} activations)"
         else:
@@ -137,17 +141,14 @@ def _head(lm_head: str, compute: str) -> str:
     return lm_head
 
 
-VISION_BLOCK_SIZE = 128
-"""With int8 activations larger blocks are faster, and at 8 bits hardly less exact (0.9 % off against 0.75 %)."""
-
-
 def vision_precision(vision: str) -> Precision:
     """The vision tower's and the projector's formats: fp32 unless asked for fp16 or int8.
 
-    int8 means weights and activations: the tower is bound by arithmetic, and a CPU multiplies int8 faster.
+    int8 means weights and activations, each row with one scale: the tower is bound by arithmetic, and a CPU multiplies
+    whole int8 matrices faster than floats or blocks.
     """
     vision = "fp32" if vision == "auto" else vision
     choose(vision, "--vision", (*FLOATS, "int8"))
     if vision == "int8":
-        return Precision("fp32", "int8", "int8", VISION_BLOCK_SIZE, int8_activations=True)
+        return Precision("fp32", "int8", "int8", int8_activations=True, row_scales=True)
     return Precision(vision, vision, vision)
