@@ -146,7 +146,8 @@ def facts(setup: Setup, samples: Samples, summary: Summary, limit: Limit | None)
         ("peak memory", "unknown" if samples.host_peak_bytes is None else _mb(samples.host_peak_bytes)),
     ]
     if setup.other_cores is not None and setup.other_cores >= BUSY_CORES:
-        found.append(("other programs", f"kept {setup.other_cores:.1f} cores busy: times are upper bounds, the limit a lower one"))
+        busy = f"kept {setup.other_cores:.1f} cores busy: times are upper bounds, the limit a lower one"
+        found.append(("other programs", busy))
     if setup.device_bytes is not None:
         found.append(("device memory", _mb(setup.device_bytes)))
     return found
