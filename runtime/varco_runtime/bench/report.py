@@ -127,7 +127,7 @@ def rows(samples: Samples, summary: Summary) -> list[Row]:
         found.append(("per token, as a user waits", _time(answer.timings.tpot_s), "", ""))
     found.append(_times("per token (TPOT)", decode.tpot_s))
     if decode.itl_s:
-        found.append(_percentiles(decode.itl_s))
+        found += _percentiles(decode.itl_s)
     found.append(_rates("decode", decode.tokens_per_s))
     found.append(_times("loop beyond the backend's step", decode.loop_s))
     return found
@@ -146,7 +146,8 @@ def facts(setup: Setup, samples: Samples, summary: Summary, limit: Limit | None)
         ("peak memory", "unknown" if samples.host_peak_bytes is None else _mb(samples.host_peak_bytes)),
     ]
     if setup.other_cores is not None and setup.other_cores >= BUSY_CORES:
-        found.append(("other programs", f"kept {setup.other_cores:.1f} cores busy: all times are upper bounds"))
+        busy = f"kept {setup.other_cores:.1f} cores busy: times are upper bounds, the limit a lower one"
+        found.append(("other programs", busy))
     if setup.device_bytes is not None:
         found.append(("device memory", _mb(setup.device_bytes)))
     return found
@@ -164,8 +165,9 @@ def _rates(name: str, spread: Spread | None) -> Row:
     return name, f"{spread.median:,.1f} tokens/s", f"{spread.min:,.1f}", f"{spread.max:,.1f}"
 
 
-def _percentiles(itl: Percentiles) -> Row:
-    return (f"token p50, p90, p99 of {itl.count:,}", _time(itl.p50), _time(itl.p90), _time(itl.p99))
+def _percentiles(itl: Percentiles) -> list[Row]:
+    values = (("p50", itl.p50), ("p90", itl.p90), ("p99", itl.p99))
+    return [(f"between two tokens (ITL), {name}", _time(value), "", "") for name, value in values]
 
 
 def _time(seconds: float) -> str:

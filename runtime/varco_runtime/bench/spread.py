@@ -25,14 +25,6 @@ class Spread:
             return None
         return cls(statistics.median(values), min(values), max(values), len(values))
 
-    def scaled(self, factor: float) -> Spread:
-        """In another unit, or of another amount."""
-        return Spread(self.median * factor, self.min * factor, self.max * factor, self.count)
-
-    def per_second(self, amount: float) -> Spread:
-        """The rate at which `amount` things were done in these seconds: the shortest time is the greatest rate."""
-        return Spread(amount / self.median, amount / self.max, amount / self.min, self.count)
-
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
