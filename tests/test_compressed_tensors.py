@@ -109,7 +109,7 @@ def test_linears_stay_fused_and_packed(original: Path, tmp_path: Path) -> None:
     ("name", "description"),
     [
         ("w4a16-g-idx", "int4 (compressed-tensors, groups of 64, act-order, fp32 activations), head int8"),
-        ("w8a16-channel-asymmetric", "int8 (compressed-tensors, one group per output, fp32 activations), head int8"),
+        ("w8a16-channel-asymmetric", "int8 (compressed-tensors, one group per output, fp32 activations)"),
         ("fp8-channel-dynamic", "fp8 (compressed-tensors, a scale per output, fp8 activations by token), head fp32"),
         ("fp8-tensor-static", "fp8 (compressed-tensors, one scale, fp8 activations), head fp32"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import broken
 from tests.conftest import export_bundle
 from tests.recording_cuda import CudaCalls, CudaError, Device
 from tests.recording_tensorrt import (
@@ -35,6 +37,7 @@ from tests.recording_tensorrt import (
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.bundle import read_manifest, write_manifest
+from varco_runtime.cli.main import main
 from varco_runtime.errors import (
     BackendError,
     BundleError,
@@ -167,6 +170,28 @@ def test_features_are_those_of_the_cpu(varco: Varco, cpu: Varco, image: Image.Im
     want = cpu.backend.features(pixel_values, plan)  # type: ignore[attr-defined]
     for name in ("patch_features", "image_features", "image_tokens"):
         assert close(getattr(got, name), getattr(want, name)), name
+
+
+@pytest.fixture(scope="module")
+def probed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with probes, without engines."""
+    target = tmp_path_factory.mktemp("probed") / "bundle"
+    options = {"device": "tensorrt", "decoder": "fp32", "max_context": MAX_CONTEXT, "probes": True}
+    return export_bundle(tiny_checkpoint, target, **options)
+
+
+@pytest.mark.parametrize("fault", [None, broken.transposed_vision_projection])
+def test_probes_judge_vision_and_projector_of_engines_too(
+    probed: Path, device: Device, tmp_path: Path, fault: Callable[[Path], None] | None, capsys: Any
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(probed, bundle) if fault is None else broken.broken(probed, bundle, fault)
+    add_engines(bundle)
+    assert main(["verify", str(bundle), "--numerics", "--json"]) == (0 if fault is None else 1)
+    rows = {row["component"]: row["ok"] for row in json.loads(capsys.readouterr().out)["numerics"]}
+    assert {"vision", "projector", "image tokens", "newlines", "decoder, text"} <= rows.keys()
+    assert rows["vision"] is (fault is None)
+    assert rows["decoder, text"]
 
 
 # --- prefill ----------------------------------------------------------------------------------------------------------
