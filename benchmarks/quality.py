@@ -1,28 +1,32 @@
-"""How well models read: accuracy on held-out pictures, and how far a bundle is from full precision, token by token.
+"""How well bundles read, and how far they are from full precision, token by token: on drawn or on your own pictures.
 
     python -m benchmarks.quality models/varco-tiny BUNDLE [BUNDLE ...] --pictures 200 --out quality.json
+    python -m benchmarks.quality CHECKPOINT BUNDLE [BUNDLE ...] --images FOLDER --out quality.json
 
-The pictures are drawn from seeds that training never sees; every model answers the same ones. The first argument is the
-checkpoint; it is exported to fp32 here, which is the reference that the divergences are taken against. `--transformers`
-also measures the checkpoint through transformers. Figures, beside those of `training.evaluate`:
+The first argument is the checkpoint; it is exported to fp32 here, which is the reference that the divergences are taken
+against (`--reference` names a bundle that is there already). Every model answers the same questions.
+
+Without `--images` the pictures are drawn from seeds that training never sees, and the figures are those of
+`training.evaluate`; `--transformers` also measures the checkpoint through transformers. With it, FOLDER holds pictures,
+and questions in `calibration.jsonl` if there is one, as for `varco quantize`; `folder_quality.py` says what is counted.
+Both ways:
 
 - `kl`: mean KL divergence in nats, per token of the reference's answer under teacher forcing (KL(reference || model));
 - `top1_agreement`: share of those tokens at which both models' most likely token is the same;
 - `exact_answers`: share of answers that are the reference's to the letter;
 - `bundle_bytes`, `bytes_per_token`: size on disk, and the weights one decode step reads.
 
-KL's standard error is taken over pictures, since the tokens of one answer are not independent. Differences between
-precisions are paired by picture (`kl_gain` against the second bundle), where the noise of the pictures cancels.
+KL's standard error is taken over answers, since the tokens of one answer are not independent. Differences between
+precisions are paired by answer (`kl_gain` against the second bundle), where the noise of the pictures cancels.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +34,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.divergence import Array, distance, divergence, mean_error
+from benchmarks.folder_quality import measure_folder
 from training.evaluate import evaluate, transformers_answer
 from training.pictures import held_out_seeds
 from varco_export.export import ExportOptions, Silent, export
+from varco_export.quantize.calibration import read_samples
 from varco_runtime import Varco
 from varco_runtime.bundle import read_manifest
+from varco_runtime.errors import UsageError, VarcoError
 
-Array = np.ndarray[Any, Any]
 MAX_NEW_TOKENS = 160
+FULL_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(slots=True)
@@ -45,42 +53,24 @@ class Recorder:
     """Answers of one bundle, kept by question, so that another bundle can be scored on the same tokens."""
 
     varco: Varco
+    max_new_tokens: int = MAX_NEW_TOKENS
     asked: list[tuple[Image.Image, str]] = field(default_factory=list)
     token_ids: list[tuple[int, ...]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
     def answer(self, image: Image.Image, prompt: str) -> str:
-        answer = self.varco.ask(image, prompt, max_new_tokens=MAX_NEW_TOKENS)
+        answer = self.varco.ask(image, prompt, max_new_tokens=self.max_new_tokens)
         self.asked.append((image, prompt))
         self.token_ids.append(answer.token_ids)
         self.texts.append(answer.text)
         return answer.text
 
 
-def log_softmax(logits: Array) -> Array:
-    """Row by row, in fp64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def divergence(reference: Array, logits: Array) -> tuple[Array, Array]:
-    """KL(reference || model) in nats and top-1 agreement, each `[tokens]`, of two logits `[tokens, vocab]`."""
-    p, q = log_softmax(reference), log_softmax(logits)
-    return (np.exp(p) * (p - q)).sum(axis=-1), p.argmax(axis=-1) == q.argmax(axis=-1)
-
-
-def mean_error(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    array = np.array(list(values), dtype=np.float64)
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
-
-
 def measure_bundle(
-    bundle: Path, seeds: Iterable[int], reference: Recorder | None
+    bundle: Path, seeds: Iterable[int], reference: Recorder | None, max_new_tokens: int = MAX_NEW_TOKENS
 ) -> tuple[dict[str, Any], Recorder, Array]:
     """A bundle's figures; with a reference also its distance, and the mean KL of each answer."""
-    recorder = Recorder(Varco.load(bundle))
+    recorder = Recorder(Varco.load(bundle), max_new_tokens)
     started = time.perf_counter()
     figures = evaluate(recorder.answer, seeds).report()
     figures["answers_s"] = time.perf_counter() - started
@@ -90,17 +80,12 @@ def measure_bundle(
     figures["bytes_per_token"] = manifest.decoder.weight_bytes
     kl_by_answer = np.zeros(0)
     if reference is not None:
-        kls, agreements = [], []
+        distances = []
         for (image, prompt), token_ids in zip(reference.asked, reference.token_ids, strict=True):
             expected = reference.varco.score(image, prompt, token_ids)
-            kl, agrees = divergence(expected, recorder.varco.score(image, prompt, token_ids))
-            kls.append(kl)
-            agreements.append(agrees)
-        kl_by_answer = np.array([kl.mean() for kl in kls])
-        figures["num_tokens"] = sum(len(kl) for kl in kls)
-        figures["kl"] = float(np.concatenate(kls).mean())
-        figures["kl_error"] = mean_error(kl_by_answer)[1]
-        figures["top1_agreement"] = float(np.concatenate(agreements).mean())
+            distances.append(divergence(expected, recorder.varco.score(image, prompt, token_ids)))
+        found, kl_by_answer = distance(distances)
+        figures |= found
         figures["exact_answers"] = float(
             np.mean([a == b for a, b in zip(recorder.texts, reference.texts, strict=True)])
         )
@@ -119,64 +104,117 @@ COLUMNS = (
     ("top1_agreement", "top-1", "{:.2%}"),
     ("exact_answers", "same answer", "{:.1%}"),
     ("bundle_bytes", "bundle, MB", "{:.1f}"),
+    ("bytes_per_token", "read per token, MB", "{:.1f}"),
 )
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Results as a Markdown table."""
-    lines = ["| model | " + " | ".join(title for _, title, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    """Results as a Markdown table, without the columns that no model has."""
+    columns = [column for column in COLUMNS if any(figures.get(column[0]) is not None for figures in results.values())]
+    lines = ["| model | " + " | ".join(title for _, title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, figures in results.items():
         cells = []
-        for key, _, style in COLUMNS:
+        for key, _, style in columns:
             value = figures.get(key)
-            value = value / 1e6 if key == "bundle_bytes" and value is not None else value
+            value = value / 1e6 if "bytes" in key and value is not None else value
             cells.append("" if value is None else style.format(value))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, print the table on stdout, write the JSON document where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("bundles", type=Path, nargs="*", help="bundles of the same checkpoint; default: int8 and int4")
-    parser.add_argument("--pictures", type=int, default=200)
-    parser.add_argument("--start", type=int, default=0, help="first held-out picture")
-    parser.add_argument("--transformers", action="store_true", help="also measure the checkpoint through transformers")
-    parser.add_argument("--out", type=Path, help="write all figures as JSON")
-    options = parser.parse_args()
+def named(bundles: Iterable[Path]) -> dict[str, Path]:
+    """Bundles by the name of their folder, or by their path where two share it."""
+    found: dict[str, Path] = {}
+    for bundle in bundles:
+        found[str(bundle) if bundle.name in found or bundle.name == "fp32" else bundle.name] = bundle
+    return found
+
+
+def measure_drawn(
+    reference: Path, bundles: dict[str, Path], options: argparse.Namespace
+) -> tuple[dict[str, dict[str, Any]], dict[str, Array]]:
+    """Figures on held-out pictures, and the mean KL of each answer by bundle."""
     seeds = held_out_seeds(options.pictures, options.start)
     results: dict[str, dict[str, Any]] = {}
+    results["fp32"], recorder, _ = measure_bundle(reference, seeds, None, options.max_new_tokens)
+    kls: dict[str, Array] = {}
+    for name, bundle in bundles.items():
+        results[name], _, kls[name] = measure_bundle(bundle, seeds, recorder, options.max_new_tokens)
+    if options.transformers:
+        texts: list[str] = []
+        ask = transformers_answer(options.checkpoint, options.max_new_tokens)
+
+        def answer(image: Image.Image, prompt: str) -> str:
+            texts.append(ask(image, prompt))
+            return texts[-1]
+
+        results["transformers"] = evaluate(answer, seeds).report()
+        same = [a == b for a, b in zip(texts, recorder.texts, strict=True)]
+        results["transformers"]["exact_answers"] = float(np.mean(same))
+    return results, kls
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """All figures by model. What is exported for them is removed again."""
     with tempfile.TemporaryDirectory() as folder:
 
         def exported(name: str, **choices: Any) -> Path:
             export(options.checkpoint, Path(folder) / name, ExportOptions(**choices), Silent())
             return Path(folder) / name
 
-        bundles = options.bundles or [
-            exported("int8", decoder="int8"),
-            exported("int4", decoder="int4"),
-            exported("int4-int8-activations", decoder="int4", activations="int8"),
-        ]
-        results["fp32"], reference, _ = measure_bundle(exported("fp32"), seeds, None)
-        kls: list[Array] = []
-        for bundle in bundles:
-            results[bundle.name], _, kl = measure_bundle(bundle, seeds, reference)
-            kls.append(kl)
-            gain, error = mean_error(kls[0] - kl)
-            results[bundle.name] |= {"kl_gain": gain, "kl_gain_error": error}
-        if options.transformers:
-            texts: list[str] = []
-            ask = transformers_answer(options.checkpoint, MAX_NEW_TOKENS)
+        reference = options.reference or exported("fp32")
+        precision = read_manifest(reference).decoder.precision
+        if precision not in FULL_PRECISIONS:
+            raise UsageError(
+                f"{options.reference or options.checkpoint} holds {precision}, expected a reference in full precision. "
+                "Give the checkpoint that it was made from."
+            )
+        bundles = named(
+            options.bundles
+            or [
+                exported("int8", decoder="int8"),
+                exported("int4", decoder="int4"),
+                exported("int4-int8-activations", decoder="int4", activations="int8"),
+            ]
+        )
+        if options.images is None:
+            results, kls = measure_drawn(reference, bundles, options)
+        else:
+            known = read_manifest(reference).prompt.markup_tokens
+            samples = read_samples(options.images, known, options.max_samples)
+            (scratch := Path(folder) / "logits").mkdir()
+            results, kls = measure_folder(reference, bundles, samples, scratch, options.max_new_tokens)
+    first = next(iter(kls.values()))
+    for name, kl in kls.items():
+        gain, error = mean_error(first - kl)
+        results[name] |= {"kl_gain": gain, "kl_gain_error": error}
+    return results
 
-            def answer(image: Image.Image, prompt: str) -> str:
-                texts.append(ask(image, prompt))
-                return texts[-1]
 
-            results["transformers"] = evaluate(answer, seeds).report()
-            same = [a == b for a, b in zip(texts, reference.texts, strict=True)]
-            results["transformers"]["exact_answers"] = float(np.mean(same))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table on stdout, write the JSON document where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="*", help="bundles of the same checkpoint; default: int8 and int4")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="your own pictures instead of drawn ones")
+    parser.add_argument("--max-samples", type=int, default=200, help="questions taken of FOLDER, spread evenly")
+    parser.add_argument("--reference", type=Path, metavar="BUNDLE", help="the full-precision bundle; default: exported")
+    parser.add_argument("--pictures", type=int, default=200, help="held-out pictures to draw")
+    parser.add_argument("--start", type=int, default=0, help="first held-out picture")
+    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
+    parser.add_argument("--transformers", action="store_true", help="also measure the checkpoint through transformers")
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    options = parser.parse_args(arguments)
+    if options.transformers and options.images:
+        parser.error("--transformers takes drawn pictures, not --images")
+    try:
+        results = measure(options)
+    except VarcoError as error:
+        raise SystemExit(f"error: {error}") from None
     print(table(results))
+    judges = {figures["judged_by"] for figures in results.values() if "judged_by" in figures}
+    for judge in judges:
+        print(f"\nWords, characters and boxes are compared with {judge}; KL, top-1 and same answer with fp32.")
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 

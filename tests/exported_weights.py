@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, numpy_helper
 
+from tests.conftest import export_bundle
+from varco_export.checkpoint import Checkpoint
 from varco_export.tiny import TinyOptions
 
 Array = np.ndarray[Any, Any]
@@ -96,6 +98,13 @@ def _nibbles(packed: Array, bits: int) -> Array:
     values = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.uint8)
     values[..., 0::2], values[..., 1::2] = packed & 15, packed >> 4
     return values
+
+
+def export_exactly(checkpoint: Path, target: Path, **options: object) -> Path:
+    """Export a quantised checkpoint with nothing rounded: a plain head stays plain, which is not the default."""
+    stored = Checkpoint.open(checkpoint).stored
+    head = {} if stored is not None and stored.head is not None else {"lm_head": "fp32"}
+    return export_bundle(checkpoint, target, **head, **options)
 
 
 def exported_linears(bundle: Path, options: TinyOptions) -> dict[str, Array]:

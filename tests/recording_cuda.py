@@ -65,7 +65,10 @@ class Work:
 
 
 class Device:
-    """A GPU, its driver, and what was asked of it. `asked` are the calls, `done` what the stream has done."""
+    """A GPU, its driver, and what was asked of it.
+
+    `asked` are the calls, `done` what the stream has done, `compiled` the kernels that were not in a cache.
+    """
 
     def __init__(self) -> None:
         self.name = "Recording GPU"
@@ -79,6 +82,7 @@ class Device:
         self.asked: list[tuple[Any, ...]] = []
         self.done: list[tuple[Any, ...]] = []
         self.errors: list[str] = []
+        self.compiled: list[str] = []
         self.memory: dict[int, Array] = {}
         self.pinned: dict[int, Array] = {}
         self.engine_bytes = 0

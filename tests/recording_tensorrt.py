@@ -106,15 +106,43 @@ class Port:
     is_input: bool
 
 
-class RuntimeConfig:
-    """How an execution context of TensorRT for RTX behaves."""
+class RuntimeCache:
+    """An `IRuntimeCache`: the kernels that were compiled, and the GPU that they are for."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device) -> None:
+        self.gpu = str(device.capability)
+        self.kernels: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return json.dumps([self.gpu, sorted(self.kernels)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        try:
+            gpu, kernels = json.loads(blob)
+        except ValueError:
+            return False
+        self.kernels |= set(kernels) if gpu == self.gpu else set()
+        return bool(gpu == self.gpu)
+
+
+class RuntimeConfig:
+    """An `IRuntimeConfig`: how an execution context of TensorRT for RTX behaves."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
         self.strategy: Any = AllocationStrategy.STATIC
         self.dynamic_shapes_kernel_specialization_strategy: Any = SpecializationStrategy.LAZY
+        self.cache: RuntimeCache | None = None
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.device)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class Engine:
@@ -136,7 +164,7 @@ class Engine:
         self.num_io_tensors = len(self.ports)
         self.num_optimization_profiles = len(self.profiles)
         if is_rtx:
-            self.create_runtime_config = RuntimeConfig
+            self.create_runtime_config = lambda: RuntimeConfig(device)
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.ports)[index]
@@ -169,9 +197,10 @@ class Engine:
         assert strategy is AllocationStrategy.USER_MANAGED
         if not self.is_rtx:
             return Context(self)
-        eager = SpecializationStrategy.EAGER
-        compiles_at_once = isinstance(how, RuntimeConfig) and how.dynamic_shapes_kernel_specialization_strategy is eager
-        return RtxContext(self, compiles_at_once)
+        assert isinstance(how, RuntimeConfig), "what is compiled would be lost"
+        assert how.cache is not None, "what is compiled would be lost"
+        is_eager = how.dynamic_shapes_kernel_specialization_strategy is SpecializationStrategy.EAGER
+        return RtxContext(self, is_eager, how.cache)
 
 
 class Context:
@@ -291,9 +320,17 @@ class Context:
 class RtxContext(Context):
     """What TensorRT for RTX adds."""
 
-    def __init__(self, engine: Engine, compiles_at_once: bool) -> None:
+    def __init__(self, engine: Engine, compiles_at_once: bool, cache: RuntimeCache) -> None:
         super().__init__(engine)
         self.compiles_at_once = compiles_at_once
+        self.cache = cache
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        kernel = f"{self.engine.name} {sorted(self._named_lengths().items())}"
+        if kernel not in self.cache.kernels:
+            self.cache.kernels.add(kernel)
+            self.device.compiled.append(kernel)
+        return super().execute_async_v3(stream_handle)
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self.device.can_capture

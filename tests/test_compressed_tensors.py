@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import export_bundle
-from tests.exported_weights import FUSED, ExportedDecoder, assert_equal_bit_for_bit, exported_linears
+from tests.exported_weights import FUSED, ExportedDecoder, assert_equal_bit_for_bit, export_exactly, exported_linears
 from varco_export.names import canonical_name
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
@@ -88,7 +88,7 @@ def test_every_linear_equals_the_librarys_own_dequantisation_bit_for_bit(
 ) -> None:
     packing = PACKINGS[name]
     dequantised = compress_checkpoint(original, tmp_path / "packed", packing)
-    bundle = export_bundle(tmp_path / "packed", tmp_path / "bundle")
+    bundle = export_exactly(tmp_path / "packed", tmp_path / "bundle")
     rounding = NUMPY[packing.dtype]
     expected = {
         key: weight.astype(rounding) for key, weight in expected_linears(tmp_path / "packed", dequantised).items()
@@ -98,7 +98,7 @@ def test_every_linear_equals_the_librarys_own_dequantisation_bit_for_bit(
 
 def test_linears_stay_fused_and_packed(original: Path, tmp_path: Path) -> None:
     compress_checkpoint(original, tmp_path / "packed", CompressedPacking(GROUP))
-    decoder = ExportedDecoder(export_bundle(tmp_path / "packed", tmp_path / "bundle"))
+    decoder = ExportedDecoder(export_exactly(tmp_path / "packed", tmp_path / "bundle"))
     assert len(decoder.nodes("MatMulNBits")) == 4 * TINY.num_hidden_layers
     words = load_file(tmp_path / "packed" / "model.safetensors")[f"{PART.replace('up_', 'down_')}.weight_packed"]
     rows = decoder.tensors["language_model.layers.1.mlp.down_proj.weight_int4"]
@@ -108,8 +108,8 @@ def test_linears_stay_fused_and_packed(original: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "description"),
     [
-        ("w4a16-g-idx", "int4 (compressed-tensors, groups of 64, act-order, fp32 activations), head fp32"),
-        ("w8a16-channel-asymmetric", "int8 (compressed-tensors, one group per output, fp32 activations), head fp32"),
+        ("w4a16-g-idx", "int4 (compressed-tensors, groups of 64, act-order, fp32 activations), head int8"),
+        ("w8a16-channel-asymmetric", "int8 (compressed-tensors, one group per output, fp32 activations)"),
         ("fp8-channel-dynamic", "fp8 (compressed-tensors, a scale per output, fp8 activations by token), head fp32"),
         ("fp8-tensor-static", "fp8 (compressed-tensors, one scale, fp8 activations), head fp32"),
     ],

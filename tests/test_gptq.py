@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import export_bundle
-from tests.exported_weights import FUSED, ExportedDecoder, assert_equal_bit_for_bit, exported_linears
+from tests.exported_weights import FUSED, ExportedDecoder, assert_equal_bit_for_bit, export_exactly, exported_linears
 from tests.gptq_packer import GptqPacking, pack_checkpoint, quantization_config, write_config
 from varco_export.checkpoint import Checkpoint
 from varco_export.names import Scheme, canonical_name, disk_name
@@ -75,7 +75,7 @@ def expected_linears(source: Path, packed: Path, dequantised: dict[str, Array]) 
 def test_every_linear_equals_a_packer_that_rounds_to_fp16_bit_for_bit(original: Path, tmp_path: Path) -> None:
     packing = GptqPacking(sym=False, act_order=True)
     dequantised = pack_checkpoint(original, tmp_path / "packed", packing, dequantise_in=np.float16)
-    got = exported_linears(export_bundle(tmp_path / "packed", tmp_path / "bundle"), TINY)
+    got = exported_linears(export_exactly(tmp_path / "packed", tmp_path / "bundle"), TINY)
     assert_equal_bit_for_bit(got, expected_linears(original, tmp_path / "packed", dequantised))
 
 
@@ -84,7 +84,7 @@ def test_every_linear_equals_the_packers_own_dequantisation_bit_for_bit(
     original: Path, tmp_path: Path, name: str
 ) -> None:
     dequantised = pack_checkpoint(original, tmp_path / "packed", PACKINGS[name])
-    bundle = export_bundle(tmp_path / "packed", tmp_path / "bundle")
+    bundle = export_exactly(tmp_path / "packed", tmp_path / "bundle")
     assert_equal_bit_for_bit(
         exported_linears(bundle, TINY), expected_linears(original, tmp_path / "packed", dequantised)
     )
@@ -105,7 +105,7 @@ def test_int4_weights_reach_matmulnbits_unchanged(original: Path, tmp_path: Path
 
 def test_act_order_costs_one_gather_for_qkv_one_for_o_and_one_for_gate_and_up(original: Path, tmp_path: Path) -> None:
     pack_checkpoint(original, tmp_path / "packed", GptqPacking(act_order=True))
-    decoder = ExportedDecoder(export_bundle(tmp_path / "packed", tmp_path / "bundle"))
+    decoder = ExportedDecoder(export_exactly(tmp_path / "packed", tmp_path / "bundle"))
     assert len(decoder.nodes("Gather")) == 3 * len(LAYERS), "down_proj's order belongs into gate's and up's rows"
     assert len(decoder.nodes("MatMulNBits")) == 4 * len(LAYERS)
     assert all(len(node.input) <= 4 for node in decoder.nodes("MatMulNBits")), "g_idx at run time"
@@ -114,9 +114,9 @@ def test_act_order_costs_one_gather_for_qkv_one_for_o_and_one_for_gate_and_up(or
 @pytest.mark.parametrize("scheme", ["hf_old", "hf_5", "llava_next"])
 def test_any_spelling_of_the_names_reads_the_same(original: Path, tmp_path: Path, scheme: Scheme) -> None:
     pack_checkpoint(original, tmp_path / "packed", GptqPacking())
-    expected = exported_linears(export_bundle(tmp_path / "packed", tmp_path / "expected"), TINY)
+    expected = exported_linears(export_exactly(tmp_path / "packed", tmp_path / "expected"), TINY)
     rename(tmp_path / "packed", lambda name: disk_name(str(canonical_name(name)), scheme))
-    assert_equal_bit_for_bit(exported_linears(export_bundle(tmp_path / "packed", tmp_path / "bundle"), TINY), expected)
+    assert_equal_bit_for_bit(exported_linears(export_exactly(tmp_path / "packed", tmp_path / "bundle"), TINY), expected)
 
 
 def test_a_text_model_quantised_apart_takes_its_vision_side_from_the_original(original: Path, tmp_path: Path) -> None:
@@ -139,10 +139,16 @@ def test_the_manifest_says_what_is_stored(original: Path, tmp_path: Path) -> Non
     assert manifest.model.num_parameters == read_manifest(plain).model.num_parameters
 
 
-def test_a_plain_head_may_be_rounded(original: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked", "head"), [("auto", "int8"), ("int8", "int8"), ("int4", "int4"), ("fp32", "fp32")])
+def test_a_plain_head_is_rounded_to_int8_unless_asked_otherwise(
+    original: Path, tmp_path: Path, asked: str, head: str
+) -> None:
     pack_checkpoint(original, tmp_path / "packed", GptqPacking())
-    bundle = export_bundle(tmp_path / "packed", tmp_path / "bundle", lm_head="int8", activations="int8", decoder="int4")
-    assert read_manifest(bundle).decoder.precision == "int4 (GPTQ, groups of 32, int8 activations), head int8"
+    bundle = export_bundle(tmp_path / "packed", tmp_path / "bundle", lm_head=asked, activations="int8", decoder="int4")
+    text = "int4 (GPTQ, groups of 32, int8 activations)"
+    assert read_manifest(bundle).decoder.precision == (text if head == "int4" else f"{text}, head {head}")
+    held = {name for name in ExportedDecoder(bundle).tensors if name.startswith("lm_head.weight")}
+    assert held == {"lm_head.weight" if head == "fp32" else f"lm_head.weight_{head}"}
 
 
 @pytest.mark.parametrize(
@@ -296,7 +302,7 @@ def test_quantize_config_json_alone_is_enough(original: Path, tmp_path: Path) ->
     (folder / "config.json").write_text(json.dumps(document))
     config.pop("quant_method")
     (folder / "quantize_config.json").write_text(json.dumps(config))
-    bundle = export_bundle(folder, tmp_path / "bundle")
+    bundle = export_exactly(folder, tmp_path / "bundle")
     assert_equal_bit_for_bit(exported_linears(bundle, TINY), expected_linears(original, folder, dequantised))
 
 
@@ -335,7 +341,7 @@ def test_a_missing_g_idx_is_fine_without_act_order(original: Path, tmp_path: Pat
     folder = tmp_path / "packed"
     dequantised = pack_checkpoint(original, folder, GptqPacking())
     break_tensor(folder, f"{PART}.g_idx", lambda g_idx: None)
-    bundle = export_bundle(folder, tmp_path / "bundle")
+    bundle = export_exactly(folder, tmp_path / "bundle")
     assert_equal_bit_for_bit(exported_linears(bundle, TINY), expected_linears(original, folder, dequantised))
 
 

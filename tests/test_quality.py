@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.quality import MAX_NEW_TOKENS, Recorder, divergence, log_softmax, measure_bundle, table
+from benchmarks.divergence import divergence, log_softmax
+from benchmarks.quality import MAX_NEW_TOKENS, Recorder, measure_bundle, table
 from tests.conftest import export_bundle
 from training.evaluate import evaluate
 from training.pictures import held_out_seeds

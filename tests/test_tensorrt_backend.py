@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import broken
 from tests.conftest import export_bundle
 from tests.recording_cuda import CudaCalls, CudaError, Device
 from tests.recording_tensorrt import (
@@ -24,6 +27,8 @@ from tests.recording_tensorrt import (
     DataType,
     Engine,
     RtxContext,
+    RuntimeCache,
+    RuntimeConfig,
     SpecializationStrategy,
     add_engines,
     install,
@@ -32,6 +37,7 @@ from tests.recording_tensorrt import (
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.bundle import read_manifest, write_manifest
+from varco_runtime.cli.main import main
 from varco_runtime.errors import (
     BackendError,
     BundleError,
@@ -164,6 +170,28 @@ def test_features_are_those_of_the_cpu(varco: Varco, cpu: Varco, image: Image.Im
     want = cpu.backend.features(pixel_values, plan)  # type: ignore[attr-defined]
     for name in ("patch_features", "image_features", "image_tokens"):
         assert close(getattr(got, name), getattr(want, name)), name
+
+
+@pytest.fixture(scope="module")
+def probed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with probes, without engines."""
+    target = tmp_path_factory.mktemp("probed") / "bundle"
+    options = {"device": "tensorrt", "decoder": "fp32", "max_context": MAX_CONTEXT, "probes": True}
+    return export_bundle(tiny_checkpoint, target, **options)
+
+
+@pytest.mark.parametrize("fault", [None, broken.transposed_vision_projection])
+def test_probes_judge_vision_and_projector_of_engines_too(
+    probed: Path, device: Device, tmp_path: Path, fault: Callable[[Path], None] | None, capsys: Any
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(probed, bundle) if fault is None else broken.broken(probed, bundle, fault)
+    add_engines(bundle)
+    assert main(["verify", str(bundle), "--numerics", "--json"]) == (0 if fault is None else 1)
+    rows = {row["component"]: row["ok"] for row in json.loads(capsys.readouterr().out)["numerics"]}
+    assert {"vision", "projector", "image tokens", "newlines", "decoder, text"} <= rows.keys()
+    assert rows["vision"] is (fault is None)
+    assert rows["decoder, text"]
 
 
 # --- prefill ----------------------------------------------------------------------------------------------------------
@@ -650,6 +678,79 @@ def test_a_provider_that_the_bundle_was_not_exported_for_is_refused(
     assert Varco.load(tiny_bundle, provider="cpu", threads=1).provider == "cpu (as asked)"
 
 
+# --- compiled kernels -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled kernels are kept, empty."""
+    monkeypatch.setenv("VARCO_EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def ask_and_close(bundle: Path) -> None:
+    varco = Varco.load(bundle)
+    varco.ask(None, "Hello", max_new_tokens=4)
+    backend_of(varco).close()
+
+
+def test_what_rtx_compiled_is_kept_for_the_next_run(bundle: Path, device: Device, kernels: Path) -> None:
+    ask_and_close(bundle)
+    assert device.compiled
+    device.compiled.clear()
+    ask_and_close(bundle)
+    assert not device.compiled
+    manifest = read_manifest(bundle)
+    hashes = {manifest.files[engine.file].sha256 for engine in manifest.engines}
+    assert {path.name for path in kernels.iterdir()} == {f"{sha256}.cache" for sha256 in hashes}
+
+
+def test_a_run_that_compiled_nothing_new_writes_nothing(bundle: Path, device: Device, kernels: Path) -> None:
+    ask_and_close(bundle)
+    before = {path: path.stat().st_ino for path in kernels.iterdir()}
+    ask_and_close(bundle)
+    assert {path: path.stat().st_ino for path in kernels.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not kernels", b'["(8, 6)", ["of another GPU"]]'])
+def test_kernels_that_do_not_fit_are_compiled_again_and_replaced(
+    bundle: Path, device: Device, kernels: Path, content: bytes
+) -> None:
+    ask_and_close(bundle)
+    good = {path: path.read_bytes() for path in kernels.iterdir()}
+    for path in good:
+        path.write_bytes(content)
+    device.compiled.clear()
+    ask_and_close(bundle)
+    assert device.compiled
+    assert {path: path.read_bytes() for path in kernels.iterdir()} == good
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_only_time(bundle: Path, device: Device, kernels: Path) -> None:
+    kernels.parent.write_text("a file where the folder should be")
+    ask_and_close(bundle)
+    assert device.compiled
+
+
+def test_the_kernels_of_engines_long_gone_are_forgotten(
+    bundle: Path, device: Device, kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("varco_runtime.kernel_cache.MAX_FILES", 6)
+    kernels.mkdir(parents=True)
+    for number in range(9):
+        (kernels / f"{number}.cache").write_bytes(b"old")
+        os.utime(kernels / f"{number}.cache", (number, number))
+    ask_and_close(bundle)
+    assert len(list(kernels.iterdir())) == 6
+    assert (kernels / "8.cache").exists()
+
+
+def test_tensorrt_itself_has_no_kernels_to_keep(changed: Path, device: Device, kernels: Path) -> None:
+    add_engines(changed, builder="tensorrt", builder_version="11.4.0.12")
+    ask_and_close(changed)
+    assert not kernels.exists()
+
+
 # --- the double -------------------------------------------------------------------------------------------------------
 
 
@@ -671,7 +772,8 @@ def test_the_double_has_the_calls_of_cuda_python() -> None:
 def test_the_double_has_the_names_of_tensorrt_for_rtx() -> None:
     module = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
     own = {"device", "profiles", "ports", "session", "aliases", "on_host", "is_rtx", "engine", "compiles_at_once"}
-    for double, real in ((Engine, module.ICudaEngine), (RtxContext, module.IExecutionContext)):
+    pairs = [(Engine, module.ICudaEngine), (RtxContext, module.IExecutionContext)]
+    for double, real in (*pairs, (RuntimeConfig, module.IRuntimeConfig), (RuntimeCache, module.IRuntimeCache)):
         names = {name for name in dir(double) if not name.startswith("_")} - own
         assert not names - set(dir(real))
     assert {one.name for one in SpecializationStrategy} == set(

@@ -92,15 +92,36 @@ def test_the_engines_are_recorded_with_builder_target_precision_profiles_and_has
     manifest = Bundle.open(int4, verify="full").manifest
     assert [engine.component for engine in manifest.engines] == list(COMPONENTS)
     most_tiles, _ = largest_picture(manifest.image)
+    tiles = dict.fromkeys(COMPONENTS, engines.USUAL_TILES) | {"packing": most_tiles}  # a picture is packed whole
     for engine in manifest.engines:
         assert engine.file == f"engines/sm89/{engine.component}.engine"
         assert (engine.builder, engine.builder_version, engine.target) == ("tensorrt_rtx", trt.__version__, "sm89")
         assert engine.precision == manifest.components[engine.component].precision
-        assert (engine.max_context, engine.max_tiles) == (CONTEXT, most_tiles)
+        assert (engine.max_context, engine.max_tiles) == (CONTEXT, tiles[engine.component])
         assert (engine.prefill_tokens, engine.max_logits) == (CONTEXT, 16)
         assert manifest.files[engine.file].size == (int4 / engine.file).stat().st_size
     assert not (int4 / "engines" / ".sm89.partial").exists()
     assert "decoder.onnx" in (int4 / "engines" / "sm89.log").read_text()
+
+
+def test_engines_take_their_memory_from_the_runtime_so_that_a_graph_can_hold_a_pass(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A finished engine does not tell its flags without a GPU, so they are read before the build."""
+    configs: list[Any] = []
+    add_profile = engine_builder._add_profile
+    monkeypatch.setattr(
+        engine_builder,
+        "_add_profile",
+        lambda builder, config, *rest: (configs.append(config), add_profile(builder, config, *rest)),
+    )
+    manifest, builder = read_manifest(fresh), Builder.load(is_target_named=True)
+    tensors = contract(manifest, CONTEXT)["embedding"]
+    lengths = [{"sequence": (1, 4, 16)}]
+    graph, log = fresh / manifest.components["embedding"].file, tmp_path / "log"
+    built = builder.build(graph, tensors, lengths, 89, tmp_path / "embedding.engine", log, lambda *_: None)
+    assert [config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION) for config in configs] == [True]
+    assert built.facts.size == (tmp_path / "embedding.engine").stat().st_size
 
 
 @pytest.mark.full

@@ -199,6 +199,9 @@ class Builder:
         if self.name == "tensorrt_rtx":
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(module.ComputeCapability, f"SM{sm}"), 0)
+            # Contexts get their memory from the runtime anyway, and without this flag a pass may allocate some of its
+            # own while it is captured into a CUDA graph, which cannot be (release notes of TensorRT for RTX 1.2).
+            config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
         for lengths in profiles:
             _add_profile(builder, config, tensors, lengths)
         timings = _load_timings(self, config, sm)

@@ -25,13 +25,11 @@ Array = np.ndarray[Any, Any]
 Weight = Tensor | QuantisedWeight
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """y = x W^T + b, with W `[out_features, in_features]` as the rows of `weights` one after another."""
+class _Rows:
+    """What has rows of weights, one after another: W `[out_features, in_features]`."""
 
-    name: str
+    __slots__ = ()
     weights: tuple[Weight, ...]
-    biases: tuple[Tensor, ...] = ()
 
     @property
     def in_features(self) -> int:
@@ -40,6 +38,15 @@ class Linear:
     @property
     def out_features(self) -> int:
         return sum(weight.shape[0] for weight in self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(_Rows):
+    """y = x W^T + b, with W `[out_features, in_features]` as the rows of `weights` one after another."""
+
+    name: str
+    weights: tuple[Weight, ...]
+    biases: tuple[Tensor, ...] = ()
 
     def parts(self) -> list[Part]:
         """The longest runs of weights of one kind, in order."""
@@ -58,19 +65,11 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class FloatPart:
+class FloatPart(_Rows):
     """Rows stored as floats."""
 
     name: str
     weights: tuple[Tensor, ...]
-
-    @property
-    def in_features(self) -> int:
-        return self.weights[0].shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return sum(weight.shape[0] for weight in self.weights)
 
     def blocks(self) -> Iterator[Array]:
         """Blocks of rows `[rows, in_features]` in the checkpoint's own type."""
@@ -79,7 +78,7 @@ class FloatPart:
 
 
 @dataclass(frozen=True, slots=True)
-class IntegerPart:
+class IntegerPart(_Rows):
     """Rows stored as integers of `bits` bits, `group_size` input features to a scale.
 
     Their input features are sorted by group: feature j of the rows multiplies feature `input_order[j]` of the input,
@@ -88,14 +87,6 @@ class IntegerPart:
 
     name: str
     weights: tuple[IntegerWeight, ...]
-
-    @property
-    def in_features(self) -> int:
-        return self.weights[0].shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return sum(weight.shape[0] for weight in self.weights)
 
     @property
     def bits(self) -> int:
@@ -134,19 +125,11 @@ class IntegerPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Part:
+class Fp8Part(_Rows):
     """Rows stored in float8 E4M3, with how their input is rounded."""
 
     name: str
     weights: tuple[Fp8Weight, ...]
-
-    @property
-    def in_features(self) -> int:
-        return self.weights[0].shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return sum(weight.shape[0] for weight in self.weights)
 
     @property
     def activations(self) -> Activations:

@@ -87,8 +87,9 @@ def decoder_precision(
 ) -> Precision:
     """The decoder's formats from the command line's options and the checkpoint's own.
 
-    `auto` keeps a quantised checkpoint's formats, its plain head included, and is fp32 otherwise. The head of a decoder
-    that is rounded here defaults to int8: it is a tenth of a 14B's bytes per token and decides every token.
+    `auto` keeps a quantised checkpoint's formats and is fp32 otherwise. A plain head beside int8 or int4 weights
+    becomes int8, whether those were rounded here or in the checkpoint: in fp32 it would be 3.1 of the 10 GB that a GPTQ
+    14B reads per token, and int8 has a hundredth of the divergence of int4 (`benchmarks/RESULTS.md`).
     """
     check_decoder_options(decoder, lm_head, block_size, activations, device)
     if stored is not None:
@@ -116,10 +117,10 @@ def _stored_precision(stored: Stored, decoder: str, lm_head: str, block_size: in
         raise UsageError(
             f"--activations int8 needs integer weights, the checkpoint holds {stored.weights}. Leave it out."
         )
-    head = stored.head is not None or lm_head == "auto"
-    return Precision(
-        "fp32", "fp32", "fp32" if head else _head(lm_head, "fp32"), block_size, activations == "int8", stored
-    )
+    if lm_head == "auto":
+        lm_head = "int8" if stored.weights in QUANTISED_BITS else "fp32"
+    head = "fp32" if stored.head is not None else _head(lm_head, "fp32")
+    return Precision("fp32", "fp32", head, block_size, activations == "int8", stored)
 
 
 def refuse_second_rounding(stored: Stored, decoder: str, lm_head: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from varco_runtime.contract import ITEM_BYTES, Tensor
 from varco_runtime.cuda import Buffer, Cuda
 from varco_runtime.errors import BackendError, BundleError
+from varco_runtime.kernel_cache import KernelCache
 from varco_runtime.manifest import EngineFacts
 
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -41,8 +42,8 @@ class Library:
         self._runtime: Any = self.module.Runtime(self._log)
         self._loaded: list[Engine | Pass] = []
 
-    def load(self, cuda: Cuda, path: Path, facts: EngineFacts) -> Engine:
-        """Deserialise an engine: its weights go to the device."""
+    def load(self, cuda: Cuda, path: Path, facts: EngineFacts, sha256: str) -> Engine:
+        """Deserialise an engine, whose file has this hash: its weights go to the device."""
         self._errors.clear()
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             engine = self._runtime.deserialize_cuda_engine(content)
@@ -52,7 +53,7 @@ class Library:
                 f"{self.product} {self.version} could not load {path}: {_first_line(reason)}. "
                 "Build it again with: varco engines BUNDLE"
             )
-        loaded = Engine(self, cuda, path.name, facts, engine)
+        loaded = Engine(self, cuda, path.name, facts, engine, sha256)
         self._loaded.append(loaded)
         return loaded
 
@@ -65,7 +66,10 @@ class Library:
         return _first_line(self._errors[-1]) if self._errors else "no reason was given"
 
     def release(self) -> None:
-        """Let go of contexts, then engines, then the library, while the device memory they use is still there."""
+        """Keep what was compiled, let go of contexts, then engines, then the library, while their memory is there."""
+        for loaded in self._loaded:
+            if isinstance(loaded, Engine):
+                loaded.save_kernels()
         while self._loaded:
             self._loaded.pop().release()
         self._runtime = None
@@ -74,12 +78,14 @@ class Library:
 class Engine:
     """A loaded engine."""
 
-    def __init__(self, library: Library, cuda: Cuda, file: str, facts: EngineFacts, handle: Any) -> None:
+    def __init__(self, library: Library, cuda: Cuda, file: str, facts: EngineFacts, handle: Any, sha256: str) -> None:
         self.library = library
         self.cuda = cuda
         self.file = file
         self.facts = facts
         self.handle = handle
+        self._sha256 = sha256
+        self._kernels: KernelCache | None = None
         self.tensors: dict[str, Tensor] = {}
 
     def check(self, expected: dict[str, Tensor]) -> None:
@@ -139,7 +145,33 @@ class Engine:
         """What a run needs at most besides weights, inputs and outputs."""
         return max(int(self.handle.get_device_memory_size_for_profile_v2(index)) for index in range(self.num_profiles))
 
+    def create_context(self, is_captured: bool) -> Any:
+        """An execution context without memory of its own, or None.
+
+        TensorRT for RTX compiles kernels for a new shape in the background and runs slower ones meanwhile. A graph
+        would keep the slow ones, so what is captured is compiled at once. All contexts share what is compiled.
+        """
+        module = self.library.module
+        strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.library.builder != "tensorrt_rtx":
+            return self.handle.create_execution_context(strategy)
+        config = self.handle.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        specialisation = module.DynamicShapesKernelSpecializationStrategy
+        if is_captured:
+            config.dynamic_shapes_kernel_specialization_strategy = specialisation.EAGER
+        if self._kernels is None:
+            self._kernels = KernelCache(config, self._sha256)
+        config.set_runtime_cache(self._kernels.handle)
+        return self.handle.create_execution_context(config)
+
+    def save_kernels(self) -> None:
+        """Keep what was compiled for the next run."""
+        if self._kernels is not None:
+            self._kernels.save()
+
     def release(self) -> None:
+        self._kernels = None
         self.handle = None
 
 
@@ -150,7 +182,7 @@ class Pass:
         self._engine = engine
         self._cuda = engine.cuda
         self._bound: dict[str, Buffer] = {}
-        self._context: Any = self._create(is_captured)
+        self._context: Any = engine.create_context(is_captured)
         if self._context is None:
             raise BackendError(
                 f"{engine.file} gave no execution context: {engine.library.last_error()}. Run: varco doctor"
@@ -158,21 +190,6 @@ class Pass:
         self._done(self._context.set_optimization_profile_async(profile, self._cuda.stream), f"profile {profile}")
         self._context.set_device_memory(scratch.address, scratch.num_bytes)
         engine.library.keep(self)
-
-    def _create(self, is_captured: bool) -> Any:
-        """A context without memory of its own.
-
-        TensorRT for RTX compiles kernels for a new shape in the background and runs slower ones meanwhile. A graph
-        would keep the slow ones, so what is captured is compiled at once.
-        """
-        module, handle = self._engine.library.module, self._engine.handle
-        strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._engine.library.builder != "tensorrt_rtx" or not is_captured:
-            return handle.create_execution_context(strategy)
-        config = handle.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
-        return handle.create_execution_context(config)
 
     def bind(self, name: str, buffer: Buffer) -> None:
         """Where an input is read or an output written."""

@@ -347,6 +347,15 @@ def _kl(scored: list[_Scored]) -> float:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
+def probe_tasks(content: str) -> list[str]:
+    """The task of each probe, `chat`, `ground` or `ocr`, of a file that has been checked. Raises `BundleError`."""
+    try:
+        return [str(probe["task"]) for probe in json.loads(content)["probes"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BundleError(f"The bundle's probes are no file of probes ({reason}). Export it again.") from None
+
+
 def read_probes(bundle: Bundle) -> Probes:
     """The probes of a bundle whose files have been checked. Raises `BundleError` if it has none, or for nonsense."""
     name = bundle.manifest.probes

@@ -83,7 +83,8 @@ class TensorRtBackend:
         expected = contract(manifest, self._sizes.max_context)
         engines = {}
         for name in COMPONENTS:
-            engines[name] = self._library.load(cuda, bundle.path(chosen[name].file), chosen[name])
+            file = chosen[name].file
+            engines[name] = self._library.load(cuda, bundle.path(file), chosen[name], manifest.files[file].sha256)
             engines[name].check(expected[name])
         self._check_reach(engines)
         self._buffers, scratch = memory.allocate(max(engine.scratch_bytes() for engine in engines.values()))

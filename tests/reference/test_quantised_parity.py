@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import export_bundle
+from tests.exported_weights import export_exactly
 from tests.gptq_packer import GptqPacking, pack_checkpoint, put_in, write_config
 from tests.reference.oracle import Oracle, photo, relative_error, user_message
 from varco_export.tiny import TinyOptions, make_tiny
@@ -68,7 +68,7 @@ def logits_of_both(reference: Path, packed: Path, bundle: Path) -> tuple[Array, 
     question = "What is this?"
     oracle = Oracle(reference)
     greedy = oracle.greedy(user_message(question, image=True), image, 12)
-    varco = Varco.load(export_bundle(packed, bundle, activations="float"), threads=1)
+    varco = Varco.load(export_exactly(packed, bundle, activations="float"), threads=1)
     settings = varco.bundle.manifest.image
     picture = load_picture(image)
     pixel_values = normalise(tile(picture, settings), settings)
@@ -116,7 +116,7 @@ def test_an_fp8_bundle_equals_transformers_on_the_same_checkpoint(tmp_path: Path
     """Transformers rounds weights and inputs as the checkpoint says."""
     compress_checkpoint(make_tiny(tmp_path / "original", SMALL), tmp_path / "packed", FLOAT8[name])
     oracle = Oracle(tmp_path / "packed")
-    varco = Varco.load(export_bundle(tmp_path / "packed", tmp_path / "bundle"), threads=1)
+    varco = Varco.load(export_exactly(tmp_path / "packed", tmp_path / "bundle"), threads=1)
     ids = next(ids for ids in token_sequences() if rounding_margin(oracle, ids) > CLEAR_MARGIN)
     with torch.no_grad():
         expected = oracle.model(input_ids=torch.from_numpy(ids)[None]).logits[0].numpy()
@@ -172,7 +172,7 @@ def test_what_llm_compressor_saves_equals_transformers(tmp_path: Path, scheme: s
     for file in original.iterdir():
         if not (packed / file.name).exists():
             (packed / file.name).write_bytes(file.read_bytes())
-    varco = Varco.load(export_bundle(packed, tmp_path / "bundle"), threads=1)
+    varco = Varco.load(export_exactly(packed, tmp_path / "bundle"), threads=1)
     # The library saves `ignore` with names that transformers 5.17 does not find again; patterns it does.
     config = json.loads((packed / "config.json").read_text())
     write_config(packed, config["quantization_config"] | {"ignore": ignore})

@@ -33,7 +33,7 @@ def engines(
         typer.Option(
             metavar="N",
             help="Tiles of a picture that are encoded at a time; fewer take less memory.",
-            show_default=False,
+            show_default="5",
         ),
     ] = None,
 ) -> None:

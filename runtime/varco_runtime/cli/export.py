@@ -30,7 +30,8 @@ def export(
         typer.Option(
             metavar="auto|fp32|fp16|bf16|int8|int4|fp8",
             help="Weights of the language model; auto keeps a quantised checkpoint's format, else fp32, the exact one, "
-            "or for tensorrt fp16 or bf16 as stored.",
+            "or for tensorrt fp16 or bf16 as stored. int8 and int4 of a plain checkpoint are rounded to the nearest; "
+            "varco quantize loses less.",
         ),
     ] = "auto",
     vision: Annotated[

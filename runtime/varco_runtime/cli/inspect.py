@@ -25,14 +25,14 @@ def inspect(
     from varco_runtime.bundle import read_manifest
 
     manifest = read_manifest(bundle)
-    end_tokens = _end_tokens(bundle, manifest)
+    end_tokens, tasks = _end_tokens(bundle, manifest), _probe_tasks(bundle, manifest)
     if as_json:
-        write_document(json.dumps(document(manifest, end_tokens), indent=2, ensure_ascii=False))
+        write_document(json.dumps(document(manifest, end_tokens, tasks), indent=2, ensure_ascii=False))
     else:
-        _print(bundle, manifest, end_tokens)
+        _print(bundle, manifest, end_tokens, tasks)
 
 
-def document(manifest: Manifest, end_tokens: list[str]) -> dict[str, Any]:
+def document(manifest: Manifest, end_tokens: list[str], probe_tasks: list[str]) -> dict[str, Any]:
     """The manifest and what follows from it. `bytes_per_token` are what one decode step reads, the cache apart."""
     return {
         **dataclasses.asdict(manifest),
@@ -42,25 +42,38 @@ def document(manifest: Manifest, end_tokens: list[str]) -> dict[str, Any]:
             "kv_bytes_per_token": manifest.kv_bytes_per_token,
             "kv_bytes_max_context": manifest.kv_bytes_per_token * manifest.max_context,
             "end_tokens": end_tokens,
+            "probe_tasks": probe_tasks,
             "large_files_hashed": False,
         },
     }
 
 
 def _end_tokens(bundle: Path, manifest: Manifest) -> list[str]:
-    """The texts of the tokens that end an answer. The tokenizer is checked before it is parsed."""
-    from varco_runtime.bundle import check_file
+    """The texts of the tokens that end an answer."""
     from varco_runtime.tokenizer import Tokenizer
-    from varco_runtime.verified import Remembered
 
-    name = manifest.tokenizer
-    check_file(bundle, name, manifest.files[name], Remembered.load(), full=True)
-    tokenizer = Tokenizer.from_json((bundle / name).read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_json(_checked_text(bundle, manifest, manifest.tokenizer))
     return [tokenizer.decode([token]) for token in manifest.generation.eos_token_ids]
 
 
-def _print(bundle: Path, manifest: Manifest, end_tokens: list[str]) -> None:
-    print_facts(str(bundle), _overview(manifest))
+def _probe_tasks(bundle: Path, manifest: Manifest) -> list[str]:
+    """The task of each acceptance probe; none where the bundle has no probes."""
+    from varco_runtime.probes import probe_tasks
+
+    return [] if manifest.probes is None else probe_tasks(_checked_text(bundle, manifest, manifest.probes))
+
+
+def _checked_text(bundle: Path, manifest: Manifest, name: str) -> str:
+    """A small file, hashed before it is parsed."""
+    from varco_runtime.bundle import check_file
+    from varco_runtime.verified import Remembered
+
+    check_file(bundle, name, manifest.files[name], Remembered.load(), full=True)
+    return (bundle / name).read_text(encoding="utf-8")
+
+
+def _print(bundle: Path, manifest: Manifest, end_tokens: list[str], probe_tasks: list[str]) -> None:
+    print_facts(str(bundle), [*_overview(manifest), ("acceptance probes", _probes(manifest, probe_tasks))])
     print_table(
         "\nNetworks", ("", "weights", "computes in", "read per pass", "on disk"), _networks(manifest), right=(3, 4)
     )
@@ -72,7 +85,8 @@ def _print(bundle: Path, manifest: Manifest, end_tokens: list[str]) -> None:
     print_facts("\nPrompts and answers", _answers(manifest, end_tokens))
     provenance = sorted(manifest.provenance.items())
     print_facts("\nProvenance", [(name, _provenance_text(value)) for name, value in provenance])
-    write("\nThe manifest and the tokenizer were checked; varco verify hashes every file.\n")
+    checked = "manifest and tokenizer" if manifest.probes is None else "manifest, tokenizer and probes"
+    write(f"\nChecked here: {checked}; varco verify hashes every file.\n")
 
 
 def _overview(manifest: Manifest) -> list[tuple[str, str]]:
@@ -83,6 +97,13 @@ def _overview(manifest: Manifest) -> list[tuple[str, str]]:
         ("size", f"{size_text(_bundle_bytes(manifest))} in {len(manifest.files) + 1} files"),
         ("for", f"{manifest.device} (bundle format {manifest.format_version})"),
     ]
+
+
+def _probes(manifest: Manifest, tasks: list[str]) -> str:
+    if manifest.probes is None:
+        return "none; varco probe CHECKPOINT BUNDLE puts some in"
+    size = size_text(manifest.files[manifest.probes].size)
+    return f"{len(tasks)} ({', '.join(tasks)}), {size}; varco verify --numerics asks them"
 
 
 def _networks(manifest: Manifest) -> list[tuple[str, ...]]:

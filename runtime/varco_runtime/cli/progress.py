@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from varco_runtime.cli.console import note, one_line, size_text
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-class ExportProgress:
-    """A bar per component of an export, as `varco_export.export.Progress` asks for; a context manager."""
+class _Bars:
+    """Bars that are shown while it is entered; none without a terminal."""
 
     def __init__(self) -> None:
         self._bars = _bars("{task.completed:.0f}/{task.total:.0f}") if sys.stderr.isatty() else None
 
-    def __enter__(self) -> ExportProgress:
+    def __enter__(self) -> Self:
         if self._bars:
             self._bars.start()
         return self
@@ -31,6 +31,10 @@ class ExportProgress:
     ) -> None:
         if self._bars:
             self._bars.stop()
+
+
+class ExportProgress(_Bars):
+    """A bar per component of an export, as `varco_export.export.Progress` asks for; a context manager."""
 
     @contextmanager
     def component(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
@@ -44,22 +48,8 @@ class ExportProgress:
             note(f"{name} exported in {time.monotonic() - started:.1f} s")
 
 
-class EngineProgress:
+class EngineProgress(_Bars):
     """A bar per engine that shows the phase its build is in; a context manager. See `varco_export.engines.Progress`."""
-
-    def __init__(self) -> None:
-        self._bars = _bars("{task.completed:.0f}/{task.total:.0f}") if sys.stderr.isatty() else None
-
-    def __enter__(self) -> EngineProgress:
-        if self._bars:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars:
-            self._bars.stop()
 
     @contextmanager
     def engine(self, name: str, target: str) -> Iterator[Callable[[str, int, int], None]]:

@@ -1,0 +1,42 @@
+"""What `benchmarks.quality` found, as a chart: the bytes that a token reads against the divergence from fp32.
+
+python -m benchmarks.quality_plot benchmarks/quality.json benchmarks/plots/quality.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plot import Axis, Chart, Point, Series, save
+
+
+def quality_chart(results: dict[str, dict[str, Any]]) -> Chart:
+    """One point a bundle, with the standard error of its KL; fp32, whose KL is zero, is a line."""
+    points = [
+        Point(figures["bytes_per_token"] / 1e6, figures["kl"], figures["kl_error"], name)
+        for name, figures in results.items()
+        if figures.get("kl")
+    ]
+    return Chart(
+        "Divergence from full precision",
+        Axis("weights read per token, MB"),
+        Axis("KL, nats per token", is_log=True),
+        [Series("bundles", points)],
+        guides=[(results["fp32"]["bytes_per_token"] / 1e6, "fp32: KL 0")],
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="the JSON document of benchmarks.quality")
+    parser.add_argument("out", type=Path, help="the PNG to write")
+    options = parser.parse_args(arguments)
+    save(quality_chart(json.loads(options.results.read_text())), options.out)
+
+
+if __name__ == "__main__":
+    main()
