@@ -44,15 +44,16 @@ class Buffer:
     value: Any
     dtype: str
     shape: tuple[int, ...]
+    is_host: bool
 
     def set(self, array: Array) -> None:
         """Fill all of it from the host. The address stays."""
         self.value.update_inplace(np.ascontiguousarray(array, dtype=STORAGE[self.dtype]).reshape(self.shape))
 
     def read(self) -> Array:
-        """All of it on the host, as it is stored."""
+        """A copy of all of it on the host, as it is stored."""
         array: Array = self.value.numpy()
-        return array
+        return array.copy() if self.is_host else array
 
 
 class Device:
@@ -75,7 +76,7 @@ class Device:
                 value.update_inplace(array)
         except Exception as error:  # onnxruntime raises its own types, which share no base
             raise self.failure("the allocation of a buffer", error) from None
-        return Buffer(value, dtype, shape)
+        return Buffer(value, dtype, shape, self.place == "cpu")
 
     def upload(self, array: Array) -> Any:
         """A value on the device with what the array holds."""
