@@ -64,5 +64,5 @@ def check_runs_on_cuda(session: Any, missing: list[str]) -> None:
     names = f" ({', '.join(missing)})" if missing else ""
     raise BackendError(
         f"onnxruntime could not load its CUDA provider: libraries of CUDA 13 are missing{names}. Install them with: "
-        "pip install nvidia-cuda-runtime nvidia-cublas nvidia-curand nvidia-cufft nvidia-cuda-nvrtc"
+        "pip install 'varco-edge[cuda]', or a torch for CUDA 13 beside it"
     )
