@@ -106,7 +106,7 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     from varco_export.decoder import emit_decoder
     from varco_export.dialect_tensorrt import OPSET, TensorRtDialect
     from varco_export.graph import DTYPES, Graph
-    from varco_export.precision_tensorrt import tensorrt_precisions
+    from varco_export.precision_gpu import gpu_precisions
 
     started = time.perf_counter()
 
@@ -130,7 +130,7 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
             return name
 
     checkpoint = Checkpoint.open(options.folder / "checkpoint")
-    precision, _ = tensorrt_precisions(options.decoder[0], "auto", 128, "auto", "fp16", None)
+    precision, _ = gpu_precisions("tensorrt", options.decoder[0], "auto", 128, "auto", "fp16", None)
     kind = HollowGraph if options.whole else Graph
     with kind("decoder", options.folder, OPSET) as graph:
         emit_decoder(checkpoint, TensorRtDialect(graph, precision), MAX_CONTEXT, lambda: None)

@@ -146,7 +146,7 @@ def test_starting_loads_nothing_heavy() -> None:
         (["run", "b", "i.png", "\udcff"], "The prompt is not valid UTF-8"),
         (["export", "c"], "Missing argument 'BUNDLE'. See: varco export --help"),
         (["export", "c", "b", "--decoder", "bf16"], "--decoder bf16 has no kernels on the CPU"),
-        (["export", "c", "b", "--device", "cuda"], "--device cuda cannot be exported (not available in this version)"),
+        (["export", "c", "b", "--device", "rocm"], "--device rocm cannot be exported. Expected one of: cpu, cuda"),
         (["export", "c", "b", "--block-size", "33"], "--block-size 33 has no kernel"),
     ],
 )

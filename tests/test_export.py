@@ -131,7 +131,10 @@ def test_the_steps_of_the_progress_bar_are_the_steps_taken(tiny_checkpoint: Path
         (("int4", "auto", 32, "int2", "cpu"), "--activations int2 cannot"),
         (("fp32", "fp16", 32, "float", "cpu"), "--lm-head fp16 does not fit"),
         (("fp32", "int3", 32, "float", "cpu"), "--lm-head int3 cannot"),
-        (("fp32", "auto", 32, "float", "cuda"), "--device cuda cannot be exported"),
+        (
+            ("fp32", "auto", 32, "float", "rocm"),
+            "--device rocm cannot be exported. Expected one of: cpu, cuda, tensorrt",
+        ),
     ],
 )
 def test_a_precision_that_does_not_exist_is_refused_by_name(

@@ -20,12 +20,12 @@ Array = np.ndarray[Any, Any]
 
 
 def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance: Callable[[], None]) -> None:
-    """Emit `inputs_embeds` `[1, S, hidden]` and the caches to `logits` `[1, num_logits, vocab]` of the last positions.
+    """Emit embeddings `[1, S, hidden]` and the caches to `logits` `[1, num_logits, vocab]` of the last positions.
 
     `advance` is called after each layer and after the head.
     """
     config, tensor, weight, graph = checkpoint.config.text, checkpoint.tensor, checkpoint.weight, ops.graph
-    x = graph.input("inputs_embeds", ops.precision.compute, [1, "sequence", config.hidden_size])
+    x = ops.embeddings(tensor("language_model.embed_tokens.weight"))
     heads = AttentionHeads(
         config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.graph import DTYPES, Graph
+from varco_export.graph import DTYPES, Graph, Shape
 from varco_export.linear import Linear, Part
 from varco_export.precision import Precision
 from varco_export.tensor import Tensor
@@ -40,6 +40,16 @@ class Dialect(ABC):
         self.precision = precision
         self._numpy_type = DTYPES[precision.compute][1]
 
+    # -- inputs and outputs -----------------------------------------------------------------------------------------
+
+    def host_input(self, name: str, shape: Shape) -> str:
+        """A float input that the host fills, for use in the compute type."""
+        return self.graph.input(name, self.precision.compute, shape)
+
+    def output(self, name: str, x: str, shape: Shape) -> None:
+        """Declare x an output of the graph, in the compute type."""
+        self.graph.node("Identity", [x], output=self.graph.output(name, self.precision.compute, shape))
+
     # -- small pieces -----------------------------------------------------------------------------------------------
 
     def vector(self, tensor: Tensor) -> str:
@@ -61,6 +71,11 @@ class Dialect(ABC):
         name = f"{weights.name}.bias"
         bias = self.graph.weight(name, self.precision.compute, (weights.out_features,), [weights.bias()])
         return self.graph.node("Add", [y, bias])
+
+    def weighted_sum(self, rows: str, weights: str, output: str) -> None:
+        """Rows `[N, 4, D]` times `weights` `[N, 4]`, summed to `output` `[N, D]`."""
+        scaled = self.graph.node("Mul", [rows, self.graph.node("Unsqueeze", [weights, self.graph.ints(-1)])])
+        self.graph.node("ReduceSum", [scaled, self.graph.ints(1)], output=output, keepdims=0)
 
     @abstractmethod
     def _product(self, x: str, part: Part, precision: str) -> str:
@@ -91,6 +106,10 @@ class Dialect(ABC):
         """Every position sees every other; q, k, v `[T, P, features]`."""
 
     # -- language model ---------------------------------------------------------------------------------------------
+
+    def embeddings(self, table: Tensor) -> str:
+        """What enters the first layer, `[1, S, hidden]`; `table` are the token rows, for dialects that look them up."""
+        return self.graph.input("inputs_embeds", self.precision.compute, [1, "sequence", table.shape[1]])
 
     def rms_norm(self, x: str, weight: Tensor, epsilon: float) -> str:
         return self.graph.node("RMSNormalization", [x, self.vector(weight)], axis=-1, epsilon=epsilon)

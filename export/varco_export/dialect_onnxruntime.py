@@ -70,7 +70,7 @@ class OnnxRuntimeDialect(Dialect):
     def _integer_product(self, x: str, part: IntegerPart) -> str:
         """Integers as they are stored. A group larger than a kernel's block becomes several with the same scale."""
         n, k, bits = part.out_features, part.in_features, part.bits
-        block_size = kernel_block_size(part)
+        block_size = self._block_size(part)
         num_blocks = -(-k // block_size)
         per_group = -(-part.group_size // block_size)
 
@@ -90,6 +90,12 @@ class OnnxRuntimeDialect(Dialect):
             packed = pack_values(by_block(zeros), bits)
             inputs.append(self.graph.weight(f"{part.name}.zero_points", "uint8", packed.shape, [packed]))
         return self._matmul_n_bits(x, inputs, part, bits, block_size)
+
+    def _block_size(self, part: IntegerPart) -> int:
+        """The largest block of input features that a kernel takes, a power of two, and that fits a group."""
+        if part.group_size >= part.in_features:
+            return MAX_BLOCK_SIZE
+        return math.gcd(part.group_size, MAX_BLOCK_SIZE)
 
     def _packed(
         self, part: FloatPart | IntegerPart, bits: int, num_blocks: int, block_size: int, rows: Iterator[Array]
@@ -210,10 +216,3 @@ class OnnxRuntimeDialect(Dialect):
 
     def logits(self, x: str) -> None:
         self.graph.node("Cast", [x], output="logits", to=DTYPES["fp32"][0])
-
-
-def kernel_block_size(part: IntegerPart) -> int:
-    """The largest block of input features that a kernel takes (a power of two, at most 128) and that fits a group."""
-    if part.group_size >= part.in_features:
-        return MAX_BLOCK_SIZE
-    return math.gcd(part.group_size, MAX_BLOCK_SIZE)

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from varco_export.dialect import Array, AttentionHeads, Dialect
+from varco_export.fp8 import FP8_MAX, SMALLEST_SCALE, round_to_fp8, slabs
 from varco_export.graph import DTYPES, Graph
 from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Part, pack_values
 from varco_export.precision import QUANTISED_BITS, Precision
@@ -24,9 +25,6 @@ from varco_runtime.errors import ExportError
 OPSET = 24
 """TensorScatter and the Attention that takes its caches."""
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 16, 128
-FP8_MAX = 448
-SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
-"""TensorRT takes positive scales alone; this stands for the zero of a block of zeros."""
 _SIGN = {4: np.uint8(0x88), 8: np.uint8(0x80)}
 """Flipping the top bit of each value turns 0 .. 2^bits - 1 around the middle into two's complement around 0."""
 
@@ -69,7 +67,7 @@ class TensorRtDialect(Dialect):
 
         def packed_rows() -> Iterator[Array]:
             row = 0
-            for rows in _slabs(part.blocks(), k):
+            for rows in slabs(part.blocks(), k):
                 values, scales[row : row + len(rows)] = _round_rows(rows, bits, block_size)
                 row += len(rows)
                 yield pack_values(values, bits)
@@ -126,19 +124,8 @@ class TensorRtDialect(Dialect):
     def _rounded_fp8(self, part: FloatPart) -> str:
         """Floats rounded to the nearest FP8 on their way; the largest of a row becomes 448, the largest FP8."""
         scales = np.empty(part.out_features, dtype=self._numpy_type)
-
-        def rows_in_fp8() -> Iterator[Array]:
-            row = 0
-            for block in _slabs(part.blocks(), part.in_features):
-                rows = block.astype(np.float32)
-                largest = np.abs(rows).max(axis=1)
-                used = np.maximum(largest / FP8_MAX, SMALLEST_SCALE).astype(self._numpy_type)
-                scales[row : row + len(rows)] = used
-                row += len(rows)
-                rows /= used.astype(np.float32)[:, None]
-                yield np.clip(rows, -FP8_MAX, FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
-
-        return self._fp8_rows(part, rows_in_fp8(), scales)
+        rows = round_to_fp8(slabs(part.blocks(), part.in_features), scales)
+        return self._fp8_rows(part, rows, scales)
 
     def _fp8_rows(self, part: FloatPart | Fp8Part, blocks: Iterable[Array], scales: Array) -> str:
         n, k = part.out_features, part.in_features
@@ -255,14 +242,6 @@ def _round_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
     scales = np.maximum(scales, np.float32(SMALLEST_SCALE))
     values = np.clip(np.rint(values / scales[:, :, None]), -half, half - 1).astype(np.int8)
     return values.view(np.uint8) & np.uint8(2 * half - 1), scales
-
-
-def _slabs(blocks: Iterable[Array], width: int) -> Iterator[Array]:
-    """Blocks of rows cut to 8 MiB of fp32: the work arrays stay in reach of the caches and far below a large tensor."""
-    step = max(1, (2 << 20) // width)
-    for block in blocks:
-        for start in range(0, len(block), step):
-            yield block[start : start + step]
 
 
 def _check_blocks(part: FloatPart | IntegerPart, block_size: int) -> None:

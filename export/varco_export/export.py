@@ -14,6 +14,7 @@ import numpy as np
 from varco_export.checkpoint import Checkpoint
 from varco_export.decoder import emit_decoder
 from varco_export.dialect import Dialect
+from varco_export.dialect_cuda import CudaDialect
 from varco_export.dialect_onnxruntime import OnnxRuntimeDialect
 from varco_export.dialect_tensorrt import OPSET as TENSORRT_OPSET
 from varco_export.dialect_tensorrt import TensorRtDialect
@@ -22,7 +23,7 @@ from varco_export.graph import DTYPES, OPSET, Graph
 from varco_export.output import HashedFile, whole_folder
 from varco_export.packing import emit_packing
 from varco_export.precision import Precision, check_decoder_options, decoder_precision, vision_precision
-from varco_export.precision_tensorrt import check_tensorrt_options, tensorrt_precisions
+from varco_export.precision_gpu import GPU_DEVICES, check_gpu_options, gpu_precisions
 from varco_export.probes import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.projector import emit_projector
 from varco_export.prompts import load_prompts
@@ -34,6 +35,14 @@ from varco_runtime.manifest import FORMAT_VERSION, Component, Embedding, FileFac
 
 DEFAULT_MAX_CONTEXT = 10_240
 """The largest picture is 8,829 image tokens; prompt and 1,024 new tokens fit beside it."""
+
+
+DIALECTS: dict[str, tuple[type[Dialect], int]] = {
+    "cpu": (OnnxRuntimeDialect, OPSET),
+    "cuda": (CudaDialect, OPSET),
+    "tensorrt": (TensorRtDialect, TENSORRT_OPSET),
+}
+"""By device: the operators and their opset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +91,8 @@ def export(source: str | Path, target: Path, options: ExportOptions, progress: P
 def _check_precisions(options: ExportOptions) -> None:
     """Refuse what no checkpoint could be exported with."""
     asked = options.decoder, options.lm_head, options.block_size, options.activations
-    if options.device == "tensorrt":
-        check_tensorrt_options(*asked, options.vision)
+    if options.device in GPU_DEVICES:
+        check_gpu_options(options.device, *asked, options.vision)
     else:
         check_decoder_options(*asked, options.device)
         vision_precision(options.vision)
@@ -92,9 +101,9 @@ def _check_precisions(options: ExportOptions) -> None:
 def _precisions(options: ExportOptions, checkpoint: Checkpoint) -> tuple[Precision, Precision]:
     """The decoder's formats, and those of the other networks."""
     decoder, lm_head, block_size, stored = options.decoder, options.lm_head, options.block_size, checkpoint.stored
-    if options.device == "tensorrt":
+    if options.device in GPU_DEVICES:
         weights = checkpoint.tensors["language_model.embed_tokens.weight"].dtype
-        return tensorrt_precisions(decoder, lm_head, block_size, options.vision, weights, stored)
+        return gpu_precisions(options.device, decoder, lm_head, block_size, options.vision, weights, stored)
     own = decoder_precision(decoder, lm_head, block_size, options.activations, options.device, stored=stored)
     return own, vision_precision(options.vision)
 
@@ -121,9 +130,7 @@ def _write(
 ) -> Manifest:
     config = checkpoint.config
     files: dict[str, FileFacts] = {}
-    on_tensorrt = options.device == "tensorrt"
-    opset = TENSORRT_OPSET if on_tensorrt else OPSET
-    dialect: Callable[[Graph, Precision], Dialect] = TensorRtDialect if on_tensorrt else OnnxRuntimeDialect
+    dialect, opset = DIALECTS[options.device]
 
     def network(
         name: str,
@@ -159,12 +166,13 @@ def _write(
         embedding = write_embedding(checkpoint, folder, files)
         advance()
     packing = token_lookup = None
-    if on_tensorrt:  # which packs patches and looks tokens up on the device
+    row_bytes = config.text.hidden_size * DTYPES[vision.compute][1].itemsize
+    if options.device in GPU_DEVICES:  # which pack patches themselves
         packing = network("packing", vision, 1, lambda ops, advance: emit_packing(checkpoint, ops, advance))
+    if options.device == "tensorrt":
         token_lookup = network(
             "embedding", vision, 1, lambda ops, advance: emit_embedding(checkpoint, ops, advance), label="token lookup"
         )
-        row_bytes = config.text.hidden_size * DTYPES[vision.compute][1].itemsize
         token_lookup = replace(token_lookup, weight_bytes=row_bytes)
     decoder_component = network(
         "decoder",
@@ -172,6 +180,9 @@ def _write(
         config.text.num_hidden_layers + 1,
         lambda ops, advance: emit_decoder(checkpoint, ops, max_context, advance),
     )
+    if options.device == "cuda":  # whose decoder holds the token rows, of which a step reads one
+        unread = (config.text.vocab_size - 1) * row_bytes
+        decoder_component = replace(decoder_component, weight_bytes=decoder_component.weight_bytes - unread)
     checkpoint.finish()
 
     manifest = Manifest(

@@ -27,6 +27,7 @@ ALIGNMENT = 4096
 """Every tensor starts on a page of the data file, so that a runtime can map it."""
 
 DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
+    "fp64": (TensorProto.DOUBLE, np.dtype(np.float64)),
     "fp32": (TensorProto.FLOAT, np.dtype(np.float32)),
     "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
     "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
@@ -94,6 +95,13 @@ class Graph:
         node.attribute.extend(helper.make_attribute(key, attributes[key]) for key in sorted(attributes))
         self._nodes.append(node)
         return outputs
+
+    def rename(self, old: str, new: str) -> str:
+        """Give a value that some node makes another name, which no value has yet."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                names[:] = [new if name == old else name for name in names]
+        return new
 
     def value(self, hint: str) -> str:
         """A fresh value name."""

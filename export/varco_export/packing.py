@@ -21,14 +21,13 @@ def emit_packing(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], Non
     num_patches = (vision.image_size // vision.patch_size) ** 2
     features = graph.input("image_features", dtype, ["tiles", num_patches, width])
     indices = graph.input("indices", "int64", ["tokens", 4])
-    weights = graph.input("weights", dtype, ["tokens", 4])
+    weights = ops.host_input("weights", ["tokens", 4])
 
     patches = graph.node("Reshape", [features, graph.ints(-1, width)])  # [T * P, D]
     newline = checkpoint.tensor("image_newline")
     row = graph.weight(newline.name, dtype, (1, width), [newline.read()[None]])
     rows = graph.node("Concat", [patches, row], axis=0)  # [T * P + 1, D]
     picked = graph.node("Gather", [rows, indices], axis=0)  # [N, 4, D]
-    scaled = graph.node("Mul", [picked, graph.node("Unsqueeze", [weights, graph.ints(-1)])])
-    graph.node("ReduceSum", [scaled, graph.ints(1)], output="image_tokens", keepdims=0)
+    ops.weighted_sum(picked, weights, "image_tokens")
     graph.output("image_tokens", dtype, ["tokens", width])
     advance()

@@ -70,7 +70,7 @@ def choose(value: str, option: str, allowed: tuple[str, ...], later: tuple[str, 
 
 def check_decoder_options(decoder: str, lm_head: str, block_size: int, activations: str, device: str) -> None:
     """Refuse by name what no checkpoint could be exported with, before one is opened."""
-    choose(device, "--device", ("cpu", "tensorrt"), later=("cuda",))
+    choose(device, "--device", ("cpu", "cuda", "tensorrt"))
     if decoder == "bf16":
         raise UsageError(
             "--decoder bf16 has no kernels on the CPU. Use --decoder fp32 (exact) or int4 (small and fast)."

@@ -302,7 +302,7 @@ def linear_formats(checkpoint: Checkpoint, path: Path) -> dict[str, LinearFormat
 
     Of the graph only the operators are read, never the weights: these are what the probes judge.
     """
-    held = _held(path)
+    held, weights_only = _held(path), _fp8_weights_only(path)
     names = ["lm_head"]
     for layer in range(checkpoint.config.text.num_hidden_layers):
         names += [f"language_model.layers.{layer}.{linear}" for linear in _LINEARS]
@@ -312,7 +312,8 @@ def linear_formats(checkpoint: Checkpoint, path: Path) -> dict[str, LinearFormat
         # A graph may hold query, key and value as one linear, and so gate and up.
         fused = re.sub("[qkv]_proj$", "qkv_proj", re.sub("(gate|up)_proj$", "gate_up_proj", name))
         found = held.get(name, held.get(fused))
-        if isinstance(weight, Fp8Weight) and weight.activations != "float":
+        stays_float = bool(weights_only & {name, fused})
+        if isinstance(weight, Fp8Weight) and weight.activations != "float" and not stays_float:
             formats[name] = LinearFormat("fp8", activations="fp8", input_scale=weight.input_scale)
         elif found is not None:
             formats[name] = dataclasses.replace(found, rounds_weight=isinstance(weight, Tensor))
@@ -332,6 +333,16 @@ def _held(path: Path) -> dict[str, LinearFormat]:
                 activations="int8" if numbers.get("accuracy_level") == 4 else "float",
             )
     return held
+
+
+def _fp8_weights_only(path: Path) -> set[str]:
+    """FP8 linears whose input the graph leaves as it is, whatever the checkpoint asks for (`dialect_cuda.py`)."""
+    return {
+        found["name"]
+        for node in onnx.load(path, load_external_data=False).graph.node
+        if node.op_type == "MatMulBlockQuantizedFp8Weight" and len(node.input) == 3
+        for found in filter(None, map(_QUANTISED.fullmatch, node.input))
+    }
 
 
 def _coarsest(formats: Iterable[LinearFormat], compute: str) -> str:

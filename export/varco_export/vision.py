@@ -15,10 +15,9 @@ from varco_export.linear import Linear
 
 def emit_vision(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], None]) -> None:
     """Emit `pixel_values` `[T, 3, S, S]` to `patch_features` `[T, P, hidden]`. `advance` is called after each layer."""
-    config, tensor, graph = checkpoint.config.vision, checkpoint.tensor, ops.graph
+    config, tensor = checkpoint.config.vision, checkpoint.tensor
     num_patches = (config.image_size // config.patch_size) ** 2
-    dtype = ops.precision.compute
-    pixel_values = graph.input("pixel_values", dtype, ["tiles", 3, config.image_size, config.image_size])
+    pixel_values = ops.host_input("pixel_values", ["tiles", 3, config.image_size, config.image_size])
 
     embeddings = "vision_tower.embeddings"
     kernel, bias = tensor(f"{embeddings}.patch_embedding.weight"), tensor(f"{embeddings}.patch_embedding.bias")
@@ -46,7 +45,5 @@ def emit_vision(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], None
         x = ops.add(x, h)
         advance()
 
-    graph.node(
-        "Identity", [x], output=graph.output("patch_features", dtype, ["tiles", num_patches, config.hidden_size])
-    )
+    ops.output("patch_features", x, ["tiles", num_patches, config.hidden_size])
     checkpoint.skip("vision_tower.post_layernorm.", "the features are taken before it")

@@ -110,7 +110,7 @@ class Manifest:
 
     @property
     def components(self) -> dict[str, Component]:
-        """The networks by the names of their graphs; `packing` and `embedding` are there for TensorRT alone."""
+        """The networks by the names of their graphs; `packing` is there for GPUs, `embedding` for TensorRT alone."""
         named = {
             "vision": self.vision,
             "projector": self.projector,

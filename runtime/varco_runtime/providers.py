@@ -1,4 +1,8 @@
-"""What a bundle runs on, and why: its graphs or engines are made for one provider, so the bundle decides."""
+"""What a bundle runs on, and why: its graphs or engines are made for one provider, so the bundle decides.
+
+`auto` takes what the bundle was made for; a bundle for CUDA falls back to the CPU where no GPU can be used and its
+operators allow it, and says so.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 
 from varco_runtime.backend import Backend
 from varco_runtime.bundle import Bundle
-from varco_runtime.errors import BackendError, UsageError
+from varco_runtime.errors import BackendError, MissingExtraError, UsageError
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 _NAMES = {"cpu": "the CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
@@ -21,11 +25,9 @@ class Provider:
 
 
 def check_provider(name: str) -> None:
-    """Raise `UsageError` for a provider that is unknown or not in this version."""
+    """Raise `UsageError` for a provider that is unknown."""
     if name not in PROVIDERS:
         raise UsageError(f"The provider {name!r} is unknown. Expected one of: {', '.join(PROVIDERS)}.")
-    if name == "cuda":
-        raise UsageError("The provider 'cuda' is not in this version. Use tensorrt on an NVIDIA GPU, or cpu.")
 
 
 def open_provider(bundle: Bundle, name: str, max_context: int | None, threads: int | None) -> Provider:
@@ -35,11 +37,11 @@ def open_provider(bundle: Bundle, name: str, max_context: int | None, threads: i
     `max_context` None is all the bundle or its engines allow. `threads` are the CPU's. Raises `BackendError`.
     """
     device = bundle.manifest.device
-    if device not in ("cpu", "tensorrt"):
-        raise BackendError(f"The bundle was exported for {device}, which is not in this version. {_export('cpu')}")
+    if device == "cuda":
+        return _open_cuda(bundle, name, max_context, threads)
     if name not in ("auto", device):
-        raise BackendError(f"The bundle was exported for {_NAMES[device]}, got --provider {name}. {_export(name)}")
-    why = "as asked" if name == device else f"the bundle was exported for {_NAMES[device]}"
+        raise _mismatch(device, name)
+    why = _why(device, name)
     if device == "cpu":
         from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -48,6 +50,40 @@ def open_provider(bundle: Bundle, name: str, max_context: int | None, threads: i
 
     backend = TensorRtBackend(bundle, max_context)
     return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})")
+
+
+def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None) -> Provider:
+    """The GPU; the CPU where it was asked for, or where no GPU can be used and nobody insists on one."""
+    from varco_runtime.cuda_backend import CudaBackend, runs_on_cpu
+
+    if name == "tensorrt":
+        raise _mismatch("cuda", name)
+    reason = "as asked"
+    if name != "cpu":
+        try:
+            return Provider(CudaBackend(bundle, max_context), f"cuda ({_why('cuda', name)})")
+        except (BackendError, MissingExtraError) as error:
+            if name == "cuda":
+                raise
+            reason = str(error)
+    if not runs_on_cpu(bundle):
+        precision = bundle.manifest.decoder.precision
+        before = "" if name == "cpu" else f"{reason} "
+        raise BackendError(
+            f"{before}The CPU cannot run this bundle, it has no kernels for {precision}. {_export('cpu')}"
+        )
+    backend = CudaBackend(bundle, max_context, "cpu", threads)
+    if name == "cpu":
+        return Provider(backend, "cpu (as asked; the bundle was exported for CUDA, whose fp16 is slow here)")
+    return Provider(backend, f"cpu, slowly (the bundle was exported for CUDA, which cannot be used: {reason})")
+
+
+def _why(device: str, name: str) -> str:
+    return "as asked" if name == device else f"the bundle was exported for {_NAMES[device]}"
+
+
+def _mismatch(device: str, name: str) -> BackendError:
+    return BackendError(f"The bundle was exported for {_NAMES[device]}, got --provider {name}. {_export(name)}")
 
 
 def _export(device: str) -> str:

@@ -24,7 +24,7 @@ PACKAGES = (
 EXTRAS = {
     "cpu": "running a bundle on a CPU",
     "export": "varco export",
-    "cuda": "instead of cpu, for NVIDIA GPUs; this version does not use it yet",
+    "cuda": "instead of cpu: running a bundle on an NVIDIA GPU through ONNX Runtime",
     "tensorrt": "building and running TensorRT engines on RTX GPUs",
     "quantize": "varco quantize",
 }
@@ -42,6 +42,7 @@ class Report:
     memory_total_bytes: int | None
     memory_available_bytes: int | None
     gpus: list[str]
+    cuda: str
     providers: list[str]
     missing_extras: dict[str, str]
     cache_folder: str
@@ -80,6 +81,7 @@ def examine() -> Report:
         memory_total_bytes=total,
         memory_available_bytes=available,
         gpus=_gpus(),
+        cuda=_cuda(providers),
         providers=providers,
         missing_extras={extra: f"pip install 'varco-edge[{extra}]'" for extra in EXTRAS if _lacks(extra)},
         cache_folder=str(cache_folder()),
@@ -101,6 +103,7 @@ def _print(report: Report) -> None:
             ("processor", f"{report.cpu}, {report.num_cores} core{'s' if report.num_cores > 1 else ''} usable"),
             ("memory", memory),
             ("GPUs", "; ".join(report.gpus) or "none found"),
+            ("bundles for CUDA", report.cuda),
             ("onnxruntime runs on", ", ".join(report.providers) or "nothing: onnxruntime is not usable"),
             ("cache folder", report.cache_folder),
         ],
@@ -206,6 +209,21 @@ def _gpus() -> list[str]:
             continue
         gpus.append(found[1].strip() if found else path.parent.name)
     return gpus
+
+
+def _cuda(providers: list[str]) -> str:
+    """Whether a bundle for CUDA finds a driver, a GPU and an onnxruntime for it, or what is missing first."""
+    from varco_runtime.cuda_driver import find_gpu
+    from varco_runtime.errors import BackendError
+
+    try:
+        gpu = find_gpu()
+    except BackendError as error:
+        return str(error)
+    if "CUDA" not in providers:
+        return f"{gpu.name} is there, onnxruntime-gpu is not: pip install 'varco-edge[cuda]'"
+    free = f"{size_text(gpu.free_bytes)} of {size_text(gpu.total_bytes)} free"
+    return f"{gpu.name}, {gpu.target}, {free}; libraries are tried when a bundle is loaded"
 
 
 def _gpu_text(line: str) -> str:

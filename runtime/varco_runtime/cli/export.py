@@ -24,21 +24,21 @@ def export(
         str, typer.Argument(metavar="CHECKPOINT", help="A folder of safetensors, or a Hugging Face repository id.")
     ],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder to make.")],
-    device: Annotated[str, typer.Option(metavar="cpu|tensorrt", help="Where the bundle will run.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda|tensorrt", help="Where the bundle will run.")] = "cpu",
     decoder: Annotated[
         str,
         typer.Option(
             metavar="auto|fp32|fp16|bf16|int8|int4|fp8",
             help="Weights of the language model; auto keeps a quantised checkpoint's format, else fp32, the exact one, "
-            "or for tensorrt fp16 or bf16 as stored. int8 and int4 of a plain checkpoint are rounded to the nearest; "
-            "varco quantize loses less.",
+            "or for cuda and tensorrt fp16 or bf16 as stored. int8 and int4 of a plain checkpoint are rounded to the "
+            "nearest; varco quantize loses less.",
         ),
     ] = "auto",
     vision: Annotated[
         str,
         typer.Option(
             metavar="auto|fp32|fp16|bf16|int8",
-            help="Weights of the vision tower and projector; auto is fp32, for tensorrt what the decoder computes in; "
+            help="Weights of the vision tower and projector; auto is fp32, for a GPU what the decoder computes in; "
             "int8 (weights and activations) is the fast one on a CPU.",
         ),
     ] = "auto",
@@ -46,7 +46,7 @@ def export(
         str,
         typer.Option(
             metavar="auto|fp32|fp16|bf16|int8|int4|fp8",
-            help="Weights of the last layer; auto is int8 beside int8 or int4, a float for tensorrt.",
+            help="Weights of the last layer; auto is int8 beside int8 or int4, a float for a GPU.",
         ),
     ] = "auto",
     block_size: Annotated[

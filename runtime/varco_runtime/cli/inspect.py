@@ -19,17 +19,57 @@ _NON_COMMERCIAL = ("-nc", "noncommercial", "research")
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Show instead which kernel each node gets on this device.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> None:
     """Show what a bundle holds: licence, networks, precisions, memory, picture and prompt settings."""
     from varco_runtime.bundle import read_manifest
 
     manifest = read_manifest(bundle)
+    if kernels:
+        _show_kernels(bundle, manifest, as_json)
+        return
     end_tokens, tasks = _end_tokens(bundle, manifest), _probe_tasks(bundle, manifest)
     if as_json:
         write_document(json.dumps(document(manifest, end_tokens, tasks), indent=2, ensure_ascii=False))
     else:
         _print(bundle, manifest, end_tokens, tasks)
+
+
+def _show_kernels(bundle: Path, manifest: Manifest, as_json: bool) -> None:
+    """Each kind of node and its kernels. The graphs are checked before they are parsed."""
+    from varco_runtime.bundle import check_file
+    from varco_runtime.kernels import kernel_uses
+    from varco_runtime.verified import Remembered
+
+    for part in manifest.components.values():
+        check_file(bundle, part.file, manifest.files[part.file], Remembered.load(), full=True)
+    device, capability = _kernel_device(manifest)
+    uses = kernel_uses(bundle, manifest, capability)
+    basis = "the provider's documented conditions, not observed in a run" if capability else "what the provider has"
+    if as_json:
+        rows = [dataclasses.asdict(use) for use in uses]
+        write_document(json.dumps({"device": device, "basis": basis, "kernels": rows}, indent=2, ensure_ascii=False))
+        return
+    header = ("", "operator", "shape", "nodes", "one row", "many rows")
+    cells = [(use.network, use.operator, use.shape, str(use.nodes), use.one_row, use.many_rows) for use in uses]
+    print_table(f"Kernels on {device}, by {basis}", header, cells, right=(3,))
+
+
+def _kernel_device(manifest: Manifest) -> tuple[str, tuple[int, int] | None]:
+    """What the bundle runs on here, and its compute capability; None for the CPU."""
+    from varco_runtime.cuda_driver import find_gpu
+    from varco_runtime.errors import BackendError
+
+    if manifest.device != "cuda":
+        return "the CPU", None
+    try:
+        gpu = find_gpu()
+    except BackendError:
+        return "compute capability 9.0 (H100, H200), as no GPU was found", (9, 0)
+    return f"{gpu.name} ({gpu.target})", gpu.capability
 
 
 def document(manifest: Manifest, end_tokens: list[str], probe_tasks: list[str]) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""The operators as ONNX Runtime's CUDA provider runs them fast, inside a CUDA graph and without cuDNN.
+
+Differences from the CPU's form, each for a condition of the provider (onnxruntime's operator documentation,
+`docs/contrib_ops/cuda`, and its table of kernels, `docs/OperatorKernels.md`):
+
+- Every node has a CUDA kernel, so that a decode step can be captured: no Identity and no Pad, whose kernels do not
+  reach opset 23; positions whose logits are wanted come as indices on the device, not as a slice's bounds on the host.
+- Nothing needs cuDNN, which onnxruntime-gpu neither contains nor requires: the patch convolution is a reshape and a
+  product, the packing's sum is a product, and the next token comes from TopK.
+- The decoder looks its tokens up itself and puts the picture's rows in between, so a decode step is one run.
+- Floats that the host fills are fp32: a cast on the device is cheaper than one on the host, and numpy has no bf16.
+- Symmetric integers go in blocks of 32, which `fpA_intB` takes in fp16; FP8 is `MatMulBlockQuantizedFp8Weight`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from varco_export.dialect import Array
+from varco_export.dialect_onnxruntime import OnnxRuntimeDialect
+from varco_export.fp8 import round_to_fp8, slabs
+from varco_export.graph import DTYPES, MICROSOFT, Shape
+from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Linear, Part
+from varco_export.tensor import Tensor
+
+FUSED_BLOCK_SIZE = 32
+FUSED_ROWS = {4: 64, 8: 32}
+"""What `fpA_intB` asks of the number of output features, by bits."""
+TIE_STEP = 2.0**-44
+"""What one token id weighs against a logit: exact in fp64 for logits below 256, and less than two fp16 or fp32 logits
+of at least 1/8 can differ by, for up to 2^18 tokens."""
+
+
+class CudaDialect(OnnxRuntimeDialect):
+    """See `Dialect` for the methods and this module's text for the differences."""
+
+    # -- inputs and outputs -----------------------------------------------------------------------------------------
+
+    def host_input(self, name: str, shape: Shape) -> str:
+        return self.graph.node("Cast", [self.graph.input(name, "fp32", shape)], to=DTYPES[self.precision.compute][0])
+
+    def output(self, name: str, x: str, shape: Shape) -> None:
+        self.graph.rename(x, self.graph.output(name, self.precision.compute, shape))
+
+    def embeddings(self, table: Tensor) -> str:
+        """Tokens looked up, and where `is_image` the rows `image_rows` of `image_tokens` instead.
+
+        `image_tokens` has at least one row, as Gather reads one for every position.
+        """
+        graph, width = self.graph, table.shape[1]
+        token_ids = graph.input("token_ids", "int64", [1, "sequence"])
+        image_tokens = graph.input("image_tokens", self.precision.compute, ["num_image_tokens", width])
+        image_rows = graph.input("image_rows", "int64", [1, "sequence"])
+        is_image = graph.input("is_image", "bool", [1, "sequence", 1])
+        text = graph.node("Gather", [self.vector(table), token_ids], axis=0)
+        picture = graph.node("Gather", [image_tokens, image_rows], axis=0)
+        return graph.node("Where", [is_image, picture, text])
+
+    def last_tokens(self, x: str) -> str:
+        return self.graph.node("Gather", [x, self.graph.input("logit_positions", "int64", ["num_logits"])], axis=1)
+
+    def logits(self, x: str) -> None:
+        super().logits(x)
+        self._next_token()
+
+    def _next_token(self) -> None:
+        """`next_token` `[1, num_logits]`: the largest logit's token, the first of equals as on the host.
+
+        Each logit is lowered by its id's `TIE_STEP` in fp64, so no two are equal, and the largest is sought in two
+        steps: a row of many values would keep a single block of threads busy.
+        """
+        graph = self.graph
+        vocab_size = self._vocab_size
+        width = _block_width(vocab_size)
+        steps = np.arange(vocab_size, dtype=np.float64) * TIE_STEP
+        lowered = [graph.node("Cast", ["logits"], to=DTYPES["fp64"][0])]
+        lowered.append(graph.weight("tie_steps", "fp64", (vocab_size,), [steps]))
+        scores = graph.node("Reshape", [graph.node("Sub", lowered), graph.ints(-1, vocab_size // width, width)])
+        best, place = self._largest(scores)  # [n, blocks, 1]
+        shape = graph.ints(-1, vocab_size // width)
+        _, block = self._largest(graph.node("Reshape", [best, shape]))  # [n, 1]
+        place = graph.node("GatherElements", [graph.node("Reshape", [place, shape]), block], axis=1)
+        token = graph.node("Add", [graph.node("Mul", [block, graph.ints(width)]), place])
+        graph.node("Reshape", [token, graph.ints(1, -1)], output="next_token")
+        graph.output("next_token", "int64", [1, "num_logits"])
+
+    def _largest(self, x: str) -> tuple[str, str]:
+        """The largest of each row `[..., n]` and its place, both `[..., 1]`."""
+        value, place = self.graph.value("largest"), self.graph.value("place")
+        self.graph.multi_node("TopK", [x, self.graph.ints(1)], [value, place], axis=-1, largest=1, sorted=1)
+        return value, place
+
+    # -- without cuDNN ----------------------------------------------------------------------------------------------
+
+    def patches(self, pixel_values: str, weight: Tensor, bias: Tensor, num_patches: int) -> str:
+        graph = self.graph
+        features, channels, patch, _ = weight.shape
+        side = math.isqrt(num_patches)
+        pixels, values = side * patch, channels * patch * patch
+        # The pixels beyond the last whole patch are dropped, as a convolution without padding does.
+        bounds = [graph.ints(0, 0), graph.ints(pixels, pixels), graph.ints(2, 3)]
+        used = graph.node("Slice", [pixel_values, *bounds])
+        cut = graph.node("Reshape", [used, graph.ints(-1, channels, side, patch, side, patch)])
+        rows = graph.node("Transpose", [cut], perm=[0, 2, 4, 1, 3, 5])  # [T, rows, columns, channels, patch, patch]
+        flat = graph.node("Reshape", [rows, graph.ints(-1, num_patches, values)])
+        w = graph.weight(weight.name, self.precision.compute, (features, values), weight.blocks())
+        y = graph.node("FusedMatMul", [flat, w], domain=MICROSOFT, transB=1)
+        return self.add(y, self.vector(bias))
+
+    def weighted_sum(self, rows: str, weights: str, output: str) -> None:
+        graph = self.graph
+        product = graph.node("MatMul", [graph.node("Unsqueeze", [weights, graph.ints(1)]), rows])  # [N, 1, D]
+        graph.node("Reshape", [product, graph.ints(0, -1)], output=output)
+
+    # -- products ---------------------------------------------------------------------------------------------------
+
+    def linear(self, x: str, weights: Linear, head: bool = False) -> str:
+        if head:
+            self._vocab_size = weights.out_features
+        return super().linear(x, weights, head)
+
+    def _product(self, x: str, part: Part, precision: str) -> str:
+        if isinstance(part, FloatPart) and precision == "fp8":
+            scales = np.empty(part.out_features, dtype=np.float32)
+            return self._fp8_matmul(x, part, round_to_fp8(slabs(part.blocks(), part.in_features), scales), scales)
+        return super()._product(x, part, precision)
+
+    def _block_size(self, part: IntegerPart) -> int:
+        """32 where that makes the fused kernel possible, else the checkpoint's own, which reads fewer scales."""
+        own = super()._block_size(part)
+        fused = (
+            self.precision.compute == "fp16"
+            and part.zeros() is None
+            and own % FUSED_BLOCK_SIZE == 0
+            and part.in_features % FUSED_BLOCK_SIZE == 0
+            and part.out_features % FUSED_ROWS[part.bits] == 0
+        )
+        return FUSED_BLOCK_SIZE if fused else own
+
+    def _fp8_product(self, x: str, part: Fp8Part) -> str:
+        """FP8 as it is stored. An input with one fixed scale is rounded to FP8 by the operator.
+
+        One with a scale for each token stays as it is, which is nearer to full precision: rounding it would take eight
+        more operators for each product, and the kernels multiply in the compute type either way.
+        """
+        scale = None
+        if part.activations == "tensor":
+            scale = self.graph.constant(f"{part.name}.input_scale", np.array(part.input_scale, np.float32))
+        return self._fp8_matmul(x, part, part.blocks(), part.scales(), scale)
+
+    def _fp8_matmul(
+        self, x: str, part: FloatPart | Fp8Part, blocks: Iterable[Array], scales: Array, input_scale: str | None = None
+    ) -> str:
+        """`MatMulBlockQuantizedFp8Weight` with one block, a whole row, and so one scale for each output feature."""
+        n, k = part.out_features, part.in_features
+        names = [
+            x,
+            self.graph.weight(f"{part.name}.weight_fp8", "fp8", (n, k), blocks),
+            self.graph.weight(f"{part.name}.scales", "fp32", (n, 1), [scales]),
+        ]
+        names += [] if input_scale is None else [input_scale]
+        return self.graph.node("MatMulBlockQuantizedFp8Weight", names, domain=MICROSOFT, block_size=k)
+
+
+def _block_width(vocab_size: int) -> int:
+    """The divisor of the vocabulary's size that is nearest to its square root."""
+    root = math.sqrt(vocab_size)
+    widths = (width for width in range(1, vocab_size + 1) if vocab_size % width == 0)
+    return min(widths, key=lambda width: abs(math.log(width / root)))

@@ -1,0 +1,237 @@
+"""A bundle for CUDA on ONNX Runtime, with no torch and no cuda-python.
+
+Weights, caches and features are on the device from loading on; nothing is copied between steps. A prompt runs in
+chunks of its own length, an answer token by token as a CUDA graph (`cuda_step.py`), both in one session, so the weights
+are there once. Pictures are in `cuda_vision.py`. Where the GPU is missing, a bundle in fp16 runs on the CPU through the
+same code, slowly: onnxruntime converts around every operator that has no fp16 kernel there.
+
+**No line of this has run on a GPU.** What the tests show is said in README.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from varco_runtime.backend import Array, Features, PromptInputs
+from varco_runtime.bundle import Bundle
+from varco_runtime.cuda_driver import GpuFacts, find_gpu
+from varco_runtime.cuda_library import check_capability, check_runs_on_cuda, load_onnxruntime
+from varco_runtime.cuda_memory import Sizes, buffer_shapes, check_memory, shortage
+from varco_runtime.cuda_session import Device, Network
+from varco_runtime.cuda_step import DecodeStep, bind_caches, make_caches
+from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
+from varco_runtime.errors import BackendError, ContextError, MissingExtraError
+from varco_runtime.image import PackingPlan
+from varco_runtime.onnxruntime_backend import usable_cores
+
+NETWORKS = ("vision", "projector", "packing", "decoder")
+CHECK_EVERY = 64
+"""Greedy steps between two looks at the logits. NaN has no largest entry, so the device's choice does not show it."""
+
+
+class CudaBackend:
+    """One loaded bundle. See `Backend` for the methods. Raises `BackendError` or `MissingExtraError`: one line.
+
+    `place` is `cuda`, or `cpu` for a bundle that `runs_on_cpu`.
+    """
+
+    def __init__(
+        self, bundle: Bundle, max_context: int | None = None, place: str = "cuda", threads: int | None = None
+    ) -> None:
+        manifest = bundle.manifest
+        self._manifest = manifest
+        self._gpu: GpuFacts | None = None
+        self._max_context = max_context or manifest.max_context
+        self._sizes = Sizes.of(manifest, self._max_context)
+        self._threads = threads or usable_cores()
+        missing: list[str] = []
+        if place == "cuda":
+            self._gpu = find_gpu()
+            check_capability(self._gpu, manifest.decoder.compute)
+            self._ort, missing = load_onnxruntime()
+            check_memory(manifest, self._sizes, self._gpu)
+        else:
+            self._ort = _host_onnxruntime()
+        self._device = Device(self._ort, place, self._threads, self._shortage)
+        self._load(bundle, missing)
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    @property
+    def description(self) -> str:
+        if self._gpu is None:
+            threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+            return f"onnxruntime {self._ort.__version__}, CPU, {threads}, a bundle made for CUDA"
+        return f"onnxruntime {self._ort.__version__}, CUDA, {self._gpu.name} ({self._gpu.target})"
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    def _load(self, bundle: Bundle, missing: list[str]) -> None:
+        device, manifest = self._device, self._manifest
+        networks = {}
+        for name in NETWORKS:
+            path = bundle.path(manifest.components[name].file)
+            session = device.session(path, _provider_options(name), _session_entries(manifest.decoder.compute))
+            if self._gpu is not None:
+                check_runs_on_cuda(session, missing)
+            networks[name] = Network(device, name, session)
+        shapes = buffer_shapes(manifest, self._sizes)
+        self._buffers = {name: device.buffer(*shapes[name]) for name in shapes if name != "cache"}
+        self._caches = make_caches(device, manifest, self._max_context)
+        self._decoder = networks["decoder"]
+        self._vision = CudaVision(device, manifest, self._sizes, networks, self._buffers)
+        self._step = DecodeStep(device, self._decoder, manifest, self._caches, self._buffers["image_tokens"])
+        if self._gpu is not None:
+            # The capture, and with it whatever is missing or does not fit, before the first question. What this leaves
+            # at position 0 is overwritten before it is seen.
+            self._step.run(0, 0)
+
+    def _shortage(self, during: str) -> BackendError:
+        if self._gpu is None:
+            return BackendError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
+        return shortage(self._manifest, self._sizes, self._gpu, during)
+
+    # -- pictures -----------------------------------------------------------------------------------------------------
+
+    def encode(self, pixel_values: Array) -> DeviceFeatures:
+        return self._vision.encode(pixel_values)
+
+    def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
+        return self._vision.pack(features, plan)
+
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        return self._vision.features(pixel_values, plan)
+
+    # -- prefill ------------------------------------------------------------------------------------------------------
+
+    def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
+        total = len(inputs.ids)
+        assert 0 <= start < total, f"Bug: prefill from {start} of {total} positions"
+        assert 1 <= num_logits <= total - start, f"Bug: {num_logits} logits of {total - start} positions"
+        self._check_length(total)
+        first_logit = total - num_logits
+        rows = []
+        position = start
+        while position < total:
+            end = min(total, position + self._sizes.prefill_tokens)
+            if end > first_logit:
+                end = min(end, max(position, first_logit) + self._sizes.num_logits)
+            wanted = max(0, end - max(position, first_logit))
+            logits = self._prefill_chunk(inputs, position, end, max(1, wanted), read=wanted > 0)
+            if logits is not None:
+                rows.append(logits)
+            position = end
+        return np.concatenate(rows)
+
+    def _prefill_chunk(self, inputs: PromptInputs, start: int, end: int, num_logits: int, read: bool) -> Array | None:
+        """One run over the positions `start` .. `end`; the last `num_logits` logits `[num_logits, vocab]` if `read`."""
+        upload, tokens, logits = self._device.upload, self._buffers["image_tokens"], self._buffers["logits"]
+        binding = self._decoder.binding()
+        for name, array in self._token_inputs(inputs, start, end).items():
+            binding.value(name, upload(array))
+        num_rows = 1 if inputs.image_tokens is None else inputs.image_tokens.num_tokens
+        binding.input("image_tokens", tokens, (num_rows, tokens.shape[1]))
+        binding.value("seqlens_k", upload(np.array([end - 1], np.int32)))
+        # In the host's memory on every device: the provider reads it there.
+        total = np.array(end, np.int32)
+        binding.value("total_sequence_length", self._ort.OrtValue.ortvalue_from_numpy(total))
+        length = end - start
+        binding.value("logit_positions", upload(np.arange(length - num_logits, length, dtype=np.int64)))
+        bind_caches(binding, self._caches)
+        vocab_size = self._manifest.model.vocab_size
+        if num_logits == 1:  # without the other rows, which would come to the host too
+            row = binding.host_output("logits", "fp32", (1, 1, vocab_size))
+            self._decoder.run(binding)
+            return row[0] if read else None
+        binding.output("logits", logits, (1, num_logits, vocab_size))
+        self._decoder.run(binding)
+        found: Array = logits.read().reshape(-1)[: num_logits * vocab_size].reshape(num_logits, vocab_size)
+        return found
+
+    def _token_inputs(self, inputs: PromptInputs, start: int, end: int) -> dict[str, Array]:
+        """Which token or which row of the picture stands at each position."""
+        ids = inputs.ids[start:end]
+        is_image = ids == inputs.image_token_id
+        token_ids = np.where(is_image, 0, ids).astype(np.int64)
+        self._check_tokens(int(token_ids.min()), int(token_ids.max()))
+        image_rows = np.zeros(len(ids), np.int64)
+        if inputs.image_tokens is None:
+            is_image = np.zeros_like(is_image)
+        else:
+            assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of an earlier picture"
+            before = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+            image_rows[is_image] = before + np.arange(int(np.count_nonzero(is_image)))
+            num_rows = inputs.image_tokens.num_tokens
+            assert image_rows.max() < num_rows, f"Bug: row {image_rows.max()} of a picture of {num_rows} tokens"
+        return {"token_ids": token_ids[None], "image_rows": image_rows[None], "is_image": is_image[None, :, None]}
+
+    # -- decode -------------------------------------------------------------------------------------------------------
+
+    def decode_step(self, token_id: int, position: int) -> Array:
+        self._run_step(token_id, position)
+        return self._step.logits()
+
+    def decode_greedy(self, token_id: int, position: int) -> int:
+        self._run_step(token_id, position)
+        token = self._step.chosen()
+        if position % CHECK_EVERY == 0 and not np.isfinite(self._step.logits()).all():
+            raise BackendError(
+                f"The decoder gave logits that are not finite at position {position}. "
+                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
+            )
+        if not 0 <= token < self._manifest.model.vocab_size:
+            raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")
+        return token
+
+    def _run_step(self, token_id: int, position: int) -> None:
+        self._check_length(position + 1)
+        self._check_tokens(token_id, token_id)
+        self._step.run(token_id, position)
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_length(self, total: int) -> None:
+        if total > self._max_context:
+            raise ContextError(
+                f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context."
+            )
+
+    def _check_tokens(self, least: int, greatest: int) -> None:
+        """The device looks up whatever it is given, without a word."""
+        vocab_size = self._manifest.model.vocab_size
+        assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
+
+
+def runs_on_cpu(bundle: Bundle) -> bool:
+    """Whether the CPU has kernels, or conversions to such, for all operators: there are none for bf16 and FP8."""
+    components = bundle.manifest.components.values()
+    return all(part.compute != "bf16" and "fp8" not in part.precision for part in components)
+
+
+def _provider_options(name: str) -> dict[str, str]:
+    """For the CUDA provider. The decoder's step is captured; its prompts, in the same session, ask for no graph."""
+    return {
+        "device_id": "0",
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",
+        "enable_cuda_graph": "1" if name == "decoder" else "0",
+    }
+
+
+def _session_entries(compute: str) -> dict[str, str]:
+    """For the session. The fused kernel for integers takes fp16 alone in the published build."""
+    fused = "1" if compute == "fp16" else "0"
+    # Weights outside the arena: a repacked weight's first copy is then given back.
+    return {"ep.cuda.fpa_intb_gemm": fused, "session.use_device_allocator_for_initializers": "1"}
+
+
+def _host_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("Running a bundle on the CPU", "cpu") from None
+    return onnxruntime

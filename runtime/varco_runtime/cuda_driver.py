@@ -1,0 +1,97 @@
+"""The NVIDIA driver's own view of the GPU, before anything large is loaded: name, compute capability, free memory.
+
+Called through ctypes, since the driver is there wherever a GPU works, and cuda-python need not be. The device is
+CUDA's first; `CUDA_VISIBLE_DEVICES` chooses another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+from varco_runtime.errors import BackendError
+
+_LIBRARY = "libcuda.so.1"
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_NAME_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """One GPU. `capability` is (9, 0) for an H200; sizes in bytes; `cuda_version` is the newest the driver runs."""
+
+    name: str
+    capability: tuple[int, int]
+    free_bytes: int
+    total_bytes: int
+    cuda_version: tuple[int, int]
+
+    @property
+    def target(self) -> str:
+        """The kind of device, as engines name it: `sm90`."""
+        return f"sm{self.capability[0]}{self.capability[1]}"
+
+
+def find_gpu() -> GpuFacts:
+    """The first GPU. Raises `BackendError`: one line that says whether the driver or the device is missing."""
+    try:
+        driver = _load()
+    except OSError:
+        raise BackendError(
+            f"No NVIDIA driver was found ({_LIBRARY} cannot be loaded), expected one for CUDA 13. Install the driver, "
+            "or export for the CPU: varco export CHECKPOINT BUNDLE --device cpu"
+        ) from None
+    _check(driver, "cuInit", driver.cuInit(0))
+    count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    _check(driver, "cuDriverGetVersion", driver.cuDriverGetVersion(ctypes.byref(version)))
+    _check(driver, "cuDeviceGetCount", driver.cuDeviceGetCount(ctypes.byref(count)))
+    if count.value == 0:
+        raise BackendError("The NVIDIA driver sees no GPU, expected one. Look at nvidia-smi and CUDA_VISIBLE_DEVICES.")
+    _check(driver, "cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), 0))
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    _check(driver, "cuDeviceGetName", driver.cuDeviceGetName(name, _NAME_BYTES, device))
+    capability = []
+    for attribute in (_MAJOR, _MINOR):
+        number = ctypes.c_int()
+        _check(driver, "cuDeviceGetAttribute", driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device))
+        capability.append(number.value)
+    free, total = _memory(driver, device)
+    return GpuFacts(
+        name=name.value.decode(errors="replace"),
+        capability=(capability[0], capability[1]),
+        free_bytes=free,
+        total_bytes=total,
+        cuda_version=(version.value // 1000, version.value % 1000 // 10),
+    )
+
+
+def _memory(driver: Any, device: Any) -> tuple[int, int]:
+    """Free and total bytes. The driver tells them of a context alone: the primary one, which onnxruntime uses too."""
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    retained = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    _check(driver, "cuDevicePrimaryCtxRetain", retained)
+    try:
+        _check(driver, "cuCtxPushCurrent", driver.cuCtxPushCurrent_v2(context))
+        try:
+            _check(driver, "cuMemGetInfo", driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
+        finally:
+            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+    return free.value, total.value
+
+
+def _load() -> Any:
+    return ctypes.CDLL(_LIBRARY)
+
+
+def _check(driver: Any, call: str, status: int) -> None:
+    if status == 0:
+        return
+    text = ctypes.c_char_p()
+    driver.cuGetErrorString(status, ctypes.byref(text))
+    reason = text.value.decode(errors="replace") if text.value else "no reason given"
+    raise BackendError(
+        f"The NVIDIA driver failed in {call} with error {status} ({reason}). Look at nvidia-smi, then run: varco doctor"
+    )

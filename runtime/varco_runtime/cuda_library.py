@@ -1,0 +1,68 @@
+"""onnxruntime with its CUDA provider: found, prepared, or refused in one line.
+
+Nothing is imported before it is asked for. The libraries of CUDA are looked for next to the nvidia wheels, which an
+installed torch brings too, so that no environment variable is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+from typing import Any
+
+from varco_runtime.cuda_driver import GpuFacts
+from varco_runtime.errors import BackendError, MissingExtraError
+
+PROVIDER = "CUDAExecutionProvider"
+LEAST_CAPABILITY = {"fp32": (7, 5), "fp16": (7, 5), "bf16": (8, 0)}
+"""CUDA 13 has no code for GPUs before 7.5, and those before 8.0 have no bf16."""
+_XQA = "ORT_ENABLE_XQA"
+_REINSTALL = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'varco-edge[cuda]'"
+
+
+def check_capability(gpu: GpuFacts, compute: str) -> None:
+    """Refuse a GPU that cannot compute in the bundle's type. Raises `BackendError`."""
+    least = LEAST_CAPABILITY[compute]
+    if gpu.capability < least:
+        major, minor = gpu.capability
+        advice = "Export with --decoder fp16." if gpu.capability >= LEAST_CAPABILITY["fp16"] else "Use a newer GPU."
+        raise BackendError(
+            f"{gpu.name} has compute capability {major}.{minor}, a bundle that computes in {compute} needs "
+            f"{least[0]}.{least[1]} or later. {advice}"
+        )
+
+
+def load_onnxruntime() -> tuple[Any, list[str]]:
+    """onnxruntime with CUDA, and the names of the CUDA libraries that were not found.
+
+    What is missing shows only when a session is made: a library may also come from elsewhere.
+    Raises `MissingExtraError` or `BackendError`.
+    """
+    os.environ.setdefault(_XQA, "1")  # read when attention kernels are made; 0 in the environment stays 0
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except ImportError:
+        raise MissingExtraError("Running a bundle on CUDA", "cuda") from None
+    if PROVIDER not in ort.get_available_providers():
+        raise BackendError(
+            f"The installed onnxruntime {ort.__version__} is the build without CUDA, expected onnxruntime-gpu. Run: "
+            f"{_REINSTALL}"
+        )
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it cannot find
+        ort.preload_dlls()
+    return ort, re.findall(r"Failed to load (\S+?):", said.getvalue())
+
+
+def check_runs_on_cuda(session: Any, missing: list[str]) -> None:
+    """onnxruntime falls back to the CPU without an error when a library is missing. Raises `BackendError`."""
+    if session.get_providers()[:1] == [PROVIDER]:
+        return
+    names = f" ({', '.join(missing)})" if missing else ""
+    raise BackendError(
+        f"onnxruntime could not load its CUDA provider: libraries of CUDA 13 are missing{names}. Install them with: "
+        "pip install 'varco-edge[cuda]', or a torch for CUDA 13 beside it"
+    )

@@ -1,0 +1,90 @@
+"""Memory of a bundle for CUDA: how large every buffer is, and whether the GPU has room, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from varco_runtime.contract import ITEM_BYTES
+from varco_runtime.cuda_driver import GpuFacts
+from varco_runtime.device_memory import largest_picture
+from varco_runtime.errors import BackendError
+from varco_runtime.manifest import Manifest
+
+BATCH_TILES = 16
+"""Tiles in one run of the vision tower: enough to fill a data-centre GPU, few enough to bound the activations."""
+PREFILL_TOKENS = 4096
+"""Prompt positions in one run. A picture of 2,929 tokens takes one; integer weights are unpacked once per run."""
+NUM_LOGITS = 16
+"""Rows of logits kept at once: one is an answer's, many are a measurement's."""
+WORK_BYTES = 1 << 30
+"""What is set aside for activations, unpacked weights and libraries. An estimate: no GPU has measured it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the buffers hold at most."""
+
+    batch_tiles: int
+    picture_tiles: int
+    image_tokens: int
+    prefill_tokens: int
+    num_logits: int
+    max_context: int
+
+    @classmethod
+    def of(cls, manifest: Manifest, max_context: int) -> Sizes:
+        tiles, tokens = largest_picture(manifest.image)
+        return cls(
+            batch_tiles=min(BATCH_TILES, tiles),
+            picture_tiles=tiles,
+            image_tokens=min(tokens, max_context),
+            prefill_tokens=min(PREFILL_TOKENS, max_context),
+            num_logits=NUM_LOGITS,
+            max_context=max_context,
+        )
+
+
+def buffer_shapes(manifest: Manifest, sizes: Sizes) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every buffer that is allocated at loading, by name; `cache` stands for each of the caches."""
+    model, image, compute = manifest.model, manifest.image, manifest.decoder.compute
+    patches = image.patches_per_tile
+    return {
+        "patch_features": (compute, (sizes.batch_tiles, patches, model.vision_hidden_size)),
+        "image_features": (compute, (sizes.picture_tiles, patches, model.hidden_size)),
+        "image_tokens": (compute, (sizes.image_tokens, model.hidden_size)),
+        "logits": ("fp32", (1, sizes.num_logits, model.vocab_size)),
+        "cache": (compute, (1, model.num_key_value_heads, sizes.max_context, model.head_dim)),
+    }
+
+
+def needed_bytes(manifest: Manifest, sizes: Sizes) -> tuple[int, int]:
+    """Device memory that the bundle takes, and how much of it are the caches."""
+    weights = sum(manifest.files[part.data].size for part in manifest.components.values())
+    num_bytes = {
+        name: math.prod(shape) * ITEM_BYTES[dtype] for name, (dtype, shape) in buffer_shapes(manifest, sizes).items()
+    }
+    caches = num_bytes.pop("cache") * 2 * manifest.model.num_layers
+    return weights + sum(num_bytes.values()) + caches + WORK_BYTES, caches
+
+
+def check_memory(manifest: Manifest, sizes: Sizes, gpu: GpuFacts) -> None:
+    """Refuse to load what does not fit. Raises `BackendError`."""
+    needed, _ = needed_bytes(manifest, sizes)
+    if needed > gpu.free_bytes:
+        raise shortage(manifest, sizes, gpu)
+
+
+def shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts, during: str = "") -> BackendError:
+    """One line with what is needed, what was free, and what to lower. `during` says what ran out of memory."""
+    needed, caches = needed_bytes(manifest, sizes)
+    what = f"The GPU ran out of memory during {during}: the model" if during else "The model"
+    return BackendError(
+        f"{what} needs about {_gb(needed)} of GPU memory, {_gb(gpu.free_bytes)} of {_gb(gpu.total_bytes)} were free on "
+        f"{gpu.name}. End other programs, load with a lower max_context (the caches of {sizes.max_context:,} positions "
+        f"take {_gb(caches)}), or export with --decoder int4."
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"

@@ -1,0 +1,115 @@
+"""Pictures on CUDA: tiles to features in batches, features to image tokens, all in the device's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from varco_runtime.backend import Array, Features
+from varco_runtime.cuda_memory import Sizes
+from varco_runtime.cuda_session import Buffer, Device, Network, to_float
+from varco_runtime.errors import ContextError
+from varco_runtime.image import PackingPlan
+from varco_runtime.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceFeatures:
+    """Projected features of one picture's tiles, on the device until the next picture."""
+
+    num_tiles: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceImageTokens:
+    """Image tokens `[num_tokens, D]` of one picture, on the device until the next picture."""
+
+    num_tokens: int
+
+
+class CudaVision:
+    """Vision tower, projector and packing. It holds one picture at a time, its tokens in `image_tokens`."""
+
+    def __init__(
+        self, device: Device, manifest: Manifest, sizes: Sizes, networks: dict[str, Network], buffers: dict[str, Buffer]
+    ) -> None:
+        self._device = device
+        self._manifest = manifest
+        self._sizes = sizes
+        self._networks = networks
+        self._buffers = buffers
+        self._picture: DeviceFeatures | DeviceImageTokens | None = None
+
+    def encode(self, pixel_values: Array) -> DeviceFeatures:
+        """Tiles `[T, 3, S, S]` fp32 in batches, one behind the other into the picture's features."""
+        num_tiles, batch = len(pixel_values), self._sizes.batch_tiles
+        assert num_tiles <= self._sizes.picture_tiles, f"Bug: {num_tiles} tiles of {self._sizes.picture_tiles}"
+        self._picture = None
+        for first in range(0, num_tiles, batch):
+            tiles = pixel_values[first : first + batch]
+            self._look(tiles)
+            self._project(len(tiles), first)
+        self._picture = DeviceFeatures(num_tiles)
+        return self._picture
+
+    def _look(self, tiles: Array) -> None:
+        """One batch to patch features."""
+        patches = self._buffers["patch_features"]
+        binding = self._networks["vision"].binding()
+        binding.value("pixel_values", self._device.upload(tiles.astype(np.float32, copy=False)))
+        binding.output("patch_features", patches, (len(tiles), *patches.shape[1:]))
+        self._networks["vision"].run(binding)
+
+    def _project(self, num_tiles: int, first: int) -> None:
+        """A batch's patch features to the picture's features from tile `first` on."""
+        patches, features = self._buffers["patch_features"], self._buffers["image_features"]
+        binding = self._networks["projector"].binding()
+        binding.input("patch_features", patches, (num_tiles, *patches.shape[1:]))
+        shape = (num_tiles, *features.shape[1:])
+        binding.output("image_features", features, shape, first * features.shape[1] * features.shape[2])
+        self._networks["projector"].run(binding)
+
+    def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
+        """The plan goes to the device, once per picture; the rows it gathers never leave it."""
+        rows, tokens = self._buffers["image_features"], self._buffers["image_tokens"]
+        assert features is self._picture, "Bug: features of an earlier picture"
+        num_rows = features.num_tiles * rows.shape[1]
+        assert plan.newline_row == num_rows, f"Bug: a plan for {plan.newline_row} rows, the picture has {num_rows}"
+        assert 0 <= plan.indices.min() <= plan.indices.max() <= num_rows, f"Bug: a plan beyond its {num_rows} rows"
+        if plan.num_tokens > tokens.shape[0]:
+            raise ContextError(
+                f"The picture makes {plan.num_tokens} image tokens, the context holds {self._sizes.max_context}. "
+                "Use a smaller picture, or load with a larger max_context."
+            )
+        self._picture = None
+        binding = self._networks["packing"].binding()
+        binding.input("image_features", rows, (features.num_tiles, *rows.shape[1:]))
+        binding.value("indices", self._device.upload(plan.indices.astype(np.int64)))
+        binding.value("weights", self._device.upload(plan.weights.astype(np.float32)))
+        binding.output("image_tokens", tokens, (plan.num_tokens, tokens.shape[1]))
+        self._networks["packing"].run(binding)
+        self._picture = DeviceImageTokens(plan.num_tokens)
+        return self._picture
+
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        """`encode` and `pack`, with a look at what the networks gave on the way."""
+        patches = np.concatenate([self._patches_of(tile) for tile in np.split(pixel_values, len(pixel_values))])
+        features = self.encode(pixel_values)
+        image_features = self._read("image_features", len(pixel_values))
+        packed = self.pack(features, plan)
+        return Features(patches, image_features, self._read("image_tokens", packed.num_tokens), packed)
+
+    def _patches_of(self, tile: Array) -> Array:
+        """Patch features `[1, P, C]` of one tile, on the host in fp32."""
+        self._look(tile)
+        return self._read("patch_features", 1)
+
+    def _read(self, name: str, count: int) -> Array:
+        """The first `count` entries of a buffer, on the host in fp32."""
+        buffer = self._buffers[name]
+        return to_float(buffer.read()[:count], buffer.dtype)
+
+    def holds(self, tokens: DeviceImageTokens) -> bool:
+        """Whether these are the tokens of the latest picture."""
+        return tokens is self._picture

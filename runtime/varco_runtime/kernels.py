@@ -1,0 +1,191 @@
+"""Which kernel each node of a bundle gets, by the conditions that ONNX Runtime's providers state.
+
+Read from the graphs, without their weights. For CUDA the conditions are those of onnxruntime's operator documentation
+(`docs/contrib_ops/cuda`: matmul_nbits.md, matmul_block_scaled_fp8.md, gqa.md); no GPU run has confirmed them. What a
+run really took is printed by `ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO=1` and by a profile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varco_runtime.errors import MissingExtraError, UsageError
+from varco_runtime.manifest import Manifest
+
+PLAIN = "its own kernel"
+GEMV_COLUMNS = 8
+FUSED_ROWS = {4: 64, 8: 32}
+FUSED_BLOCK_SIZE = 32
+XQA_HEADS = (64, 128, 256)
+XQA_GROUPS = (1, 2, 4, 5, 8, 16, 32)
+AMPERE, HOPPER = (8, 0), (9, 0)
+_PRODUCTS = ("MatMulNBits", "MatMulBlockQuantizedFp8Weight", "FusedMatMul", "MatMul")
+_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelUse:
+    """Nodes of one kind and shape in one network, and their kernels for one row of input and for many."""
+
+    network: str
+    operator: str
+    shape: str
+    nodes: int
+    one_row: str
+    many_rows: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What of a node decides on its kernel."""
+
+    operator: str
+    shape: str
+    settings: tuple[tuple[str, int], ...]
+    num_inputs: int
+
+
+def kernel_uses(folder: Path, manifest: Manifest, capability: tuple[int, int] | None) -> list[KernelUse]:
+    """Every kind of node of a bundle's networks on a GPU of this compute capability, or on the CPU for None.
+
+    Raises `UsageError` for a bundle of engines, whose builder chose the kernels, or `MissingExtraError`.
+    """
+    if manifest.device == "tensorrt":
+        raise UsageError(
+            "TensorRT chooses kernels when it builds an engine, expected a bundle for cpu or cuda. Leave --kernels out."
+        )
+    uses = []
+    for name, component in manifest.components.items():
+        for node, count in _nodes(folder / component.file).items():
+            if capability is None:
+                one, many = _on_cpu(node, component.compute)
+            else:
+                one, many = _on_cuda(node, component.compute, capability)
+            uses.append(KernelUse(name, node.operator, node.shape, count, one, many))
+    return uses
+
+
+def _nodes(path: Path) -> Counter[_Node]:
+    """The nodes of a graph by what decides on their kernels, in the order of their first appearance."""
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtraError("Looking into graphs", "export") from None
+    graph = onnx.load(path, load_external_data=False).graph
+    dims = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    return Counter(_node(node, dims) for node in graph.node)
+
+
+def _node(node: Any, dims: dict[str, list[int]]) -> _Node:
+    settings = {entry.name: entry.i for entry in node.attribute}
+    weight = dims.get(node.input[1]) if len(node.input) > 1 else None
+    shape = ""
+    if node.op_type == "MatMulNBits":
+        n, k, bits, block = (settings[key] for key in ("N", "K", "bits", "block_size"))
+        shape = f"[{n}, {k}] int{bits}, blocks of {block}{', zero points' if len(node.input) > 3 else ''}"
+    elif node.op_type == "MatMulBlockQuantizedFp8Weight" and weight is not None:
+        settings |= {"N": weight[0], "K": weight[1]}
+        shape = f"[{weight[0]}, {weight[1]}] fp8"
+    elif node.op_type == "FusedMatMul" and weight is not None:
+        shape = f"[{weight[0]}, {weight[1]}]"
+    elif node.op_type == "GroupQueryAttention":
+        # The rotary table is half as wide as a head.
+        settings["head_dim"] = 2 * dims[node.input[7]][1]
+        heads, kv_heads = settings["num_heads"], settings["kv_num_heads"]
+        shape = f"{heads} heads over {kv_heads} of {settings['head_dim']}"
+    elif node.op_type == "MultiHeadAttention":
+        shape = f"{settings['num_heads']} heads"
+    decides = node.op_type in (*_PRODUCTS, *_ATTENTION)
+    return _Node(node.op_type, shape, tuple(sorted(settings.items())) if decides else (), len(node.input))
+
+
+# --- CUDA -------------------------------------------------------------------------------------------------------------
+
+
+def _on_cuda(node: _Node, compute: str, capability: tuple[int, int]) -> tuple[str, str]:
+    """The kernels for one row, as in a decode step, and for more than 16."""
+    settings = dict(node.settings)
+    match node.operator:
+        case "MatMulNBits":
+            return _integers_on_cuda(settings, node.num_inputs > 3, compute)
+        case "MatMulBlockQuantizedFp8Weight":
+            return _fp8_on_cuda(settings, capability)
+        case "GroupQueryAttention":
+            return _cached_attention_on_cuda(settings, capability)
+        case "MultiHeadAttention":
+            kernel = _prompt_attention(capability, auto_cudnn=False)
+            return kernel, kernel
+        case "FusedMatMul" | "MatMul":
+            return f"cuBLAS, {compute}", f"cuBLAS, {compute}"
+    return PLAIN, PLAIN
+
+
+def _integers_on_cuda(settings: dict[str, int], has_zeros: bool, compute: str) -> tuple[str, str]:
+    n, k, bits, block = (settings[key] for key in ("N", "K", "bits", "block_size"))
+    missed = [
+        reason
+        for reason, holds in (
+            ("not fp16", compute == "fp16"),
+            (f"block {block}", block == FUSED_BLOCK_SIZE),
+            ("zero points", not has_zeros),
+            (f"N % {FUSED_ROWS[bits]}", n % FUSED_ROWS[bits] == 0),
+            (f"K % {block}", k % block == 0),
+        )
+        if not holds
+    ]
+    if not missed:
+        return "fpA_intB GEMV or GEMM, as profiled", "fpA_intB GEMM"
+    unpacked = f"unpacked, then cuBLAS (no fpA_intB: {', '.join(missed)})"
+    if n % GEMV_COLUMNS == 0 and k % GEMV_COLUMNS == 0:
+        return "fused GEMV, up to 16 rows", unpacked
+    return unpacked, unpacked
+
+
+def _fp8_on_cuda(settings: dict[str, int], capability: tuple[int, int]) -> tuple[str, str]:
+    k, block = settings["K"], settings["block_size"]
+    many = "unpacked, then cuBLAS"
+    if k % 16 or block % 16:
+        return f"{many} (K or block % 16)", many
+    if capability >= AMPERE and k % 64 == 0 and k >= 256 and block % 64 == 0:
+        return "FP8 GEMV on tensor cores, up to 8 rows", many
+    return "FP8 GEMV, up to 8 rows", many
+
+
+def _cached_attention_on_cuda(settings: dict[str, int], capability: tuple[int, int]) -> tuple[str, str]:
+    group, head_dim = settings["num_heads"] // settings["kv_num_heads"], settings["head_dim"]
+    prompt = _prompt_attention(capability, auto_cudnn=True)
+    if capability >= AMPERE and head_dim in XQA_HEADS and group in XQA_GROUPS:
+        return f"XQA, head group of {group}", prompt
+    missed = f"head size {head_dim}" if head_dim not in XQA_HEADS else f"head group of {group}"
+    return f"{prompt} (no XQA: {missed})" if capability >= AMPERE else prompt, prompt
+
+
+def _prompt_attention(capability: tuple[int, int], auto_cudnn: bool) -> str:
+    if capability < AMPERE:
+        return "memory-efficient attention"
+    return "cuDNN if installed, else Flash" if auto_cudnn and capability >= HOPPER else "Flash attention"
+
+
+# --- CPU --------------------------------------------------------------------------------------------------------------
+
+
+def _on_cpu(node: _Node, compute: str) -> tuple[str, str]:
+    """One kernel whatever the rows. fp16 is converted around what has no fp16 kernel, which is nearly everything."""
+    settings = dict(node.settings)
+    converted = "" if compute == "fp32" else f", converted from {compute}"
+    match node.operator:
+        case "MatMulNBits":
+            inputs = "int8" if settings.get("accuracy_level") == 4 else "float"
+            kernel = f"MLAS n-bit product, {inputs} inputs (level {settings.get('accuracy_level', 0)})"
+        case "FusedMatMul" | "MatMul":
+            kernel = f"MLAS SGEMM{converted}"
+        case "MatMulBlockQuantizedFp8Weight":
+            kernel = "none: there is no CPU kernel"
+        case "GroupQueryAttention" | "MultiHeadAttention":
+            kernel = f"the CPU's own attention{converted}"
+        case _:
+            kernel = f"{PLAIN}{converted}"
+    return kernel, kernel

@@ -1,0 +1,138 @@
+"""Parity, rewind, continuation, probes and cancellation through the CUDA provider."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import export_bundle
+from tests.gpu.conftest import MAX_CONTEXT
+from varco_runtime import Varco
+from varco_runtime.backend import PromptInputs
+from varco_runtime.cuda_backend import CudaBackend, runs_on_cpu
+from varco_runtime.image import normalise, packing_plan, tile
+from varco_runtime.picture import load_picture
+from varco_runtime.probes import FEATURE_LIMITS, LOGIT_LIMITS, read_probes, replay
+
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
+
+
+def text_inputs(varco: Varco, length: int, seed: int = 0) -> PromptInputs:
+    ids = np.random.default_rng(seed).integers(0, 250, length)
+    return PromptInputs(ids.astype(np.int64), varco.bundle.manifest.prompt.image_token_id, None)
+
+
+def error(got: Array, expected: Array) -> float:
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def backend_of(varco: Varco) -> CudaBackend:
+    assert isinstance(varco.backend, CudaBackend)
+    return varco.backend
+
+
+def test_features_are_those_of_the_exact_model(fp16: Varco, exact: Varco, image: Image.Image) -> None:
+    settings, picture = fp16.bundle.manifest.image, load_picture(image)
+    pixel_values, plan = normalise(tile(picture, settings), settings), packing_plan(picture.size_hw, settings)
+    got = backend_of(fp16).features(pixel_values, plan)
+    want = exact.backend.features(pixel_values, plan)  # type: ignore[attr-defined]
+    for name in ("patch_features", "image_features", "image_tokens"):
+        assert error(getattr(got, name), getattr(want, name)) < FEATURE_LIMITS["fp16"], name
+
+
+@pytest.mark.parametrize("decoder", ["fp16", "bf16", "int8", "int4", "fp8"])
+def test_every_precision_has_the_logits_of_its_graph_on_the_cpu_or_of_the_exact_model(
+    place: str, checkpoint: Path, exact: Varco, tmp_path: Path, decoder: str
+) -> None:
+    """Rounded weights are compared with the same weights on the CPU; bf16 and FP8, which it lacks, with the exact model
+    at the limit of the acceptance probes."""
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", device="cuda", decoder=decoder, max_context=MAX_CONTEXT)
+    if place == "cpu" and decoder in ("bf16", "fp8"):
+        pytest.skip(f"the CPU has no kernels for {decoder}")
+    varco = Varco.load(bundle, provider=place)
+    reference = Varco.load(bundle, provider="cpu", threads=1) if runs_on_cpu(varco.bundle) else exact
+    limit = {"fp8": 0.2, "bf16": LOGIT_LIMITS["bf16"]}.get(decoder, LOGIT_LIMITS["fp16"])
+    inputs = text_inputs(varco, 200)
+    expected = reference.backend.prefill(inputs, 0, num_logits=40)
+    assert error(varco.backend.prefill(inputs, 0, num_logits=40), expected) < limit
+    assert error(varco.backend.decode_step(7, 200), reference.backend.decode_step(7, 200)) < limit
+
+
+def test_an_answer_about_a_picture_has_the_logits_of_the_exact_model(
+    fp16: Varco, exact: Varco, image: Image.Image
+) -> None:
+    answer = exact.ask(image, "What is this?", max_new_tokens=64)
+    rows = [one.score(image, "What is this?", answer.token_ids) for one in (fp16, exact)]
+    assert error(*rows) < LOGIT_LIMITS["fp16"]
+    top = np.sort(rows[1], axis=1)[:, -2:]
+    clear = top[:, 1] - top[:, 0] > 4 * LOGIT_LIMITS["fp16"] * np.abs(rows[1]).max()
+    assert clear.any()
+    assert (rows[0].argmax(axis=1) == rows[1].argmax(axis=1))[clear].all()
+
+
+def test_replayed_steps_equal_one_full_pass(fp16: Varco) -> None:
+    inputs = text_inputs(fp16, 300)
+    whole = fp16.backend.prefill(inputs, 0, num_logits=100)
+    fp16.backend.prefill(PromptInputs(inputs.ids[:201], inputs.image_token_id, None), 0)
+    rows = [fp16.backend.decode_step(int(inputs.ids[at]), at).copy() for at in range(201, 300)]
+    assert error(np.stack(rows), whole[1:]) < LOGIT_LIMITS["fp16"]
+
+
+def test_the_device_chooses_what_the_host_would(fp16: Varco) -> None:
+    backend = backend_of(fp16)
+    backend.prefill(text_inputs(fp16, 20), 0)
+    for position in range(20, 60):
+        chosen = backend.decode_greedy(position % 200, position)
+        assert chosen == int(backend.decode_step(position % 200, position).argmax())
+
+
+def test_a_rewound_cache_forgets_what_came_after(fp16: Varco) -> None:
+    inputs, other = text_inputs(fp16, 120), text_inputs(fp16, 200, seed=9)
+    fresh = fp16.backend.prefill(inputs, 0, num_logits=30)
+    fp16.backend.prefill(PromptInputs(np.concatenate([inputs.ids[:50], other.ids]), inputs.image_token_id, None), 0)
+    assert error(fp16.backend.prefill(inputs, 50, num_logits=30), fresh) < LOGIT_LIMITS["fp16"]
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_several_tokens_at_once_equal_one_at_a_time(fp16: Varco, count: int) -> None:
+    """What speculation rests on: a run of drafted tokens, and a rewind to the first that was wrong."""
+    inputs = text_inputs(fp16, 100 + count)
+    at_once = fp16.backend.prefill(PromptInputs(inputs.ids[:100], inputs.image_token_id, None), 0)
+    at_once = fp16.backend.prefill(inputs, 100, num_logits=count).copy()
+    one_by_one = [fp16.backend.decode_step(int(inputs.ids[at]), at).copy() for at in range(100, 100 + count)]
+    assert error(at_once, np.stack(one_by_one)) < LOGIT_LIMITS["fp16"]
+
+
+def test_the_acceptance_probes_pass(place: str, fp16: Varco) -> None:
+    varco = Varco.load(fp16.bundle.folder, provider=place)  # of its own: the probes go past what a Varco remembers
+    checks = replay(varco.bundle, read_probes(varco.bundle), varco.backend)
+    assert [check for check in checks if not check.passed] == []
+
+
+def test_a_cancelled_answer_leaves_the_model_usable(fp16: Varco, image: Image.Image) -> None:
+    expected = fp16.ask(image, "What is this?", max_new_tokens=16).token_ids
+    stream = fp16.stream(image, "And this?", max_new_tokens=50)
+    next(iter(stream))
+    stream.cancel()
+    assert stream.run().finish_reason == "cancelled"
+    assert fp16.ask(image, "What is this?", max_new_tokens=16).token_ids == expected
+
+
+def test_another_thread_gets_the_same_answer(fp16: Varco) -> None:
+    """The provider keeps captured graphs by thread."""
+    expected = fp16.ask(None, "Hello", max_new_tokens=24).token_ids
+    found: list[tuple[int, ...]] = []
+    thread = threading.Thread(target=lambda: found.append(fp16.ask(None, "Hello", max_new_tokens=24).token_ids))
+    thread.start()
+    thread.join()
+    assert found == [expected]
