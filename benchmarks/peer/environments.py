@@ -25,7 +25,7 @@ class Environment:
 
 ENVIRONMENTS = {
     "transformers": Environment("transformers", ("torch==2.13.0", "transformers==5.17.0", "numpy")),
-    "llama_cpp": Environment("llama-cpp", ("llama-cpp-python", "gguf", "numpy")),
+    "llama_cpp": Environment("llama-cpp", ("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy")),
     "onnxruntime_genai": Environment(
         "onnxruntime-genai",
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -68,8 +69,9 @@ class PeerProcess:
 
     def close(self) -> None:
         """End the process."""
-        if self._process.stdin is not None and self._process.poll() is None:
-            self._process.stdin.close()  # the end of its input: it stops by itself
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()  # the end of its input: it stops by itself
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
