@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import peers, scaling, startup
+from benchmarks import charts, peers, scaling, startup
 from benchmarks.machine import line_fit, power_fit, read_bandwidth, spread, write_json
 from benchmarks.peer.material import Facts, make_material, write_text_checkpoint
 from benchmarks.peer.process import PeerError, PeerProcess
@@ -189,3 +190,25 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     write_json(path, {"good": 1})
     assert json.loads(path.read_text()) == {"good": 1}
+
+
+def test_charts_are_drawn_of_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"peer": peer, "variant": "int4", "peak_rss_bytes": 500 << 20, "decode_ms": {"512": ms, "2048": ms}}
+        for peer, ms in (("ours", {"median": 10.0}), ("llama_cpp", {"median": 12.0}))
+    ]
+    limit = {"512": 6.4, "2048": 7.0}
+    report = {"benchmark": "peers", "shape": "tiny", "threads": 2, "contexts": [512, 2048], "text": rows}
+    write_json(tmp_path / "peers.json", {**report, "limit_decode_ms": limit})
+    study = scaling.study("decode by size", "MB", "ms", [(1.0, lambda: 2.0), (2.0, lambda: 4.0)], 1, limit_slope=1.0)
+    assert study["fit"]["line"]["slope"] == pytest.approx(2)
+    write_json(tmp_path / "scaling.json", {"benchmark": "scaling", "studies": [study]})
+    assert charts.main([str(tmp_path / "peers.json"), str(tmp_path / "scaling.json")]) == 0
+    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert drawn == ["peers-context.png", "peers-memory.png", "scaling-decode-by-size.png"]
+    for name in drawn:
+        with Image.open(tmp_path / name) as image:
+            assert len(image.getcolors(1 << 20) or []) > 10
+    write_json(tmp_path / "other.json", {"benchmark": "other"})
+    assert charts.main([str(tmp_path / "other.json")]) == 1
+    assert "expected one of: peers, scaling" in capsys.readouterr().out
