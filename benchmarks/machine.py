@@ -1,0 +1,100 @@
+"""What every benchmark says and does in the same way: the machine, medians, read bandwidth, whole JSON files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BLOCK_VALUES = 1 << 16
+"""fp32 values per dot product: larger ones reach half the bandwidth on a busy 2-core Zen 4, smaller ones cost calls."""
+
+
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, usable cores, memory, system, Python: what a figure needs beside it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": processor(),
+        "usable_cores": usable_cores(),
+        "memory_bytes": memory,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def processor() -> str:
+    """The processor's name, or its architecture where the system does not tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.machine()
+
+
+def spread(values: Iterable[float], digits: int = 4) -> dict[str, float]:
+    """Median, least and largest."""
+    ordered = sorted(values)
+    chosen = {"median": statistics.median(ordered), "min": ordered[0], "max": ordered[-1]}
+    return {name: round(value, digits) for name, value in chosen.items()}
+
+
+def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Least squares `y = intercept + slope x`, and r2, the share of y's variance that the line explains."""
+    slope, intercept = np.polyfit(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), 1)
+    rest = np.asarray(y) - (intercept + slope * np.asarray(x))
+    total = np.asarray(y) - np.mean(y)
+    r2 = 1 - float(rest @ rest) / float(total @ total) if float(total @ total) else 1.0
+    return {"slope": float(slope), "intercept": float(intercept), "r2": r2}
+
+
+def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Least squares `log y = log factor + exponent log x`."""
+    fit = line_fit(np.log(x).tolist(), np.log(y).tolist())
+    return {"exponent": fit["slope"], "factor": float(np.exp(fit["intercept"])), "r2": fit["r2"]}
+
+
+def read_bandwidth(threads: int, megabytes: int = 256, repetitions: int = 5) -> float:
+    """Bytes per second that `threads` threads together read from memory, the best of several passes.
+
+    Each takes dot products of its own array (numpy's BLAS, which frees the interpreter's lock and does not thread a
+    product this small); `megabytes` per thread, far more than the caches hold.
+    """
+    blocks = megabytes * (1 << 20) // (4 * BLOCK_VALUES)
+    arrays = [np.ones((blocks, BLOCK_VALUES), dtype=np.float32) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repetitions):
+            started = time.perf_counter()
+            list(pool.map(_read, arrays))
+            best = max(best, sum(array.nbytes for array in arrays) / (time.perf_counter() - started))
+    return best
+
+
+def _read(array: Any) -> None:
+    for block in array:
+        np.dot(block, block)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""This project's bundles, through the backend that `Varco` uses."""
+
+from __future__ import annotations
+
+import bisect
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peer.protocol import Array, Peer, folder_bytes, serve
+from varco_runtime import Varco
+from varco_runtime.backend import PromptInputs
+from varco_runtime.tokenizer import Tokenizer
+
+THROUGH_VARCO = "+varco"
+# variant: (checkpoint, arguments of ExportOptions)
+BUNDLES: dict[str, tuple[str, dict[str, str]]] = {
+    "fp32": ("checkpoint", {"decoder": "fp32"}),
+    "int4": ("checkpoint", {"decoder": "int4"}),
+    "int4-head4": ("checkpoint", {"decoder": "int4", "lm_head": "int4"}),
+    "int4-a8": ("checkpoint", {"decoder": "int4", "activations": "int8"}),
+    "int4-a8-head4": ("checkpoint", {"decoder": "int4", "activations": "int8", "lm_head": "int4"}),
+    "vision-fp32": ("vision", {"vision": "fp32"}),
+    "vision-int8": ("vision", {"vision": "int8"}),
+}
+
+
+class Ours(Peer):
+    """Variants: `BUNDLES`, through the backend; with `+varco` behind, text goes through `Varco.ask` instead."""
+
+    packages = ("onnxruntime", "numpy")
+
+    def prepare(self, material: Path, variant: str) -> None:
+        from varco_export.export import ExportOptions, Silent, export  # a measured process does not hold it
+
+        checkpoint, options = BUNDLES[variant.removesuffix(THROUGH_VARCO)]
+        target = _bundle(material, variant)
+        if not target.exists():
+            export(material / checkpoint, target, ExportOptions(probes=False, **options), Silent())
+
+    def load(self, material: Path, variant: str, max_context: int, threads: int) -> None:
+        self._folder = _bundle(material, variant)
+        self._varco = Varco.load(self._folder, provider="cpu", max_context=max_context, threads=threads)
+        self._backend = self._varco.backend
+        self._random = np.random.default_rng(1)
+        self._is_vision = variant.startswith("vision-")
+        self._through_varco = variant.endswith(THROUGH_VARCO)
+
+    @property
+    def model_bytes(self) -> int:
+        return folder_bytes(self._folder, "vision*" if self._is_vision else "decoder*", "embedding*")
+
+    def text(self, ids: Array, steps: int) -> dict[str, Any]:
+        return self._ask(len(ids), steps) if self._through_varco else super().text(ids, steps)
+
+    def _ask(self, context: int, steps: int) -> dict[str, Any]:
+        """The whole way of a question without a picture: template, tokenizer, prefill, loop, text.
+
+        The words are new each time, so that nothing is cached; the prompt has about `context` tokens.
+        """
+        manifest = self._varco.bundle.manifest
+        tokenizer = Tokenizer.from_json(self._varco.bundle.text(manifest.tokenizer))
+        characters = self._random.choice(list("abcdefghijklmnopqrstuvwxyz"), 8 * context)
+        words = ["".join(characters[i : i + 4]) for i in range(0, len(characters), 4)]
+        length = bisect.bisect(
+            range(len(words)), context - 24, key=lambda n: len(tokenizer.encode_plain(" ".join(words[:n])))
+        )
+        answer = self._varco.ask(None, " ".join(words[:length]), max_new_tokens=steps + 1)
+        if answer.usage.completion_tokens <= steps:
+            raise RuntimeError("the random model ended its answer; choose another seed")
+        return {
+            "prefill_s": answer.timings.prefill_s,
+            "step_s": [answer.timings.tpot_s] * steps,
+            "tokens": list(answer.token_ids[:steps]),
+            "logits": None,
+            "context": answer.usage.prompt_tokens,
+        }
+
+    def prefill(self, ids: Array) -> Array:
+        self._position = len(ids)
+        # No id stands for a picture's tokens here.
+        self._logits = self._backend.prefill(PromptInputs(ids, -1, None), 0)[-1]
+        return self._logits
+
+    def step(self) -> int:
+        token = int(self._logits.argmax())
+        self._logits = self._backend.decode_step(token, self._position)
+        self._position += 1
+        return token
+
+    def vision(self, pixel_values: Array) -> Array:
+        return np.asarray(self._backend.encode(pixel_values)[0])
+
+
+def _bundle(material: Path, variant: str) -> Path:
+    return material / "ours" / variant.removesuffix(THROUGH_VARCO)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Ours()))
