@@ -218,6 +218,7 @@ def test_image_tokens_may_stand_anywhere_in_a_chunk(varco: Varco, cpu: Varco, im
 
 
 def test_a_chunk_computes_no_more_logits_than_the_engine_allows(varco: Varco, device: Device) -> None:
+    device.done.clear()
     varco.backend.prefill(text_inputs(varco, 70), 0, num_logits=6)
     lengths = [(run["sequence"], run["total"], run["num_logits"]) for run in runs(device.done, "decoder")]
     assert lengths == [(32, 32, 1), (32, 64, 1), (4, 68, 4), (2, 70, 2)]
@@ -267,6 +268,7 @@ def test_a_step_runs_plainly_then_is_captured_then_replayed(
     varco: Varco, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("varco_runtime.tensorrt_step.BUCKET_POSITIONS", 16)
+    device.done.clear()
     varco.backend.prefill(text_inputs(varco, 12), 0)
     kinds = []
     token = 7
@@ -378,6 +380,7 @@ def test_tiles_are_encoded_in_batches(varco: Varco, device: Device, image: Image
 
 
 def test_no_feature_leaves_the_device(varco: Varco, device: Device, image: Image.Image) -> None:
+    device.done.clear()
     answer = varco.ask(image, "What is this?", max_new_tokens=4)
     moved = [event[1] for event in device.done if event[0] == "DeviceToHost"]
     assert moved == [4 * varco.bundle.manifest.model.vocab_size] + [8] * 3

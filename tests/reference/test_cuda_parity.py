@@ -57,7 +57,7 @@ def compare(oracle: Oracle, varco: Varco, size: tuple[int, int], limit: float = 
     prompt = varco.bundle.manifest.prompt
     all_ids = np.array(ids + reference.token_ids[:-1], dtype=np.int64)
     logits = backend.prefill(PromptInputs(all_ids, prompt.image_token_id, found.packed), 0, len(reference.token_ids))
-    varco._cache.ids = []
+    varco._memory.forget_sequence()
     error = float(np.abs(logits - reference.logits).max() / np.abs(reference.logits).max())
     assert error < limit, f"logits differ by {error:.1e}: suspect the picture's rows, rotary positions or the caches"
     answer = varco.ask(image, question, max_new_tokens=64)
