@@ -87,6 +87,12 @@ def run(
         int | None, _option(_MACHINE, "Tokens to make room for; fewer take less memory.", "N")
     ] = None,
     threads: Annotated[int | None, _option(_MACHINE, "Processor threads; all unless given.", "N")] = None,
+    no_speculate: Annotated[
+        bool,
+        _option(
+            _MACHINE, "Guess no tokens ahead; the answer is the same, only slower or faster.", name="--no-speculate"
+        ),
+    ] = False,
 ) -> None:
     """Ask a bundle about a picture. The answer goes to standard output, notes to standard error."""
     if no_image:
@@ -104,6 +110,7 @@ def run(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        speculate=False if no_speculate else None,
     )
     question = _question(task, prompt, text, box)
 
@@ -268,9 +275,10 @@ def timing_line(answer: Answer) -> str:
     prompt = f"{image}{usage.prompt_tokens - usage.image_tokens} text tokens"
     rate = f" at {1 / timings.tpot_s:.1f}/s" if timings.tpot_s > 0 else ""
     plural = "" if usage.completion_tokens == 1 else "s"
+    guessed = f" ({timings.accepted} of {timings.drafted} guesses right)" if timings.drafted else ""
     return (
         f"prompt {prompt}; first token after {timings.ttft_s:.2f} s; "
-        f"answer {usage.completion_tokens} token{plural}{rate}; loaded in {timings.load_s:.2f} s"
+        f"answer {usage.completion_tokens} token{plural}{rate}{guessed}; loaded in {timings.load_s:.2f} s"
     )
 
 
