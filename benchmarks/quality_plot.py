@@ -32,10 +32,13 @@ def quality_chart(results: dict[str, dict[str, Any]]) -> Chart:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the JSON document of benchmarks.quality")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON documents of benchmarks.quality")
     parser.add_argument("out", type=Path, help="the PNG to write")
     options = parser.parse_args(arguments)
-    save(quality_chart(json.loads(options.results.read_text())), options.out)
+    results: dict[str, dict[str, Any]] = {}
+    for path in options.results:
+        results |= json.loads(path.read_text())
+    save(quality_chart(results), options.out)
 
 
 if __name__ == "__main__":
