@@ -16,16 +16,18 @@ from benchmarks.plot import Axis, Chart, Point, Series, save
 
 def quality_chart(results: dict[str, dict[str, Any]]) -> Chart:
     """One point a bundle, with the standard error of its KL; fp32, whose KL is zero, is a line."""
-    points = [
-        Point(figures["bytes_per_token"] / 1e6, figures["kl"], figures["kl_error"], name)
-        for name, figures in results.items()
-        if figures.get("kl")
-    ]
+    kinds: dict[str, list[Point]] = {}
+    for name, figures in results.items():
+        if figures.get("kl"):
+            point = Point(figures["bytes_per_token"] / 1e6, figures["kl"], figures["kl_error"], name)
+            # A precision says "blocks" where the exporter rounded, "groups" and the like of a checkpoint's own format.
+            kind = "rounded to the nearest" if "blocks of" in figures["precision"] else "quantised checkpoint"
+            kinds.setdefault(kind, []).append(point)
     return Chart(
         "Divergence from full precision",
         Axis("weights read per token, MB"),
         Axis("KL, nats per token", is_log=True),
-        [Series("bundles", points)],
+        [Series(kind, points) for kind, points in kinds.items()],
         guides=[(results["fp32"]["bytes_per_token"] / 1e6, "fp32: KL 0")],
     )
 
