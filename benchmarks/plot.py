@@ -226,23 +226,23 @@ class _Canvas:
                 self._waiting.append(((x, y), point.label, colour))
 
     def labels(self) -> None:
-        """Beside their points, at the first place that is free; on the right if none is."""
-        for (x, y), label, colour in self._waiting:
+        """Beside their points, from the right to the left, at the first place that is free, on the right if none is.
+
+        A line leads to what is not close.
+        """
+        for (x, y), label, colour in sorted(self._waiting, key=lambda one: (-one[0][0], one[0][1])):
             width = self._width(label)
-            offsets = [
-                (9, -7),
-                (-9 - width, -7),
-                (-width / 2, -22),
-                (-width / 2, 8),
-                (9, -20),
-                (9, 6),
-                (9, -36),
-                (9, 22),
-            ]
+            near = [(9, -7), (-9 - width, -7), (-width / 2, -22), (-width / 2, 8)]
+            far = [(30, dy - 7.0) for step in range(18, 145, 18) for dy in (-step, step)]
+            offsets = near + far
             boxes = [(x + dx, y + dy, x + dx + width, y + dy + 14) for dx, dy in offsets]
-            box = next((box for box in boxes if self._is_free(box)), boxes[0])
+            found = next((index for index, box in enumerate(boxes) if self._is_free(box)), 0)
+            left, top, right, bottom = box = boxes[found]
             self._taken.append(box)
-            self._text((box[0], (box[1] + box[3]) / 2), label, "lm", colour=colour)
+            middle = (top + bottom) / 2
+            if found >= len(near):
+                self._line([(left - 3 if left > x else right + 3, middle), (x, y)], colour, 0.5)
+            self._text((left, middle), label, "lm", colour=colour)
 
     def titles(self) -> None:
         """The chart's, the axes' and the series' names."""

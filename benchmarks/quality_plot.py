@@ -16,26 +16,31 @@ from benchmarks.plot import Axis, Chart, Point, Series, save
 
 def quality_chart(results: dict[str, dict[str, Any]]) -> Chart:
     """One point a bundle, with the standard error of its KL; fp32, whose KL is zero, is a line."""
-    points = [
-        Point(figures["bytes_per_token"] / 1e6, figures["kl"], figures["kl_error"], name)
-        for name, figures in results.items()
-        if figures.get("kl")
-    ]
+    kinds: dict[str, list[Point]] = {}
+    for name, figures in results.items():
+        if figures.get("kl"):
+            point = Point(figures["bytes_per_token"] / 1e6, figures["kl"], figures["kl_error"], name)
+            # A precision says "blocks" where the exporter rounded, "groups" and the like of a checkpoint's own format.
+            kind = "rounded to the nearest" if "blocks of" in figures["precision"] else "quantised checkpoint"
+            kinds.setdefault(kind, []).append(point)
     return Chart(
         "Divergence from full precision",
         Axis("weights read per token, MB"),
         Axis("KL, nats per token", is_log=True),
-        [Series("bundles", points)],
+        [Series(kind, points) for kind, points in kinds.items()],
         guides=[(results["fp32"]["bytes_per_token"] / 1e6, "fp32: KL 0")],
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the JSON document of benchmarks.quality")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON documents of benchmarks.quality")
     parser.add_argument("out", type=Path, help="the PNG to write")
     options = parser.parse_args(arguments)
-    save(quality_chart(json.loads(options.results.read_text())), options.out)
+    results: dict[str, dict[str, Any]] = {}
+    for path in options.results:
+        results |= json.loads(path.read_text())
+    save(quality_chart(results), options.out)
 
 
 if __name__ == "__main__":
