@@ -358,6 +358,14 @@ def test_missing_libraries_are_named(bundle: Path, gpu: Gpu, capsys: pytest.Capt
     assert capsys.readouterr().out == "", "what onnxruntime prints would be taken for an answer"
 
 
+def test_missing_libraries_are_named_where_the_cpu_lacks_a_kernel(
+    tiny_checkpoint: Path, tmp_path: Path, gpu: Gpu
+) -> None:
+    folder = export_bundle(tiny_checkpoint, tmp_path / "b", device="cuda", decoder="bf16", max_context=64)
+    gpu.missing = ["libcublas.so.13"]
+    refused(folder, BackendError, r"libraries of CUDA 13 are missing \(libcublas\.so\.13\)")
+
+
 @pytest.mark.parametrize(
     ("capability", "compute", "message"),
     [

@@ -17,7 +17,7 @@ import numpy as np
 from varco_runtime.backend import Array, Features, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.cuda_driver import GpuFacts, find_gpu
-from varco_runtime.cuda_library import check_capability, check_runs_on_cuda, load_onnxruntime
+from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.cuda_memory import Sizes, buffer_shapes, check_memory, shortage
 from varco_runtime.cuda_session import Device, Network
 from varco_runtime.cuda_step import DecodeStep, bind_caches, make_caches
@@ -74,11 +74,7 @@ class CudaBackend:
         device, manifest = self._device, self._manifest
         networks = {}
         for name in NETWORKS:
-            path = bundle.path(manifest.components[name].file)
-            session = device.session(path, _provider_options(name), _session_entries(manifest.decoder.compute))
-            if self._gpu is not None:
-                check_runs_on_cuda(session, missing)
-            networks[name] = Network(device, name, session)
+            networks[name] = Network(device, name, self._session(bundle, name, missing))
         shapes = buffer_shapes(manifest, self._sizes)
         self._buffers = {name: device.buffer(*shapes[name]) for name in shapes if name != "cache"}
         self._caches = make_caches(device, manifest, self._max_context)
@@ -89,6 +85,19 @@ class CudaBackend:
             # The capture, and with it whatever is missing or does not fit, before the first question. What this leaves
             # at position 0 is overwritten before it is seen.
             self._step.run(0, 0)
+
+    def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
+        """One network. Without CUDA's libraries it would run on the CPU unasked, or fail for the lack of a kernel."""
+        path, compute = bundle.path(self._manifest.components[name].file), self._manifest.decoder.compute
+        try:
+            session = self._device.session(path, _provider_options(name), _session_entries(compute))
+        except BackendError:
+            if missing:
+                raise libraries_missing(missing) from None
+            raise
+        if self._gpu is not None and not runs_on_cuda(session):
+            raise libraries_missing(missing)
+        return session
 
     def _shortage(self, during: str) -> BackendError:
         if self._gpu is None:

@@ -57,12 +57,15 @@ def load_onnxruntime() -> tuple[Any, list[str]]:
     return ort, re.findall(r"Failed to load (\S+?):", said.getvalue())
 
 
-def check_runs_on_cuda(session: Any, missing: list[str]) -> None:
-    """onnxruntime falls back to the CPU without an error when a library is missing. Raises `BackendError`."""
-    if session.get_providers()[:1] == [PROVIDER]:
-        return
-    names = f" ({', '.join(missing)})" if missing else ""
-    raise BackendError(
-        f"onnxruntime could not load its CUDA provider: libraries of CUDA 13 are missing{names}. Install them with: "
+def runs_on_cuda(session: Any) -> bool:
+    """Whether a session uses the GPU: onnxruntime falls back to the CPU without an error when a library is missing."""
+    return bool(session.get_providers()[:1] == [PROVIDER])
+
+
+def libraries_missing(names: list[str]) -> BackendError:
+    """What to say where CUDA's libraries are not found; `names` are those that `load_onnxruntime` missed."""
+    listed = f" ({', '.join(names)})" if names else ""
+    return BackendError(
+        f"onnxruntime could not load its CUDA provider: libraries of CUDA 13 are missing{listed}. Install them with: "
         "pip install 'varco-edge[cuda]', or a torch for CUDA 13 beside it"
     )
