@@ -369,9 +369,9 @@ def test_missing_libraries_are_named_where_the_cpu_lacks_a_kernel(
 @pytest.mark.parametrize(
     ("capability", "compute", "message"),
     [
-        ((7, 5), "bf16", r"compute capability 7\.5, .* bf16 needs 8\.0 or later\. Export with --decoder fp16"),
-        ((7, 0), "fp16", r"compute capability 7\.0, .* fp16 needs 7\.5 or later\. Use a newer GPU"),
-        ((6, 1), "bf16", r"compute capability 6\.1, .* bf16 needs 8\.0 or later\. Use a newer GPU"),
+        ((7, 5), "bf16", r"compute capability 7\.5, a bundle in bf16 needs 8\.0 or later\. Export with --decoder fp16"),
+        ((7, 5), "fp8", r"compute capability 7\.5, a bundle in fp8 needs 8\.0 or later\. Export with --decoder fp16"),
+        ((7, 0), "fp16", r"compute capability 7\.0, a bundle in fp16 needs 7\.5 or later\. Use a newer GPU"),
     ],
 )
 def test_a_gpu_that_is_too_old_is_one_clear_line(

@@ -49,7 +49,7 @@ class CudaBackend:
         missing: list[str] = []
         if place == "cuda":
             self._gpu = find_gpu()
-            check_capability(self._gpu, manifest.decoder.compute)
+            check_capability(self._gpu, manifest)
             self._ort, missing = load_onnxruntime()
             check_memory(manifest, self._sizes, self._gpu)
         else:
