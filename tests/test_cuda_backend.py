@@ -248,6 +248,24 @@ def test_logits_that_are_not_finite_end_a_greedy_answer(varco: Varco, monkeypatc
         backend.decode_greedy(5, 64)
 
 
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_nan_in_the_caches_does_not_reach_the_next_answer(
+    varco: Varco, cpu: Varco, monkeypatch: pytest.MonkeyPatch, greedy: bool
+) -> None:
+    backend = backend_of(varco)
+    monkeypatch.setattr("varco_runtime.cuda_backend.CHECK_EVERY", 1)
+    backend.prefill(text_inputs(varco, 60), 0)
+    for buffer in backend._caches.values():
+        buffer.value.inner.numpy()[:, :, 20:50] = np.nan  # the double's memory, which no run has written to
+    if greedy:
+        with pytest.raises(BackendError, match="not finite at position 60"):
+            backend.decode_greedy(3, 60)
+    else:
+        assert np.isnan(backend.decode_step(3, 60)).any(), "left to the sampler, which refuses it"
+    assert not any(np.isnan(buffer.read()).any() for buffer in backend._caches.values())
+    assert varco.ask(None, "Hello", max_new_tokens=8).token_ids == cpu.ask(None, "Hello", max_new_tokens=8).token_ids
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 

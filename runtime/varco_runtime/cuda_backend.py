@@ -20,7 +20,7 @@ from varco_runtime.cuda_driver import GpuFacts, find_gpu
 from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.cuda_memory import Sizes, buffer_shapes, check_memory, shortage
 from varco_runtime.cuda_session import Device, Network
-from varco_runtime.cuda_step import DecodeStep, bind_caches, make_caches
+from varco_runtime.cuda_step import DecodeStep, bind_caches, clear_caches, make_caches
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
 from varco_runtime.image import PackingPlan
@@ -134,7 +134,7 @@ class CudaBackend:
             if logits is not None:
                 rows.append(logits)
             position = end
-        return np.concatenate(rows)
+        return self._watched(np.concatenate(rows))
 
     def _prefill_chunk(self, inputs: PromptInputs, start: int, end: int, num_logits: int, read: bool) -> Array | None:
         """One run over the positions `start` .. `end`; the last `num_logits` logits `[num_logits, vocab]` if `read`."""
@@ -182,12 +182,12 @@ class CudaBackend:
 
     def decode_step(self, token_id: int, position: int) -> Array:
         self._run_step(token_id, position)
-        return self._step.logits()
+        return self._watched(self._step.logits())
 
     def decode_greedy(self, token_id: int, position: int) -> int:
         self._run_step(token_id, position)
         token = self._step.chosen()
-        if position % CHECK_EVERY == 0 and not np.isfinite(self._step.logits()).all():
+        if position % CHECK_EVERY == 0 and not np.isfinite(self._watched(self._step.logits())).all():
             raise BackendError(
                 f"The decoder gave logits that are not finite at position {position}. "
                 "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
@@ -200,6 +200,15 @@ class CudaBackend:
         self._check_length(position + 1)
         self._check_tokens(token_id, token_id)
         self._step.run(token_id, position)
+
+    def _watched(self, logits: Array) -> Array:
+        """The logits as they are. Where they are not finite, so are the caches, which are then cleared.
+
+        One logit of a row tells: a NaN on the way to the head reaches all of them.
+        """
+        if not np.isfinite(logits[..., 0]).all():
+            clear_caches(self._caches)
+        return logits
 
     # -- checks -------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.contract import cache_names
-from varco_runtime.cuda_session import GRAPH_KEY, Binding, Buffer, Device, Network
+from varco_runtime.cuda_session import GRAPH_KEY, STORAGE, Binding, Buffer, Device, Network
 from varco_runtime.manifest import Manifest
 
 STEP_GRAPH = "1"
@@ -78,6 +78,14 @@ def bind_caches(binding: Binding, caches: dict[str, Buffer]) -> None:
     for name, buffer in caches.items():
         binding.input(f"past.{name}", buffer, buffer.shape)
         binding.output(f"present.{name}", buffer, buffer.shape)
+
+
+def clear_caches(caches: dict[str, Buffer]) -> None:
+    """Zeros again: NaN beyond the sequence would reach the next answer, for nothing times NaN is NaN."""
+    first = next(iter(caches.values()))
+    zeros = np.zeros(first.shape, STORAGE[first.dtype])
+    for buffer in caches.values():
+        buffer.set(zeros)
 
 
 def make_caches(device: Device, manifest: Manifest, max_context: int) -> dict[str, Buffer]:
