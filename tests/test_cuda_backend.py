@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.cuda_graphs import export_in_fp32
 from tests.recording_onnxruntime import Gpu, install
 from varco_runtime import Varco
 from varco_runtime.backend import Backend, GreedyBackend, PromptInputs, ShowsFeatures
+from varco_runtime.bundle import Bundle
 from varco_runtime.cuda_backend import CudaBackend
 from varco_runtime.cuda_memory import NUM_LOGITS, Sizes, needed_bytes
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError, VarcoError
@@ -322,6 +325,18 @@ def test_buffers_are_allocated_at_loading_alone_and_begin_as_zeros(bundle: Path,
     gpu.asked.clear()
     varco.ask(image, "What is this?", max_new_tokens=6)
     assert "allocate" not in gpu.names()
+
+
+def test_losing_the_backend_gives_its_memory_back_at_once(bundle: Path, gpu: Gpu) -> None:
+    backend = CudaBackend(Bundle.open(bundle))
+    cache = weakref.ref(backend._caches["0.key"].value.keep)
+    gpu.sessions.clear()
+    gc.disable()
+    try:
+        del backend
+        assert cache() is None, "a cycle keeps the device's memory until it is found"
+    finally:
+        gc.enable()
 
 
 def test_the_provider_is_asked_for_what_the_design_needs(varco: Varco, gpu: Gpu) -> None:

@@ -10,6 +10,7 @@ same code, slowly: onnxruntime converts around every operator that has no fp16 k
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from varco_runtime.cuda_step import DecodeStep, bind_caches, clear_caches, make_
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
 from varco_runtime.image import PackingPlan
+from varco_runtime.manifest import Manifest
 from varco_runtime.onnxruntime_backend import usable_cores
 
 NETWORKS = ("vision", "projector", "packing", "decoder")
@@ -54,7 +56,9 @@ class CudaBackend:
             check_memory(manifest, self._sizes, self._gpu)
         else:
             self._ort = _host_onnxruntime()
-        self._device = Device(self._ort, place, self._threads, self._shortage)
+        # No method of this object, which would make a cycle: losing the backend gives its memory back at once.
+        out_of_memory = partial(_shortage, manifest, self._sizes, self._gpu)
+        self._device = Device(self._ort, place, self._threads, out_of_memory)
         self._load(bundle, missing)
 
     @property
@@ -98,11 +102,6 @@ class CudaBackend:
         if self._gpu is not None and not runs_on_cuda(session):
             raise libraries_missing(missing)
         return session
-
-    def _shortage(self, during: str) -> BackendError:
-        if self._gpu is None:
-            return BackendError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
-        return shortage(self._manifest, self._sizes, self._gpu, during)
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -228,6 +227,13 @@ def runs_on_cpu(bundle: Bundle) -> bool:
     """Whether the CPU has kernels, or conversions to such, for all operators: there are none for bf16 and FP8."""
     components = bundle.manifest.components.values()
     return all(part.compute != "bf16" and "fp8" not in part.precision for part in components)
+
+
+def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: str) -> BackendError:
+    """What to say where memory ran out."""
+    if gpu is None:
+        return BackendError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
+    return shortage(manifest, sizes, gpu, during)
 
 
 def _provider_options(name: str) -> dict[str, str]:

@@ -5,7 +5,8 @@ only contents change: the token, and the position, which attention reads as `seq
 `total_sequence_length` is read on the host, once, at the capture; it stands for the longest the sequence can be, and so
 it is always the length of the caches (onnxruntime-genai does the same). The capturing call runs the step several times
 over, and again on every thread that calls it first, so a step must be repeatable: nothing it writes is among its
-inputs. The token that the device chose is therefore handed back to it by the host.
+inputs. The token that the device chose is therefore handed back to it by the host. While a capture is under way no
+other thread of the process may ask CUDA for memory or a copy: the provider captures in CUDA's global mode.
 """
 
 from __future__ import annotations
