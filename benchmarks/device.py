@@ -15,6 +15,7 @@ to the same JSON file. Free disk is checked before anything is written. The weig
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ from benchmarks.device_peer import measure_transformers
 from varco_runtime import Varco
 from varco_runtime.backend import GreedyBackend, PromptInputs
 from varco_runtime.cuda_driver import find_gpu
+from varco_runtime.cuda_library import libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.errors import VarcoError
 from varco_runtime.image import packing_plan
 
@@ -126,12 +128,11 @@ def _time_graph(
     from onnx import helper
 
     if options.provider == "cuda":
-        from varco_runtime.cuda_library import load_onnxruntime
-
-        ort, _ = load_onnxruntime()
+        ort, missing = load_onnxruntime()
     else:
         import onnxruntime as ort
 
+        missing = []
     dtype = np.dtype(_HALF[options.provider])
     kind = helper.np_dtype_to_tensor_dtype(dtype)
     names = [f"x{index}" for index in range(len(inputs))]
@@ -144,6 +145,8 @@ def _time_graph(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"][options.provider == "cpu" :]
     session = ort.InferenceSession(model.SerializeToString(), providers=providers)
+    if options.provider == "cuda" and not runs_on_cuda(session):
+        raise libraries_missing(missing)
     binding = session.io_binding()
     values = [ort.OrtValue.ortvalue_from_numpy(np.ones(shape, dtype), options.provider, 0) for shape in inputs]
     for name, value in zip(names, values, strict=True):
@@ -175,6 +178,7 @@ def _model(decoder: str, options: argparse.Namespace, limits: dict[str, float] |
         found["weight_bytes_per_token"] = manifest.decoder.weight_bytes
         found["kv_bytes_per_token"] = manifest.kv_bytes_per_token
         del varco
+        gc.collect()  # the device's memory is the next one's
     finally:
         if not options.keep:
             remove(bundle)

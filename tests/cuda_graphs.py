@@ -64,20 +64,22 @@ def spell_out_fp8(bundle: Path) -> None:
 
 
 def _spelled_out(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> list[onnx.NodeProto]:
-    x, weight, scales, *input_scale = node.input
+    x, weight, scales, input_scale, bias = [*node.input, "", ""][:5]
     (y,) = node.output
     del tensors[scales].dims[1:]  # [N, 1], one block to a row, to [N]
     float_type = tensors[scales].data_type
     made = [helper.make_node("DequantizeLinear", [weight, scales], [f"{y}_w"], axis=0)]
     if input_scale:
         made += [
-            helper.make_node("Div", [x, *input_scale], [f"{y}_a"]),
+            helper.make_node("Div", [x, input_scale], [f"{y}_a"]),
             helper.make_node("Cast", [f"{y}_a"], [f"{y}_b"], to=TensorProto.FLOAT8E4M3FN, saturate=1),
             helper.make_node("Cast", [f"{y}_b"], [f"{y}_c"], to=float_type),
-            helper.make_node("Mul", [f"{y}_c", *input_scale], [f"{y}_x"]),
+            helper.make_node("Mul", [f"{y}_c", input_scale], [f"{y}_x"]),
         ]
         x = f"{y}_x"
-    return [*made, helper.make_node("FusedMatMul", [x, f"{y}_w"], [y], domain="com.microsoft", transB=1)]
+    product = f"{y}_p" if bias else y
+    made.append(helper.make_node("FusedMatMul", [x, f"{y}_w"], [product], domain="com.microsoft", transB=1))
+    return [*made, helper.make_node("Add", [product, bias], [y])] if bias else made
 
 
 def _facts(path: Path) -> FileFacts:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.cuda_graphs import export_in_fp32
 from tests.recording_onnxruntime import Gpu, install
 from varco_runtime import Varco
 from varco_runtime.backend import Backend, GreedyBackend, PromptInputs, ShowsFeatures
+from varco_runtime.bundle import Bundle
 from varco_runtime.cuda_backend import CudaBackend
 from varco_runtime.cuda_memory import NUM_LOGITS, Sizes, needed_bytes
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError, VarcoError
@@ -248,6 +251,24 @@ def test_logits_that_are_not_finite_end_a_greedy_answer(varco: Varco, monkeypatc
         backend.decode_greedy(5, 64)
 
 
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_nan_in_the_caches_does_not_reach_the_next_answer(
+    varco: Varco, cpu: Varco, monkeypatch: pytest.MonkeyPatch, greedy: bool
+) -> None:
+    backend = backend_of(varco)
+    monkeypatch.setattr("varco_runtime.cuda_backend.CHECK_EVERY", 1)
+    backend.prefill(text_inputs(varco, 60), 0)
+    for buffer in backend._caches.values():
+        buffer.value.inner.numpy()[:, :, 20:50] = np.nan  # the double's memory, which no run has written to
+    if greedy:
+        with pytest.raises(BackendError, match="not finite at position 60"):
+            backend.decode_greedy(3, 60)
+    else:
+        assert np.isnan(backend.decode_step(3, 60)).any(), "left to the sampler, which refuses it"
+    assert not any(np.isnan(buffer.read()).any() for buffer in backend._caches.values())
+    assert varco.ask(None, "Hello", max_new_tokens=8).token_ids == cpu.ask(None, "Hello", max_new_tokens=8).token_ids
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +328,18 @@ def test_buffers_are_allocated_at_loading_alone_and_begin_as_zeros(bundle: Path,
     assert "allocate" not in gpu.names()
 
 
+def test_losing_the_backend_gives_its_memory_back_at_once(bundle: Path, gpu: Gpu) -> None:
+    backend = CudaBackend(Bundle.open(bundle))
+    cache = weakref.ref(backend._caches["0.key"].value.keep)
+    gpu.sessions.clear()
+    gc.disable()
+    try:
+        del backend
+        assert cache() is None, "a cycle keeps the device's memory until it is found"
+    finally:
+        gc.enable()
+
+
 def test_the_provider_is_asked_for_what_the_design_needs(varco: Varco, gpu: Gpu) -> None:
     decoder, vision = gpu.sessions["decoder"], gpu.sessions["vision"]
     assert decoder.provider_options["enable_cuda_graph"] == "1"
@@ -359,12 +392,20 @@ def test_missing_libraries_are_named(bundle: Path, gpu: Gpu, capsys: pytest.Capt
     assert capsys.readouterr().out == "", "what onnxruntime prints would be taken for an answer"
 
 
+def test_missing_libraries_are_named_where_the_cpu_lacks_a_kernel(
+    tiny_checkpoint: Path, tmp_path: Path, gpu: Gpu
+) -> None:
+    folder = export_bundle(tiny_checkpoint, tmp_path / "b", device="cuda", decoder="bf16", max_context=64)
+    gpu.missing = ["libcublas.so.13"]
+    refused(folder, BackendError, r"libraries of CUDA 13 are missing \(libcublas\.so\.13\)")
+
+
 @pytest.mark.parametrize(
     ("capability", "compute", "message"),
     [
-        ((7, 5), "bf16", r"compute capability 7\.5, .* bf16 needs 8\.0 or later\. Export with --decoder fp16"),
-        ((7, 0), "fp16", r"compute capability 7\.0, .* fp16 needs 7\.5 or later\. Use a newer GPU"),
-        ((6, 1), "bf16", r"compute capability 6\.1, .* bf16 needs 8\.0 or later\. Use a newer GPU"),
+        ((7, 5), "bf16", r"compute capability 7\.5, a bundle in bf16 needs 8\.0 or later\. Export with --decoder fp16"),
+        ((7, 5), "fp8", r"compute capability 7\.5, a bundle in fp8 needs 8\.0 or later\. Export with --decoder fp16"),
+        ((7, 0), "fp16", r"compute capability 7\.0, a bundle in fp16 needs 7\.5 or later\. Use a newer GPU"),
     ],
 )
 def test_a_gpu_that_is_too_old_is_one_clear_line(

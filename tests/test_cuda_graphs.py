@@ -161,7 +161,7 @@ def test_the_fp8_product_is_the_operator_that_onnxruntime_declares(tiny_checkpoi
     assert len(nodes) == 8
     for node in nodes:
         assert {attribute.name for attribute in node.attribute} <= set(schema.attributes)
-        weight, scales = (decoder.tensors[name] for name in node.input[1:])
+        weight, scales = (decoder.tensors[name] for name in node.input[1:3])
         assert (weight.dtype.name, scales.dtype.name) == ("float8_e4m3fn", "float32")
         block_size = node.attribute[0].i
         assert scales.shape == (len(weight), -(-weight.shape[1] // block_size)), "[N, ceil(K / block_size)]"
@@ -174,15 +174,16 @@ def test_inputs_with_one_scale_are_rounded_by_the_operator_and_others_are_not(tm
     fp8 = {"num_bits": 8, "type": "float"}
     token = {**fp8, "strategy": "token", "dynamic": True}
     original = make_tiny(tmp_path / "original", TinyOptions(hidden_size=64, intermediate_size=96))
-    for name, packing, num_inputs in (
-        ("static", CompressedPacking({**fp8, "strategy": "tensor"}, {**fp8, "strategy": "tensor"}), 4),
-        ("token", CompressedPacking({**fp8, "strategy": "channel"}, token), 3),
+    for name, packing, is_rounded in (
+        ("static", CompressedPacking({**fp8, "strategy": "tensor"}, {**fp8, "strategy": "tensor"}), True),
+        ("token", CompressedPacking({**fp8, "strategy": "channel"}, token), False),
     ):
         compress_checkpoint(original, tmp_path / name, packing)
         bundle = export_bundle(tmp_path / name, tmp_path / f"bundle-{name}", device="cuda", max_context=64)
         nodes = ExportedDecoder(bundle).nodes(FP8_OPERATOR)
         assert nodes
-        assert {len(node.input) for node in nodes} == {num_inputs}
+        assert {any(node.input[3:4]) for node in nodes} == {is_rounded}
+        assert [len(node.input) == 5 for node in nodes] == [node.input[-1].endswith(".bias") for node in nodes]
 
 
 def test_fp8_rounds_to_the_nearest(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -66,11 +66,12 @@ class Dialect(ABC):
         precision = self.precision.head if head else self.precision.weights
         products = [self._product(x, part, precision) for part in weights.parts()]
         y = products[0] if len(products) == 1 else self.graph.node("Concat", products, axis=-1)
-        if not weights.biases:
-            return y
+        return self.graph.node("Add", [y, self._bias(weights)]) if weights.biases else y
+
+    def _bias(self, weights: Linear) -> str:
+        """The bias of all parts together."""
         name = f"{weights.name}.bias"
-        bias = self.graph.weight(name, self.precision.compute, (weights.out_features,), [weights.bias()])
-        return self.graph.node("Add", [y, bias])
+        return self.graph.weight(name, self.precision.compute, (weights.out_features,), [weights.bias()])
 
     def weighted_sum(self, rows: str, weights: str, output: str) -> None:
         """Rows `[N, 4, D]` times `weights` `[N, 4]`, summed to `output` `[N, D]`."""

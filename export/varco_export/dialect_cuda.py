@@ -118,15 +118,16 @@ class CudaDialect(OnnxRuntimeDialect):
     # -- products ---------------------------------------------------------------------------------------------------
 
     def linear(self, x: str, weights: Linear, head: bool = False) -> str:
+        """FP8's operator adds the bias itself, which spares a kernel for each."""
         if head:
             self._vocab_size = weights.out_features
+        parts, precision = weights.parts(), self.precision.head if head else self.precision.weights
+        if len(parts) == 1 and weights.biases and _is_fp8(parts[0], precision):
+            return self._fp8_linear(x, parts[0], self._bias(weights))
         return super().linear(x, weights, head)
 
     def _product(self, x: str, part: Part, precision: str) -> str:
-        if isinstance(part, FloatPart) and precision == "fp8":
-            scales = np.empty(part.out_features, dtype=np.float32)
-            return self._fp8_matmul(x, part, round_to_fp8(slabs(part.blocks(), part.in_features), scales), scales)
-        return super()._product(x, part, precision)
+        return self._fp8_linear(x, part) if _is_fp8(part, precision) else super()._product(x, part, precision)
 
     def _block_size(self, part: IntegerPart) -> int:
         """32 where that makes the fused kernel possible, else the checkpoint's own, which reads fewer scales."""
@@ -140,29 +141,34 @@ class CudaDialect(OnnxRuntimeDialect):
         )
         return FUSED_BLOCK_SIZE if fused else own
 
-    def _fp8_product(self, x: str, part: Fp8Part) -> str:
-        """FP8 as it is stored. An input with one fixed scale is rounded to FP8 by the operator.
+    def _fp8_linear(self, x: str, part: Part, bias: str = "") -> str:
+        """`MatMulBlockQuantizedFp8Weight` with one block, a whole row, and so one scale for each output feature.
 
-        One with a scale for each token stays as it is, which is nearer to full precision: rounding it would take eight
-        more operators for each product, and the kernels multiply in the compute type either way.
+        An input for which the checkpoint has one fixed scale is rounded to FP8 by the operator. One with a scale for
+        each token stays as it is, which is nearer to full precision: rounding it would take eight more operators for
+        each product, and the kernels multiply in the compute type either way.
         """
-        scale = None
-        if part.activations == "tensor":
-            scale = self.graph.constant(f"{part.name}.input_scale", np.array(part.input_scale, np.float32))
-        return self._fp8_matmul(x, part, part.blocks(), part.scales(), scale)
-
-    def _fp8_matmul(
-        self, x: str, part: FloatPart | Fp8Part, blocks: Iterable[Array], scales: Array, input_scale: str | None = None
-    ) -> str:
-        """`MatMulBlockQuantizedFp8Weight` with one block, a whole row, and so one scale for each output feature."""
-        n, k = part.out_features, part.in_features
-        names = [
-            x,
-            self.graph.weight(f"{part.name}.weight_fp8", "fp8", (n, k), blocks),
-            self.graph.weight(f"{part.name}.scales", "fp32", (n, 1), [scales]),
-        ]
-        names += [] if input_scale is None else [input_scale]
+        n, k, input_scale = part.out_features, part.in_features, ""
+        blocks: Iterable[Array]
+        if isinstance(part, Fp8Part):
+            blocks, scales = part.blocks(), part.scales()
+            if part.activations == "tensor":
+                value = np.array(part.input_scale, np.float32)
+                input_scale = self.graph.constant(f"{part.name}.input_scale", value)
+        else:
+            assert isinstance(part, FloatPart), f"Bug: {part.name} is neither FP8 nor plain"
+            scales = np.empty(n, dtype=np.float32)
+            blocks = round_to_fp8(slabs(part.blocks(), k), scales)
+        weight = self.graph.weight(f"{part.name}.weight_fp8", "fp8", (n, k), blocks)
+        names = [x, weight, self.graph.weight(f"{part.name}.scales", "fp32", (n, 1), [scales]), input_scale, bias]
+        while not names[-1]:
+            names.pop()
         return self.graph.node("MatMulBlockQuantizedFp8Weight", names, domain=MICROSOFT, block_size=k)
+
+
+def _is_fp8(part: Part, precision: str) -> bool:
+    """Whether a part is stored in FP8, or plain and to be rounded to it."""
+    return isinstance(part, Fp8Part) or (isinstance(part, FloatPart) and precision == "fp8")
 
 
 def _block_width(vocab_size: int) -> int:

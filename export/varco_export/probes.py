@@ -340,7 +340,7 @@ def _fp8_weights_only(path: Path) -> set[str]:
     return {
         found["name"]
         for node in onnx.load(path, load_external_data=False).graph.node
-        if node.op_type == "MatMulBlockQuantizedFp8Weight" and len(node.input) == 3
+        if node.op_type == "MatMulBlockQuantizedFp8Weight" and not any(node.input[3:4])
         for found in filter(None, map(_QUANTISED.fullmatch, node.input))
     }
 

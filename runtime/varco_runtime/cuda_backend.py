@@ -10,6 +10,7 @@ same code, slowly: onnxruntime converts around every operator that has no fp16 k
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ import numpy as np
 from varco_runtime.backend import Array, Features, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.cuda_driver import GpuFacts, find_gpu
-from varco_runtime.cuda_library import check_capability, check_runs_on_cuda, load_onnxruntime
+from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.cuda_memory import Sizes, buffer_shapes, check_memory, shortage
 from varco_runtime.cuda_session import Device, Network
-from varco_runtime.cuda_step import DecodeStep, bind_caches, make_caches
+from varco_runtime.cuda_step import DecodeStep, bind_caches, clear_caches, make_caches
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
 from varco_runtime.image import PackingPlan
+from varco_runtime.manifest import Manifest
 from varco_runtime.onnxruntime_backend import usable_cores
 
 NETWORKS = ("vision", "projector", "packing", "decoder")
@@ -49,12 +51,14 @@ class CudaBackend:
         missing: list[str] = []
         if place == "cuda":
             self._gpu = find_gpu()
-            check_capability(self._gpu, manifest.decoder.compute)
+            check_capability(self._gpu, manifest)
             self._ort, missing = load_onnxruntime()
             check_memory(manifest, self._sizes, self._gpu)
         else:
             self._ort = _host_onnxruntime()
-        self._device = Device(self._ort, place, self._threads, self._shortage)
+        # No method of this object, which would make a cycle: losing the backend gives its memory back at once.
+        out_of_memory = partial(_shortage, manifest, self._sizes, self._gpu)
+        self._device = Device(self._ort, place, self._threads, out_of_memory)
         self._load(bundle, missing)
 
     @property
@@ -74,11 +78,7 @@ class CudaBackend:
         device, manifest = self._device, self._manifest
         networks = {}
         for name in NETWORKS:
-            path = bundle.path(manifest.components[name].file)
-            session = device.session(path, _provider_options(name), _session_entries(manifest.decoder.compute))
-            if self._gpu is not None:
-                check_runs_on_cuda(session, missing)
-            networks[name] = Network(device, name, session)
+            networks[name] = Network(device, name, self._session(bundle, name, missing))
         shapes = buffer_shapes(manifest, self._sizes)
         self._buffers = {name: device.buffer(*shapes[name]) for name in shapes if name != "cache"}
         self._caches = make_caches(device, manifest, self._max_context)
@@ -90,10 +90,18 @@ class CudaBackend:
             # at position 0 is overwritten before it is seen.
             self._step.run(0, 0)
 
-    def _shortage(self, during: str) -> BackendError:
-        if self._gpu is None:
-            return BackendError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
-        return shortage(self._manifest, self._sizes, self._gpu, during)
+    def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
+        """One network. Without CUDA's libraries it would run on the CPU unasked, or fail for the lack of a kernel."""
+        path, compute = bundle.path(self._manifest.components[name].file), self._manifest.decoder.compute
+        try:
+            session = self._device.session(path, _provider_options(name), _session_entries(compute))
+        except BackendError:
+            if missing:
+                raise libraries_missing(missing) from None
+            raise
+        if self._gpu is not None and not runs_on_cuda(session):
+            raise libraries_missing(missing)
+        return session
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -125,7 +133,7 @@ class CudaBackend:
             if logits is not None:
                 rows.append(logits)
             position = end
-        return np.concatenate(rows)
+        return self._watched(np.concatenate(rows))
 
     def _prefill_chunk(self, inputs: PromptInputs, start: int, end: int, num_logits: int, read: bool) -> Array | None:
         """One run over the positions `start` .. `end`; the last `num_logits` logits `[num_logits, vocab]` if `read`."""
@@ -173,12 +181,12 @@ class CudaBackend:
 
     def decode_step(self, token_id: int, position: int) -> Array:
         self._run_step(token_id, position)
-        return self._step.logits()
+        return self._watched(self._step.logits())
 
     def decode_greedy(self, token_id: int, position: int) -> int:
         self._run_step(token_id, position)
         token = self._step.chosen()
-        if position % CHECK_EVERY == 0 and not np.isfinite(self._step.logits()).all():
+        if position % CHECK_EVERY == 0 and not np.isfinite(self._watched(self._step.logits())).all():
             raise BackendError(
                 f"The decoder gave logits that are not finite at position {position}. "
                 "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
@@ -191,6 +199,15 @@ class CudaBackend:
         self._check_length(position + 1)
         self._check_tokens(token_id, token_id)
         self._step.run(token_id, position)
+
+    def _watched(self, logits: Array) -> Array:
+        """The logits as they are. Where they are not finite, so are the caches, which are then cleared.
+
+        One logit of a row tells: a NaN on the way to the head reaches all of them.
+        """
+        if not np.isfinite(logits[..., 0]).all():
+            clear_caches(self._caches)
+        return logits
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
@@ -210,6 +227,13 @@ def runs_on_cpu(bundle: Bundle) -> bool:
     """Whether the CPU has kernels, or conversions to such, for all operators: there are none for bf16 and FP8."""
     components = bundle.manifest.components.values()
     return all(part.compute != "bf16" and "fp8" not in part.precision for part in components)
+
+
+def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: str) -> BackendError:
+    """What to say where memory ran out."""
+    if gpu is None:
+        return BackendError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
+    return shortage(manifest, sizes, gpu, during)
 
 
 def _provider_options(name: str) -> dict[str, str]:

@@ -15,23 +15,26 @@ from typing import Any
 
 from varco_runtime.cuda_driver import GpuFacts
 from varco_runtime.errors import BackendError, MissingExtraError
+from varco_runtime.manifest import Manifest
 
 PROVIDER = "CUDAExecutionProvider"
-LEAST_CAPABILITY = {"fp32": (7, 5), "fp16": (7, 5), "bf16": (8, 0)}
-"""CUDA 13 has no code for GPUs before 7.5, and those before 8.0 have no bf16."""
+LEAST_CAPABILITY = {"fp32": (7, 5), "fp16": (7, 5), "bf16": (8, 0), "fp8": (8, 0)}
+"""CUDA 13 has no code for GPUs before 7.5; those before 8.0 have no bf16, and FP8's operator is not made for them."""
 _XQA = "ORT_ENABLE_XQA"
 _REINSTALL = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'varco-edge[cuda]'"
 
 
-def check_capability(gpu: GpuFacts, compute: str) -> None:
-    """Refuse a GPU that cannot compute in the bundle's type. Raises `BackendError`."""
-    least = LEAST_CAPABILITY[compute]
+def check_capability(gpu: GpuFacts, manifest: Manifest) -> None:
+    """Refuse a GPU that cannot compute as the bundle does. Raises `BackendError`."""
+    decoder = manifest.decoder
+    kind = "fp8" if "fp8" in decoder.precision else decoder.compute
+    least = LEAST_CAPABILITY[kind]
     if gpu.capability < least:
         major, minor = gpu.capability
         advice = "Export with --decoder fp16." if gpu.capability >= LEAST_CAPABILITY["fp16"] else "Use a newer GPU."
         raise BackendError(
-            f"{gpu.name} has compute capability {major}.{minor}, a bundle that computes in {compute} needs "
-            f"{least[0]}.{least[1]} or later. {advice}"
+            f"{gpu.name} has compute capability {major}.{minor}, a bundle in {kind} needs {least[0]}.{least[1]} or "
+            f"later. {advice}"
         )
 
 
@@ -57,12 +60,15 @@ def load_onnxruntime() -> tuple[Any, list[str]]:
     return ort, re.findall(r"Failed to load (\S+?):", said.getvalue())
 
 
-def check_runs_on_cuda(session: Any, missing: list[str]) -> None:
-    """onnxruntime falls back to the CPU without an error when a library is missing. Raises `BackendError`."""
-    if session.get_providers()[:1] == [PROVIDER]:
-        return
-    names = f" ({', '.join(missing)})" if missing else ""
-    raise BackendError(
-        f"onnxruntime could not load its CUDA provider: libraries of CUDA 13 are missing{names}. Install them with: "
+def runs_on_cuda(session: Any) -> bool:
+    """Whether a session uses the GPU: onnxruntime falls back to the CPU without an error when a library is missing."""
+    return bool(session.get_providers()[:1] == [PROVIDER])
+
+
+def libraries_missing(names: list[str]) -> BackendError:
+    """What to say where CUDA's libraries are not found; `names` are those that `load_onnxruntime` missed."""
+    listed = f" ({', '.join(names)})" if names else ""
+    return BackendError(
+        f"onnxruntime could not load its CUDA provider: libraries of CUDA 13 are missing{listed}. Install them with: "
         "pip install 'varco-edge[cuda]', or a torch for CUDA 13 beside it"
     )

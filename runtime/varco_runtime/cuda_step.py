@@ -5,7 +5,8 @@ only contents change: the token, and the position, which attention reads as `seq
 `total_sequence_length` is read on the host, once, at the capture; it stands for the longest the sequence can be, and so
 it is always the length of the caches (onnxruntime-genai does the same). The capturing call runs the step several times
 over, and again on every thread that calls it first, so a step must be repeatable: nothing it writes is among its
-inputs. The token that the device chose is therefore handed back to it by the host.
+inputs. The token that the device chose is therefore handed back to it by the host. While a capture is under way no
+other thread of the process may ask CUDA for memory or a copy: the provider captures in CUDA's global mode.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.contract import cache_names
-from varco_runtime.cuda_session import GRAPH_KEY, Binding, Buffer, Device, Network
+from varco_runtime.cuda_session import GRAPH_KEY, STORAGE, Binding, Buffer, Device, Network
 from varco_runtime.manifest import Manifest
 
 STEP_GRAPH = "1"
@@ -78,6 +79,14 @@ def bind_caches(binding: Binding, caches: dict[str, Buffer]) -> None:
     for name, buffer in caches.items():
         binding.input(f"past.{name}", buffer, buffer.shape)
         binding.output(f"present.{name}", buffer, buffer.shape)
+
+
+def clear_caches(caches: dict[str, Buffer]) -> None:
+    """Zeros again: NaN beyond the sequence would reach the next answer, for nothing times NaN is NaN."""
+    first = next(iter(caches.values()))
+    zeros = np.zeros(first.shape, STORAGE[first.dtype])
+    for buffer in caches.values():
+        buffer.set(zeros)
 
 
 def make_caches(device: Device, manifest: Manifest, max_context: int) -> dict[str, Buffer]:

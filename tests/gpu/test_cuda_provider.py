@@ -27,6 +27,12 @@ def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
 
 
+@pytest.fixture
+def own(place: str, fp16: Varco) -> Varco:
+    """The same bundle loaded once more: a Varco remembers what its cache holds, and other tests fill that directly."""
+    return Varco.load(fp16.bundle.folder, provider=place)
+
+
 def text_inputs(varco: Varco, length: int, seed: int = 0) -> PromptInputs:
     ids = np.random.default_rng(seed).integers(0, 250, length)
     return PromptInputs(ids.astype(np.int64), varco.bundle.manifest.prompt.image_token_id, None)
@@ -69,10 +75,10 @@ def test_every_precision_has_the_logits_of_its_graph_on_the_cpu_or_of_the_exact_
 
 
 def test_an_answer_about_a_picture_has_the_logits_of_the_exact_model(
-    fp16: Varco, exact: Varco, image: Image.Image
+    own: Varco, exact: Varco, image: Image.Image
 ) -> None:
     answer = exact.ask(image, "What is this?", max_new_tokens=64)
-    rows = [one.score(image, "What is this?", answer.token_ids) for one in (fp16, exact)]
+    rows = [one.score(image, "What is this?", answer.token_ids) for one in (own, exact)]
     assert error(*rows) < LOGIT_LIMITS["fp16"]
     top = np.sort(rows[1], axis=1)[:, -2:]
     clear = top[:, 1] - top[:, 0] > 4 * LOGIT_LIMITS["fp16"] * np.abs(rows[1]).max()
@@ -113,26 +119,33 @@ def test_several_tokens_at_once_equal_one_at_a_time(fp16: Varco, count: int) -> 
     assert error(at_once, np.stack(one_by_one)) < LOGIT_LIMITS["fp16"]
 
 
-def test_the_acceptance_probes_pass(place: str, fp16: Varco) -> None:
-    varco = Varco.load(fp16.bundle.folder, provider=place)  # of its own: the probes go past what a Varco remembers
-    checks = replay(varco.bundle, read_probes(varco.bundle), varco.backend)
+def test_the_acceptance_probes_pass(own: Varco) -> None:
+    checks = replay(own.bundle, read_probes(own.bundle), own.backend)
     assert [check for check in checks if not check.passed] == []
 
 
-def test_a_cancelled_answer_leaves_the_model_usable(fp16: Varco, image: Image.Image) -> None:
-    expected = fp16.ask(image, "What is this?", max_new_tokens=16).token_ids
-    stream = fp16.stream(image, "And this?", max_new_tokens=50)
+def test_a_cancelled_answer_leaves_the_model_usable(own: Varco, image: Image.Image) -> None:
+    """By the logits, for tokens of a random model may hang on the last bit of own."""
+    answer = own.ask(image, "What is this?", max_new_tokens=16).token_ids
+    before = own.score(image, "What is this?", answer)
+    stream = own.stream(image, "And this?", max_new_tokens=50)
     next(iter(stream))
     stream.cancel()
     assert stream.run().finish_reason == "cancelled"
-    assert fp16.ask(image, "What is this?", max_new_tokens=16).token_ids == expected
+    assert error(own.score(image, "What is this?", answer), before) < LOGIT_LIMITS["fp16"]
 
 
-def test_another_thread_gets_the_same_answer(fp16: Varco) -> None:
-    """The provider keeps captured graphs by thread."""
-    expected = fp16.ask(None, "Hello", max_new_tokens=24).token_ids
-    found: list[tuple[int, ...]] = []
-    thread = threading.Thread(target=lambda: found.append(fp16.ask(None, "Hello", max_new_tokens=24).token_ids))
+def test_another_thread_gets_the_same_steps(fp16: Varco) -> None:
+    """The provider keeps captured graphs by thread, and runs a step several times to capture it."""
+    inputs = text_inputs(fp16, 60)
+
+    def steps() -> Array:
+        fp16.backend.prefill(PromptInputs(inputs.ids[:40], inputs.image_token_id, None), 0)
+        return np.stack([fp16.backend.decode_step(int(inputs.ids[at]), at).copy() for at in range(40, 60)])
+
+    expected = steps()
+    found: list[Array] = []
+    thread = threading.Thread(target=lambda: found.append(steps()))
     thread.start()
     thread.join()
-    assert found == [expected]
+    assert error(found[0], expected) < LOGIT_LIMITS["fp16"]
