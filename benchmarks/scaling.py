@@ -242,7 +242,7 @@ def _print_study(found: dict[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description="Measure how cost grows.")
-    parser.add_argument("--shape", default="0.5b", choices=("tiny", "0.5b", "7b"))
+    parser.add_argument("--shape", default="0.5b", choices=("tiny", "0.5b"))
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1024, 2048, 4096, 8192], metavar="N")
     parser.add_argument("--longest-prefill", type=int, default=4096, metavar="N", help="of --contexts, for prefill")
     parser.add_argument("--tiles", type=int, nargs="*", default=[1, 2, 4, 6], metavar="N", help="none: no vision")
