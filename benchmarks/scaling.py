@@ -33,16 +33,16 @@ from benchmarks.machine import (
     write_json,
 )
 from benchmarks.peer.material import SMALL_VISION, make_material
+from benchmarks.peer.ours import BUNDLES, make_bundle
 from benchmarks.peer.protocol import prompt_ids, tile_pixels
 from benchmarks.peers import DEFAULT_FOLDER
-from varco_export.export import ExportOptions, Silent, export
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.picture import load_picture
 
-FAST = {"decoder": "int4", "activations": "int8", "lm_head": "int4"}
+FAST = BUNDLES["int4-a8-head4"][1]
 # (layers, hidden size, intermediate size): about 60, 170 and 320 MB per token, more than the caches hold
 SIZES = ((12, 768, 3072), (20, 896, 4096), (24, 1024, 6144))
 TINY_SIZES = ((2, 128, 256), (4, 256, 512))
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     material = options.material or DEFAULT_FOLDER / "material" / options.shape
     facts = make_material(material, options.shape)
     text = Varco.load(
-        _bundle(material, "checkpoint", "int4-a8-head4", FAST),
+        make_bundle(material, "int4-a8-head4", *BUNDLES["int4-a8-head4"]),
         max_context=max(options.contexts) + options.steps,
         threads=options.threads,
     )
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     del text
     report["studies"].append(_decode_by_size(material, rate, options))
     if options.tiles:
-        vision = Varco.load(_bundle(material, "vision", "vision-int8", {"vision": "int8"}), threads=options.threads)
+        vision = Varco.load(make_bundle(material, "vision-int8", *BUNDLES["vision-int8"]), threads=options.threads)
         report["studies"] += _tiles(vision, facts.tile_px, options)
     for study in report["studies"]:
         _print_study(study)
@@ -156,7 +156,7 @@ def _decode_by_size(material: Path, rate: float, options: argparse.Namespace) ->
         name = f"size-{layers}x{hidden}"
         if not (material / name).exists():
             make_tiny(material / name, _sized(layers, hidden, intermediate))
-        bundle = _bundle(material, name, name, FAST)
+        bundle = make_bundle(material, name, name, FAST)
         models.append(Varco.load(bundle, max_context=SIZE_CONTEXT + options.steps, threads=options.threads))
     points = (
         (
@@ -217,14 +217,6 @@ def _tiles(varco: Varco, side: int, options: argparse.Namespace) -> list[dict[st
     ]
 
 
-def _bundle(material: Path, checkpoint: str, name: str, options: dict[str, str]) -> Path:
-    """The bundle `material/ours/name`, which `benchmarks.peers` shares."""
-    target = material / "ours" / name
-    if not target.exists():
-        export(material / checkpoint, target, ExportOptions(probes=False, **options), Silent())  # type: ignore[arg-type]
-    return target
-
-
 def _print_study(found: dict[str, Any]) -> None:
     print(f"### {found['name']}\n\n| {found['x_label']} | {found['y_label']} | least | largest |\n|---|---|---|---|")
     for at, values in zip(found["x"], found["y"], strict=True):
@@ -242,7 +234,7 @@ def _print_study(found: dict[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description="Measure how cost grows.")
-    parser.add_argument("--shape", default="0.5b", choices=("tiny", "0.5b", "7b"))
+    parser.add_argument("--shape", default="0.5b", choices=("tiny", "0.5b"))
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1024, 2048, 4096, 8192], metavar="N")
     parser.add_argument("--longest-prefill", type=int, default=4096, metavar="N", help="of --contexts, for prefill")
     parser.add_argument("--tiles", type=int, nargs="*", default=[1, 2, 4, 6], metavar="N", help="none: no vision")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import write_json
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_export.tiny.options import SHAPES
 
@@ -51,7 +52,7 @@ class Facts:
 
 
 def make_material(folder: Path, shape: str) -> Facts:
-    """Make what is missing in `folder` for `shape` (`tiny`, or one of `varco_export.tiny.options.SHAPES`)."""
+    """Make what is missing in `folder` for `shape` (`tiny` or `0.5b`)."""
     sizes: dict[str, Any] = {"tie_word_embeddings": True} if shape == "tiny" else dict(SHAPES[shape])
     text = TinyOptions(seed=SEED, dtype="bf16", **(sizes | SMALL_VISION))
     vision = TinyOptions(seed=SEED, dtype="bf16", **(sizes | SMALL_TEXT))
@@ -74,7 +75,7 @@ def make_material(folder: Path, shape: str) -> Facts:
         hidden_size=text.hidden_size,
     )
     names = "shape", "vocab_size", "tile_px"
-    (folder / "facts.json").write_text(json.dumps({name: getattr(facts, name) for name in names}) + "\n")
+    write_json(folder / "facts.json", {name: getattr(facts, name) for name in names})
     return facts
 
 

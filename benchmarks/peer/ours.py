@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,11 @@ class Ours(Peer):
     packages = ("onnxruntime", "numpy")
 
     def prepare(self, material: Path, variant: str) -> None:
-        from varco_export.export import ExportOptions, Silent, export  # a measured process does not hold it
-
-        checkpoint, options = BUNDLES[variant.removesuffix(THROUGH_VARCO)]
-        target = _bundle(material, variant)
-        if not target.exists():
-            export(material / checkpoint, target, ExportOptions(probes=False, **options), Silent())
+        name = variant.removesuffix(THROUGH_VARCO)
+        make_bundle(material, name, *BUNDLES[name])
 
     def load(self, material: Path, variant: str, max_context: int, threads: int) -> None:
-        self._folder = _bundle(material, variant)
+        self._folder = material / "ours" / variant.removesuffix(THROUGH_VARCO)
         self._varco = Varco.load(self._folder, provider="cpu", max_context=max_context, threads=threads)
         self._backend = self._varco.backend
         self._random = np.random.default_rng(1)
@@ -94,8 +91,22 @@ class Ours(Peer):
         return np.asarray(self._backend.encode(pixel_values)[0])
 
 
-def _bundle(material: Path, variant: str) -> Path:
-    return material / "ours" / variant.removesuffix(THROUGH_VARCO)
+def make_bundle(material: Path, name: str, checkpoint: str, options: dict[str, str]) -> Path:
+    """The bundle `material/ours/name` of `material/checkpoint`, exported again when the exporter has changed."""
+    import varco_export
+    from varco_export.export import ExportOptions, Silent, export  # a measured process does not hold it
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(varco_export.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    target = material / "ours" / name
+    stamp = target.with_name(f"{name}.exporter")  # the sources that made it
+    if not (target.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest()):
+        settings = ExportOptions(probes=False, overwrite=True, **options)  # type: ignore[arg-type]
+        target.parent.mkdir(exist_ok=True)
+        export(material / checkpoint, target, settings, Silent())
+        stamp.write_text(digest.hexdigest())
+    return target
 
 
 if __name__ == "__main__":

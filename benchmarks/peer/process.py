@@ -24,10 +24,12 @@ class PeerProcess:
     def __init__(self, python: Path, module: str, log: IO[str]) -> None:
         ours = os.pathsep.join(str(ROOT / name) for name in ("export", "runtime"))
         path = f"{ROOT}{os.pathsep}{ours}" if module == "benchmarks.peer.ours" else str(ROOT)
+        # Threads are what `load` says, for everybody; libraries read this variable in different places.
+        inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         self._process = subprocess.Popen(
             [str(python), "-m", module],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**inherited, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
