@@ -9,14 +9,12 @@ import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-BLOCK_VALUES = 1 << 16
-"""fp32 values per dot product: larger ones reach half the bandwidth on a busy 2-core Zen 4, smaller ones cost calls."""
+from varco_runtime.bench.bandwidth import measure
 
 
 def usable_cores() -> int:
@@ -68,26 +66,12 @@ def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     return {"exponent": fit["slope"], "factor": float(np.exp(fit["intercept"])), "r2": fit["r2"]}
 
 
-def read_bandwidth(threads: int, megabytes: int = 256, repetitions: int = 5) -> float:
+def read_bandwidth(threads: int, seconds: float = 1.0) -> float:
     """Bytes per second that `threads` threads together read from memory, the best of several passes.
 
-    Each takes dot products of its own array (numpy's BLAS, which frees the interpreter's lock and does not thread a
-    product this small); `megabytes` per thread, far more than the caches hold.
+    The loop of `varco bench`, in a process of its own.
     """
-    blocks = megabytes * (1 << 20) // (4 * BLOCK_VALUES)
-    arrays = [np.ones((blocks, BLOCK_VALUES), dtype=np.float32) for _ in range(threads)]
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(repetitions):
-            started = time.perf_counter()
-            list(pool.map(_read, arrays))
-            best = max(best, sum(array.nbytes for array in arrays) / (time.perf_counter() - started))
-    return best
-
-
-def _read(array: Any) -> None:
-    for block in array:
-        np.dot(block, block)
+    return float(measure(threads, seconds)["best"])
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -40,7 +40,8 @@ TEXT = (
     ("ours", "int4-head4"),
     ("ours", "int4-a8"),
     ("ours", "int4-a8-head4"),
-    ("ours", "int4-a8-head4+varco"),
+    ("ours", "int4-a8-head4-g128"),
+    ("ours", "int4-a8-head4-g128+varco"),
     ("llama_cpp", "q4-head4"),
     ("llama_cpp", "q4-head8"),
     ("onnxruntime_genai", "int4"),
@@ -150,7 +151,7 @@ class Field:
                     contestants.append(Contestant(peer, variant, process, loaded))
             for number in range(rounds + 1):
                 print(f"Round {number} of {rounds} ...", file=sys.stderr, flush=True)
-                bandwidth.append(read_bandwidth(self.options.threads, self.options.megabytes))
+                bandwidth.append(read_bandwidth(self.options.threads))
                 for context in contexts or [0]:
                     for one in list(contestants if number % 2 else reversed(contestants)):
                         with self.leaving_out(one.peer, one.variant, one.process):
@@ -344,7 +345,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all usable cores")
     parser.add_argument("--pause", type=float, default=0.3, metavar="S", help="between two measurements")
-    parser.add_argument("--megabytes", type=int, default=256, help="per thread, of the bandwidth measurement")
     parser.add_argument("--no-vision", dest="vision", action="store_false")
     parser.add_argument("--environments", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
     parser.add_argument("--material", type=Path, metavar="DIR", help="weights; default: below --environments")

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         "shape": options.shape,
         "threads": options.threads,
         "rounds": options.rounds,
-        "read_bytes_per_s": round(read_bandwidth(options.threads, options.megabytes)),
+        "read_bytes_per_s": round(read_bandwidth(options.threads)),
         "studies": [],
     }
     rate = report["read_bytes_per_s"]
@@ -241,7 +241,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=16, help="decode steps per point and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--megabytes", type=int, default=256, help="per thread, of the bandwidth measurement")
     parser.add_argument("--material", type=Path, metavar="DIR", help="weights; default: those of benchmarks.peers")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON, whole or not at all")
     return parser

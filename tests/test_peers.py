@@ -29,7 +29,7 @@ def run(main: Any, capsys: pytest.CaptureFixture[str], *arguments: object) -> tu
     return status, out, json.loads(out.splitlines()[-1])
 
 
-QUICK = ("--here", "--shape", "tiny", "--rounds", 1, "--steps", 3, "--megabytes", 1, "--pause", 0, "--threads", 1)
+QUICK = ("--here", "--shape", "tiny", "--rounds", 1, "--steps", 3, "--pause", 0, "--threads", 1)
 VARIANTS = ("fp32", "int4-a8-head4", "int4-a8-head4+varco", "vision-fp32", "vision-int8")
 
 
@@ -142,9 +142,7 @@ def test_prompts_repeat_by_seed_and_differ_by_length() -> None:
 def test_scaling_fits_every_growth(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "scaling.json"
     arguments = ("--shape", "tiny", "--contexts", 32, 64, 96, "--tiles", 1, 2, "--rounds", 1, "--steps", 2)
-    status, text, report = run(
-        scaling.main, capsys, *arguments, "--megabytes", 1, "--threads", 1, "--material", material, "--out", out
-    )
+    status, text, report = run(scaling.main, capsys, *arguments, "--threads", 1, "--material", material, "--out", out)
     assert status == 0
     assert report == json.loads(out.read_text())
     names = "decode by context", "prefill by length", "decode by size", "vision by tiles", "preprocessing by tiles"
@@ -180,7 +178,7 @@ def test_spread_is_the_median_between_least_and_largest() -> None:
 
 
 def test_bandwidth_is_a_positive_rate() -> None:
-    assert read_bandwidth(threads=1, megabytes=1, repetitions=1) > 0
+    assert read_bandwidth(threads=1, seconds=0.01) > 0
 
 
 def test_json_is_whole_or_absent(tmp_path: Path) -> None:

@@ -17,12 +17,16 @@ from varco_runtime.tokenizer import Tokenizer
 
 THROUGH_VARCO = "+varco"
 # variant: (checkpoint, arguments of ExportOptions)
-BUNDLES: dict[str, tuple[str, dict[str, str]]] = {
+BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     "fp32": ("checkpoint", {"decoder": "fp32"}),
     "int4": ("checkpoint", {"decoder": "int4"}),
     "int4-head4": ("checkpoint", {"decoder": "int4", "lm_head": "int4"}),
     "int4-a8": ("checkpoint", {"decoder": "int4", "activations": "int8"}),
     "int4-a8-head4": ("checkpoint", {"decoder": "int4", "activations": "int8", "lm_head": "int4"}),
+    "int4-a8-head4-g128": (
+        "checkpoint",
+        {"decoder": "int4", "activations": "int8", "lm_head": "int4", "block_size": 128},
+    ),
     "vision-fp32": ("vision", {"vision": "fp32"}),
     "vision-int8": ("vision", {"vision": "int8"}),
 }
