@@ -65,12 +65,26 @@ def _transpose(folder: Path, component: str, name: str) -> None:
             return
         attributes = weights.attributes(f"{name}.scales")
         bits, block_size = attributes["bits"], attributes["block_size"]
+        if bits == 4 and f"{name}.weight_int8" in weights.places:
+            _transpose_split(weights, name, block_size)
+            return
         packed, scales = weights.read(f"{name}.weight_int{bits}"), weights.read(f"{name}.scales")
         values = unpack(packed, bits, block_size).astype(np.float32) - (1 << (bits - 1))
         matrix = (values * scales[:, :, None].astype(np.float32)).reshape(len(scales), -1)
         values, new_scales = quantise_rows(np.ascontiguousarray(matrix[:, : attributes["K"]].T), bits, block_size)
         weights.write(f"{name}.weight_int{bits}", pack(values, bits))
         weights.write(f"{name}.scales", new_scales)
+
+
+def _transpose_split(weights: _Weights, name: str, block_size: int) -> None:
+    """The same for 8-bit integers that are stored as high and then low nibbles."""
+    scales = np.split(weights.read(f"{name}.scales"), 2, axis=1)[1]
+    high, low = np.split(unpack(weights.read(f"{name}.weight_int8"), 4, block_size), 2, axis=1)
+    values = (high << 4 | low).astype(np.float32) - 128
+    matrix = (values * scales[:, :, None].astype(np.float32)).reshape(len(scales), -1)[:, : len(scales)]
+    values, new_scales = quantise_rows(np.ascontiguousarray(matrix.T), 8, block_size)
+    weights.write(f"{name}.weight_int8", pack(np.concatenate([values >> 4, values & 15], axis=1), 4))
+    weights.write(f"{name}.scales", np.concatenate([16 * new_scales, new_scales], axis=1))
 
 
 def wrong_zero_points(folder: Path) -> None:
@@ -81,9 +95,12 @@ def wrong_zero_points(folder: Path) -> None:
         if node.op_type == "MatMulNBits":
             attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
             rows, blocks, bits = attributes["N"], -(-attributes["K"] // attributes["block_size"]), attributes["bits"]
-            zeros = pack(np.full((rows, blocks), (1 << (bits - 1)) + 1, np.uint8), bits)
+            zeros = np.full((rows, blocks), (1 << (bits - 1)) + 1, np.uint8)
+            if bits == 4 and node.input[1].endswith(".weight_int8"):  # high and then low nibbles of 129
+                zeros = np.repeat(np.uint8([[8, 1]]), blocks // 2, axis=1).repeat(rows, axis=0)
             name = node.input[1] + ".zero_points"
-            model.graph.initializer.append(onnx.numpy_helper.from_array(zeros, name))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(pack(zeros, bits), name))
+            del node.input[3:]
             node.input.append(name)  # behind A, B and scales
     path.write_bytes(model.SerializeToString(deterministic=True))
 

@@ -68,10 +68,20 @@ class ExportedDecoder:
         zeros = np.full(scales.shape, 2 ** (bits - 1), np.uint8)
         if len(node.input) > 3:
             zeros = _nibbles(self.tensors[node.input[3]], bits)[:, : scales.shape[1]]
+        x = node.input[0]
+        if bits == 4 and node.input[1].endswith(
+            ".weight_int8"
+        ):  # 8-bit integers as high and then low nibbles, over (x, x)
+            num_blocks = scales.shape[1] // 2
+            assert np.array_equal(scales[:, :num_blocks], 16 * scales[:, num_blocks:])
+            values = values[:, :num_blocks] << 4 | values[:, num_blocks:]
+            zeros = zeros[:, :num_blocks] << 4 | zeros[:, num_blocks:]
+            scales, k = scales[:, num_blocks:], k - num_blocks * block
+            x = self.producers[x].input[1]
         rows = (values.astype(np.float32) - zeros[:, :, None]) * scales[:, :, None]
         rows = rows.reshape(n, -1)[:, :k]
         assert values.shape[2] == block
-        return self._in_input_order(rows, node.input[0])
+        return self._in_input_order(rows, x)
 
     def _standard_rows(self, weight: str, dequantize: onnx.NodeProto | None) -> Array:
         rows = self.tensors[weight].astype(np.float32)

@@ -100,7 +100,9 @@ def test_int4_weights_reach_matmulnbits_unchanged(original: Path, tmp_path: Path
         bytes_by_row = np.ascontiguousarray(words.T).view(np.uint8).reshape(TINY.hidden_size, -1, 32)
         np.testing.assert_array_equal(decoder.tensors[f"{layer}.mlp.down_proj.weight_int4"], bytes_by_row)
         np.testing.assert_array_equal(decoder.tensors[f"{layer}.mlp.down_proj.scales"], packed[f"{disk}.scales"].T)
-    assert all(len(node.input) == 3 for node in decoder.nodes("MatMulNBits")), "symmetric weights need no zero points"
+    stored = [node for node in decoder.nodes("MatMulNBits") if node.input[1].endswith(".weight_int4")]
+    assert len(stored) == 4 * len(LAYERS)
+    assert all(len(node.input) == 3 for node in stored), "symmetric weights need no zero points"
 
 
 def test_act_order_costs_one_gather_for_qkv_one_for_o_and_one_for_gate_and_up(original: Path, tmp_path: Path) -> None:

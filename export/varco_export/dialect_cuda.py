@@ -37,6 +37,8 @@ of at least 1/8 can differ by, for up to 2^18 tokens."""
 class CudaDialect(OnnxRuntimeDialect):
     """See `Dialect` for the methods and this module's text for the differences."""
 
+    splits_bytes = False  # the GPU has kernels for them
+
     # -- inputs and outputs -----------------------------------------------------------------------------------------
 
     def host_input(self, name: str, shape: Shape) -> str:
