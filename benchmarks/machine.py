@@ -15,11 +15,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.bench.bandwidth import measure
-
-
-def usable_cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from varco_runtime.cores import usable_cores
 
 
 def describe_machine() -> dict[str, Any]:

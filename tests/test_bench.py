@@ -47,11 +47,11 @@ SCHEMA: dict[str, set[str]] = {
     "measured": {"repetitions", "seconds_given", "tiles", "prefill_tokens", "is_whole", "other_cores"},
     "limit": {"how", "bytes_per_s", "median_bytes_per_s", "passes", "threads", "buffer_bytes"},
     "stages": {
-        *("preprocess_s", "vision_tile_s", "vision_s", "projector_s", "packing_s", "prefill_s", "decode_s"),
+        *("preprocess_s", "vision_tile_s", "vision_s", "projector_s", "packing_s", "prefill_s", "ttft_s", "decode_s"),
     },
     **{
         f"stages.{name}_s": SPREAD
-        for name in ("preprocess", "vision_tile", "vision", "projector", "packing", "prefill", "decode")
+        for name in ("preprocess", "vision_tile", "vision", "projector", "packing", "prefill", "ttft", "decode")
     },
     "prefill_tokens_per_s": SPREAD,
     "decode": {"tokens_per_s", "tpot_s", "itl_s", "loop_s", "context_tokens"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,20 @@ def test_an_entry_gives_the_same_numbers_to_the_bit(
     assert len(loaded) == 3
 
 
-def test_an_entry_that_gives_other_numbers_is_not_kept(int4_bundle: Path, cache: Path) -> None:
+def test_an_entry_that_gives_other_numbers_is_not_kept(
+    int4_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """onnxruntime 1.31 reads this decoder's packed weights from the wrong places: NaN where the graph has numbers."""
     first = numbers(int4_bundle)
     assert np.isfinite(first).all()
-    assert len(list(cache.iterdir())) == 2  # vision and projector
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", "", ".unusable"]  # vision, projector; the decoder
+    tried: list[Path] = []
+    load = prepacked.Prepacked._load
+    monkeypatch.setattr(
+        prepacked.Prepacked, "_load", lambda self, folder: (tried.append(folder), load(self, folder))[1]
+    )
     assert np.array_equal(numbers(int4_bundle), first)
+    assert len(tried) == 2  # the third is not made again
 
 
 def test_an_entry_is_compared_with_the_graph_before_it_is_kept(
@@ -86,7 +95,7 @@ def test_an_entry_is_compared_with_the_graph_before_it_is_kept(
 
     monkeypatch.setattr(prepacked.Prepacked, "_load", lambda self, folder: Wrong(load(self, folder)))
     assert numbers(tiny_bundle).size
-    assert list(cache.iterdir()) == []
+    assert {path.suffix for path in cache.iterdir()} == {".unusable"}
 
 
 @pytest.mark.parametrize("name", ["graph.onnx", "graph.onnx.data", "entry.json"])
@@ -147,6 +156,20 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     monkeypatch.setattr(OnnxRuntimeBackend, "_new_session", full)
     assert numbers(int4_bundle).size
     assert list(cache.iterdir()) == []
+
+
+def test_a_disk_without_room_is_not_filled(tiny_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
+    assert numbers(tiny_bundle).size
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tiny_bundle: Path, cache: Path) -> None:
+    for name, age in ((".making-old", 7200), (".making-new", 0)):
+        (cache / name).mkdir(parents=True)
+        os.utime(cache / name, (time.time() - age,) * 2)
+    assert numbers(tiny_bundle).size
+    assert [path.name for path in cache.glob(".making-*")] == [".making-new"]
 
 
 def test_the_longest_unused_entries_go_first(tmp_path: Path) -> None:

@@ -87,9 +87,11 @@ def test_repeats_follow_the_longest_known_context() -> None:
 
 def test_a_draft_is_as_long_as_it_pays(tokenizer: Tokenizer) -> None:
     def drafted(slope: float) -> int:
-        drafter = Drafter(tokenizer, (), Chances(), StepCosts(1.0, slope))
+        costs = StepCosts(1.0)
+        drafter = Drafter(tokenizer, (), Chances(), costs)
         for token in encode(tokenizer, BOXES + "\n<char>X</char>"):
             drafter.feed(token)
+        costs.slope = slope
         return len(drafter.propose(MAX_STEP_TOKENS))
 
     assert drafted(0.0) == MAX_STEP_TOKENS - 1
@@ -109,11 +111,31 @@ def test_a_source_that_is_wrong_is_no_longer_asked_and_tried_again_later() -> No
 
 def test_costs_are_learnt_from_the_steps() -> None:
     costs = StepCosts()
+    costs.count(1, 9.0)  # the first of each length makes its buffers, and does not count
+    costs.count(5, 9.0)
     for _ in range(100):
         costs.count(1, 0.010)
         costs.count(5, 0.018)
     assert costs.base == pytest.approx(0.010)
     assert costs.slope == pytest.approx(0.2, rel=0.01)
+
+
+def test_one_slow_moment_does_not_end_all_drafts(tokenizer: Tokenizer) -> None:
+    costs = StepCosts()
+    for _ in range(20):
+        costs.count(1, 0.010)
+        costs.count(2, 0.030)
+    drafter = Drafter(tokenizer, (), Chances(), costs)
+    label = encode(tokenizer, "<char>X</char>")
+    for token in label:
+        drafter.feed(token)
+    assert costs.slope > 1
+    assert drafter.propose(MAX_STEP_TOKENS) == []
+    for _ in range(600):
+        drafter.feed(5)
+    for token in label:
+        drafter.feed(token)
+    assert drafter.propose(MAX_STEP_TOKENS) != []
 
 
 def test_a_step_of_several_tokens_equals_as_many_steps(varco: Varco) -> None:

@@ -39,7 +39,8 @@ class Ours(Peer):
 
     def prepare(self, material: Path, variant: str) -> None:
         name = variant.removesuffix(THROUGH_VARCO)
-        make_bundle(material, name, *BUNDLES[name])
+        # Loaded once, so that no measured process makes the packed weights.
+        Varco.load(make_bundle(material, name, *BUNDLES[name]), provider="cpu", max_context=64)
 
     def load(self, material: Path, variant: str, max_context: int, threads: int) -> None:
         self._folder = material / "ours" / variant.removesuffix(THROUGH_VARCO)
@@ -68,7 +69,7 @@ class Ours(Peer):
         length = bisect.bisect(
             range(len(words)), context - 24, key=lambda n: len(tokenizer.encode_plain(" ".join(words[:n])))
         )
-        answer = self._varco.ask(None, " ".join(words[:length]), max_new_tokens=steps + 1)
+        answer = self._varco.ask(None, " ".join(words[:length]), max_new_tokens=steps + 1, speculate=False)
         if answer.usage.completion_tokens <= steps:
             raise RuntimeError("the random model ended its answer; choose another seed")
         return {

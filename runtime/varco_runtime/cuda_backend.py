@@ -17,6 +17,7 @@ import numpy as np
 
 from varco_runtime.backend import Array, Features, PromptInputs
 from varco_runtime.bundle import Bundle
+from varco_runtime.cores import usable_cores
 from varco_runtime.cuda_driver import GpuFacts, find_gpu
 from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.cuda_memory import Sizes, buffer_shapes, check_memory, shortage
@@ -26,7 +27,6 @@ from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTok
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
 from varco_runtime.image import PackingPlan
 from varco_runtime.manifest import Manifest
-from varco_runtime.onnxruntime_backend import usable_cores
 
 NETWORKS = ("vision", "projector", "packing", "decoder")
 CHECK_EVERY = 64

@@ -85,7 +85,10 @@ def _node(node: Any, dims: dict[str, list[int]]) -> _Node:
     shape = ""
     if node.op_type == "MatMulNBits":
         n, k, bits, block = (settings[key] for key in ("N", "K", "bits", "block_size"))
-        shape = f"[{n}, {k}] int{bits}, blocks of {block}{', zero points' if len(node.input) > 3 else ''}"
+        if bits == 4 and node.input[1].endswith(".weight_int8"):
+            shape = f"[{n}, {k // 2}] int8 as two runs of 4 bits, blocks of {block}"
+        else:
+            shape = f"[{n}, {k}] int{bits}, blocks of {block}{', zero points' if len(node.input) > 3 else ''}"
     elif node.op_type == "MatMulBlockQuantizedFp8Weight" and weight is not None:
         settings |= {"N": weight[0], "K": weight[1]}
         shape = f"[{weight[0]}, {weight[1]}] fp8"

@@ -21,6 +21,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ what is started often, the int4 and int8 networks of small models."""
 MAX_CACHE_BYTES = 8 << 30
 """Of all entries; the ones longest unused go first."""
 
+_LAYOUT = "1"
+"""Part of every key: raised when the way in which entries are made or loaded changes."""
+_SIZES, _SPARE_BYTES = 3, 1 << 30
+"""An entry is made where the disk has room for so many times the network and as much to spare."""
+_STALE_S = 3600
+"""A temporary folder this old belongs to a process that was killed."""
+
+_MAKING = ".making-"
 _GRAPH, _DATA, _ENTRY = "graph.onnx", "graph.onnx.data", "entry.json"
 _MAX_ENTRY_BYTES = 1 << 16
 
@@ -65,6 +74,8 @@ class Prepacked:
         self._new_session = new_session
         self._trials = trials
         self._folder = folder
+        self._unusable = folder.with_name(f"{folder.name}.unusable")
+        """Stands where an entry gave other numbers, so that it is not made again at every load."""
 
     @staticmethod
     def folder_of(bundle: Bundle, component: Component, ort_version: str) -> Path | None:
@@ -72,13 +83,15 @@ class Prepacked:
         if not MIN_WEIGHT_BYTES <= component.weight_bytes <= MAX_WEIGHT_BYTES:
             return None
         files = bundle.manifest.files
-        identity = (files[component.file].sha256, files[component.data].sha256, ort_version, processor())
+        identity = (files[component.file].sha256, files[component.data].sha256, ort_version, processor(), _LAYOUT)
         with contextlib.suppress(RuntimeError):
             return cache_folder() / "prepacked" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
         return None
 
     def session(self, graph: Path) -> Any:
         """A session of the network: from the entry, or from `graph` while an entry is made."""
+        if self._unusable.exists():
+            return self._new_session(graph, self._new_options())
         if self._is_whole():
             with contextlib.suppress(Exception):  # onnxruntime's own types share no base; the graph itself still loads
                 session = self._load(self._folder)
@@ -112,9 +125,13 @@ class Prepacked:
 
     def _make(self, graph: Path) -> Any:
         """Load the graph, and leave an entry behind where the disk takes it."""
+        graph_bytes = sum(path.stat().st_size for path in (graph, graph.with_name(f"{graph.name}.data")))
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = Path(tempfile.mkdtemp(dir=self._folder.parent, prefix=".making-"))
+            _remove_stale(self._folder.parent)
+            if shutil.disk_usage(self._folder.parent).free < _SPARE_BYTES + _SIZES * graph_bytes:
+                return self._new_session(graph, self._new_options())
+            temporary = Path(tempfile.mkdtemp(dir=self._folder.parent, prefix=_MAKING))
         except OSError:
             return self._new_session(graph, self._new_options())
         try:
@@ -133,6 +150,8 @@ class Prepacked:
             with contextlib.suppress(OSError):
                 if self._agrees(session, temporary):
                     self._complete(temporary)
+                else:
+                    self._unusable.touch()
             return session
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -162,13 +181,29 @@ class Prepacked:
 
 def drop_oldest(folder: Path, max_bytes: int) -> None:
     """Remove entries, the longest unused first, until the rest take at most `max_bytes`."""
-    entries = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(_MAKING))
+    entries = sorted(found, key=lambda path: path.stat().st_mtime)
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in entries}
     for path in entries[:-1]:
         if sum(sizes.values()) <= max_bytes:
             return
         shutil.rmtree(path, ignore_errors=True)
         del sizes[path]
+
+
+def num_entries() -> int:
+    """How many entries the cache folder holds."""
+    with contextlib.suppress(OSError, RuntimeError):
+        return sum(1 for path in (cache_folder() / "prepacked").iterdir() if (path / _ENTRY).exists())
+    return 0
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes left behind."""
+    for path in folder.glob(f"{_MAKING}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def processor() -> str:

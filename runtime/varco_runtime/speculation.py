@@ -1,8 +1,8 @@
 """Drafts: guesses at the next tokens, which one decoder step of several tokens confirms or rejects.
 
 A draft changes no answer. Every token is chosen from the decoder's own logits, and what follows a wrong guess is thrown
-away; only the number of steps differs. (Prompt-lookup decoding, Saxena 2023; here with VARCO's markup as a second
-source.)
+away; only the number of steps differs, and with it the last bits of the logits, which decide where two are all but
+equal. (Prompt-lookup decoding, Saxena 2023; here with VARCO's markup as a second source.)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from varco_runtime.tokenizer import Tokenizer
 _LONGEST, _SHORTEST = 3, 2
 _RATE = 0.1  # of forgetting, in the running means
 _DRIFT = 0.002  # per token
+_FIRST_SLOPE = 0.4
 
 
 _FIRST_CHANCES = {"open": 0.9, "comma": 0.9, "zero": 0.9, "close": 0.9, "repeat 3": 0.6}
@@ -50,14 +51,21 @@ class StepCosts:
     """
 
     base: float = 0.0
-    slope: float = 0.4
+    slope: float = _FIRST_SLOPE
+    taken: set[int] = field(default_factory=set)
 
     def count(self, num_tokens: int, seconds: float) -> None:
-        if num_tokens == 1:
+        if num_tokens not in self.taken:  # the first of a length allocates its buffers
+            self.taken.add(num_tokens)
+        elif num_tokens == 1:
             self.base = seconds if self.base == 0 else self.base + _RATE * (seconds - self.base)
         elif self.base > 0:
             slope = max(0.0, seconds / self.base - 1) / (num_tokens - 1)
             self.slope += _RATE * (min(slope, 1.5) - self.slope)
+
+    def drift(self) -> None:
+        """As with `Chances`: one slow moment must not end all drafts."""
+        self.slope += _DRIFT * (_FIRST_SLOPE - self.slope)
 
     def of(self, num_tokens: int) -> float:
         """Relative to a step of one token."""
@@ -90,6 +98,7 @@ class Drafter:
         self._repeats.feed(token)
         self._boxes.feed(token)
         self._chances.drift()
+        self._costs.drift()
 
     def propose(self, limit: int) -> list[Guess]:
         """The draft, at most `limit` tokens, that promises the most tokens per time; often none."""

@@ -121,10 +121,11 @@ def rows(samples: Samples, summary: Summary) -> list[Row]:
     ):
         found.append(_times(name, spread))
     found.append(_rates("prefill", summary.prefill_tokens_per_s))
+    found.append(_times("first token (TTFT)", stages.ttft_s))
     ttft = "not measured" if answer is None else _time(answer.timings.ttft_s)
-    found.append(("first token, as a user waits", ttft, "", ""))
+    found.append(("first token, asked once", ttft, "", ""))
     if answer is not None:
-        found.append(("per token, as a user waits", _time(answer.timings.tpot_s), "", ""))
+        found.append(("per token, asked once without drafts", _time(answer.timings.tpot_s), "", ""))
     found.append(_times("per token (TPOT)", decode.tpot_s))
     if decode.itl_s:
         found += _percentiles(decode.itl_s)

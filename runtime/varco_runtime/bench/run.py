@@ -19,9 +19,10 @@ from varco_runtime.bench.stages import Plan, Progress, measure
 from varco_runtime.bench.summary import Summary, summarise
 from varco_runtime.bench.workload import PROMPT, Workload
 from varco_runtime.bundle import Bundle
+from varco_runtime.cores import usable_cores
 from varco_runtime.manifest import Manifest
-from varco_runtime.onnxruntime_backend import usable_cores
 from varco_runtime.picture import Picture
+from varco_runtime.prepacked import num_entries
 from varco_runtime.providers import check_provider
 from varco_runtime.schema import MANIFEST
 from varco_runtime.varco import Varco
@@ -87,12 +88,16 @@ def run(
     found = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
     free_before = free_device_bytes(device)
     progress("Loading the bundle.")
+    num_packed = num_entries()
     varco = Varco.load(options.bundle, options.provider, options.max_context, options.threads)
+    has_packed = num_entries() != num_packed
     free_after = free_device_bytes(device)
     budget.reserve(LEAST_SHARE * options.seconds)
     plan = Plan(options.repetitions, options.new_tokens, device, threads)
     work = Workload(options.picture, options.prompt, bundle.manifest.image)
     samples = measure(varco, work, plan, budget, progress)
+    if has_packed:
+        samples.notes.append("Loading also packed weights for next time: load and peak memory will be less.")
     limit = found if isinstance(found, Limit) else None
     if isinstance(found, str):
         samples.notes.append(found)

@@ -12,11 +12,12 @@ class Samples:
     """Seconds, one entry per repetition, except `itl_s` and `loop_s`: one per decoded token.
 
     `encode_s` is vision tower and projector over `encoded_tiles` of `num_tiles` tiles, `projector_tile_s` the projector
-    over one. `prefill_s` is for `prefill_tokens` of `prompt_tokens`. `itl_s` are the times between tokens with the
+    over one. `ttft_s` runs from the picture to the choice of the first token, the words' share of the prompt apart.
+    `prefill_s` is for `prefill_tokens` of `prompt_tokens`. `itl_s` are the times between tokens with the
     backend driven directly, `tpot_s` their mean per repetition, at a context of `context_tokens`. `loop_s` is the time
-    between two calls of the backend while `Varco.ask` answers: choosing the token, its text and regions, the stream.
-    `answer` is what `Varco.ask` gave, None where the question was measured in part. `notes` say what was cut or left
-    out, and why.
+    between two calls of the backend while `Varco.ask` answers without drafts: choosing the token, its text and regions,
+    the stream. `answer` is what `Varco.ask` gave, None where the question was measured in part. `notes` say what was
+    cut or left out, and why.
     """
 
     load_s: float
@@ -33,6 +34,7 @@ class Samples:
     projector_tile_s: list[float] = field(default_factory=list)
     packing_s: list[float] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
+    ttft_s: list[float] = field(default_factory=list)
     itl_s: list[float] = field(default_factory=list)
     tpot_s: list[float] = field(default_factory=list)
     loop_s: list[float] = field(default_factory=list)

@@ -161,7 +161,8 @@ def _time_given(budget: Budget) -> str:
 def _ask(varco: Varco, work: Workload, samples: Samples, clock: Clock) -> PromptInputs:
     """The question as a user asks it, once; returns its prompt."""
     with watch(varco.backend, clock) as calls:
-        samples.answer = varco.ask(work.picture, work.prompt, max_new_tokens=samples.new_tokens)
+        # Without drafts, so that one step is one token and the time between two steps is the loop's.
+        samples.answer = varco.ask(work.picture, work.prompt, max_new_tokens=samples.new_tokens, speculate=False)
     prompt, steps = _prompt_and_steps(calls)
     samples.loop_s = [later.started - earlier.ended for earlier, later in pairwise(steps)]
     inputs: PromptInputs = prompt.args[0]
@@ -213,7 +214,9 @@ def _run_once(
     samples.encoded_tiles = len(pixel_values)
     samples.prefill_s.append(prefilled - packed)
     samples.prefill_tokens = len(inputs.ids)
-    _decode(backend, samples, int(np.argmax(logits[-1])), len(inputs.ids), clock)
+    token = int(np.argmax(logits[-1]))
+    samples.ttft_s.append(clock() - started)
+    _decode(backend, samples, token, len(inputs.ids), clock)
 
 
 def _decode(

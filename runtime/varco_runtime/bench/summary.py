@@ -16,7 +16,7 @@ class Stages:
     """Seconds of each stage of one answer, reckoned from its part where the question was measured in part.
 
     `vision_tile_s` is the vision tower over one tile, `vision_s` over all of them, without the projector where that
-    could be timed; `projector_s` is over all tiles.
+    could be timed; `projector_s` is over all tiles. `ttft_s` is all up to the first token.
     """
 
     preprocess_s: Spread | None
@@ -25,6 +25,7 @@ class Stages:
     projector_s: Spread | None
     packing_s: Spread | None
     prefill_s: Spread | None
+    ttft_s: Spread | None
     decode_s: Spread | None
 
 
@@ -106,6 +107,7 @@ def _stages(samples: Samples) -> Stages:
         prefill_s=Spread.of(
             [seconds * samples.prompt_tokens / samples.prefill_tokens for seconds in samples.prefill_s]
         ),
+        ttft_s=Spread.of(samples.ttft_s),
         decode_s=Spread.of([seconds * samples.new_tokens for seconds in samples.tpot_s]),
     )
 

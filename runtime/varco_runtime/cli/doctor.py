@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -16,6 +15,7 @@ import typer
 
 from varco_runtime import __version__
 from varco_runtime.cli.console import print_facts, print_table, size_text, write, write_document
+from varco_runtime.cores import usable_cores
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
@@ -77,7 +77,7 @@ def examine() -> Report:
         versions=versions,
         platform=platform.platform(),
         cpu=_cpu_name(),
-        num_cores=_num_cores(),
+        num_cores=usable_cores(),
         memory_total_bytes=total,
         memory_available_bytes=available,
         gpus=_gpus(),
@@ -161,16 +161,6 @@ def _cpu_name() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def _num_cores() -> int:
-    """Cores this process may use: its affinity, and a container's share of time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # ValueError: the quota is "max"
-        return cores
 
 
 def _memory() -> tuple[int | None, int | None]:

@@ -89,9 +89,7 @@ def run(
     threads: Annotated[int | None, _option(_MACHINE, "Processor threads; all unless given.", "N")] = None,
     no_speculate: Annotated[
         bool,
-        _option(
-            _MACHINE, "Guess no tokens ahead; the answer is the same, only slower or faster.", name="--no-speculate"
-        ),
+        _option(_MACHINE, "Guess no tokens ahead; guesses change how fast an answer comes.", name="--no-speculate"),
     ] = False,
 ) -> None:
     """Ask a bundle about a picture. The answer goes to standard output, notes to standard error."""
