@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.divergence import Array, distance, divergence
+from benchmarks.divergence import Array, ByAnswer, distance, divergence
 from training.evaluate import edits, iou
 from varco_export.quantize.calibration import Sample
 from varco_runtime import Varco
@@ -45,8 +45,8 @@ class Said:
 
 def measure_folder(
     reference: Path, bundles: dict[str, Path], samples: Sequence[Sample], scratch: Path, max_new_tokens: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, Array]]:
-    """Figures of the reference (named `fp32`) and of each bundle, and the mean KL of each answer by bundle.
+) -> tuple[dict[str, dict[str, Any]], dict[str, ByAnswer]]:
+    """Figures of the reference (named `fp32`) and of each bundle, and the KL of each answer by bundle.
 
     Raises `InputError` that names the sample whose picture or prompt cannot be asked.
     """

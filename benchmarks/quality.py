@@ -16,8 +16,9 @@ Both ways:
 - `exact_answers`: share of answers that are the reference's to the letter;
 - `bundle_bytes`, `bytes_per_token`: size on disk, and the weights one decode step reads.
 
-KL's standard error is taken over answers, since the tokens of one answer are not independent. Differences between
-precisions are paired by answer (`kl_gain` against the second bundle), where the noise of the pictures cancels.
+Standard errors of KL are those of a ratio of sums over answers, since the tokens of one answer are not independent.
+Differences between precisions are per token too, and paired by answer (`kl_gain` against the first bundle), where the
+noise of the pictures cancels.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.divergence import Array, distance, divergence, mean_error
+from benchmarks.divergence import ByAnswer, distance, divergence
 from benchmarks.folder_quality import measure_folder
 from training.evaluate import evaluate, transformers_answer
 from training.pictures import held_out_seeds
@@ -68,8 +69,8 @@ class Recorder:
 
 def measure_bundle(
     bundle: Path, seeds: Iterable[int], reference: Recorder | None, max_new_tokens: int = MAX_NEW_TOKENS
-) -> tuple[dict[str, Any], Recorder, Array]:
-    """A bundle's figures; with a reference also its distance, and the mean KL of each answer."""
+) -> tuple[dict[str, Any], Recorder, ByAnswer | None]:
+    """A bundle's figures; with a reference also its distance, and the KL of each answer."""
     recorder = Recorder(Varco.load(bundle), max_new_tokens)
     started = time.perf_counter()
     figures = evaluate(recorder.answer, seeds).report()
@@ -78,7 +79,7 @@ def measure_bundle(
     figures["precision"] = manifest.decoder.precision
     figures["bundle_bytes"] = sum(facts.size for facts in manifest.files.values())
     figures["bytes_per_token"] = manifest.decoder.weight_bytes
-    kl_by_answer = np.zeros(0)
+    kl_by_answer = None
     if reference is not None:
         distances = []
         for (image, prompt), token_ids in zip(reference.asked, reference.token_ids, strict=True):
@@ -132,14 +133,16 @@ def named(bundles: Iterable[Path]) -> dict[str, Path]:
 
 def measure_drawn(
     reference: Path, bundles: dict[str, Path], options: argparse.Namespace
-) -> tuple[dict[str, dict[str, Any]], dict[str, Array]]:
-    """Figures on held-out pictures, and the mean KL of each answer by bundle."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, ByAnswer]]:
+    """Figures on held-out pictures, and the KL of each answer by bundle."""
     seeds = held_out_seeds(options.pictures, options.start)
     results: dict[str, dict[str, Any]] = {}
     results["fp32"], recorder, _ = measure_bundle(reference, seeds, None, options.max_new_tokens)
-    kls: dict[str, Array] = {}
+    kls: dict[str, ByAnswer] = {}
     for name, bundle in bundles.items():
-        results[name], _, kls[name] = measure_bundle(bundle, seeds, recorder, options.max_new_tokens)
+        results[name], _, kl = measure_bundle(bundle, seeds, recorder, options.max_new_tokens)
+        assert kl is not None, "Bug: no distance though there is a reference"
+        kls[name] = kl
     if options.transformers:
         texts: list[str] = []
         ask = transformers_answer(options.checkpoint, options.max_new_tokens)
@@ -186,7 +189,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             results, kls = measure_folder(reference, bundles, samples, scratch, options.max_new_tokens)
     first = next(iter(kls.values()))
     for name, kl in kls.items():
-        gain, error = mean_error(first - kl)
+        gain, error = first.gain(kl)
         results[name] |= {"kl_gain": gain, "kl_gain_error": error}
     return results
 

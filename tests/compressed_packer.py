@@ -28,7 +28,8 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class CompressedPacking:
     """`weights` and `inputs` as compressed-tensors names them. `g_idx`: an order of input features, as older releases
-    stored it. `plain`: linears whose names hold one of these words are ignored."""
+    stored it. `plain`: linears whose names hold one of these words are ignored. `input_scales`: static ones by the
+    linear's name on disk; arbitrary numbers where there are none."""
 
     weights: dict[str, Any]
     inputs: dict[str, Any] | None = None
@@ -36,6 +37,7 @@ class CompressedPacking:
     g_idx: bool = False
     lm_head: bool = False
     plain: tuple[str, ...] = ()
+    input_scales: dict[str, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,7 +66,8 @@ def compress_checkpoint(source: Path, out: Path, packing: CompressedPacking) -> 
         if not linear or "vision" in name or any(word in name for word in packing.plain):
             kept[name] = weight
             continue
-        parts, dequantised[name] = _compress(weight, packing, len(kept))
+        scale = packing.input_scales.get(name.removesuffix(".weight"), 0.01 + 0.001 * (len(kept) % 7))
+        parts, dequantised[name] = _compress(weight, packing, len(kept), scale)
         kept |= {f"{name.removesuffix('weight')}{part}": tensor.contiguous() for part, tensor in parts.items()}
     save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
     config = QuantizationConfig(
@@ -77,7 +80,7 @@ def compress_checkpoint(source: Path, out: Path, packing: CompressedPacking) -> 
     return dequantised
 
 
-def _compress(weight: Any, packing: CompressedPacking, seed: int) -> tuple[dict[str, Any], Array]:
+def _compress(weight: Any, packing: CompressedPacking, seed: int, input_scale: float) -> tuple[dict[str, Any], Array]:
     args, scheme = packing.scheme.weights, packing.scheme
     order = None
     if packing.g_idx:
@@ -85,7 +88,7 @@ def _compress(weight: Any, packing: CompressedPacking, seed: int) -> tuple[dict[
         weight = weight[:, order]
     state = {"weight": weight, **_qparams(weight, args)}
     if packing.inputs and not packing.inputs.get("dynamic"):
-        state["input_scale"] = torch.tensor([0.01 + 0.001 * (seed % 7)], dtype=packing.dtype)
+        state["input_scale"] = torch.tensor([input_scale], dtype=packing.dtype)
     compressor = FloatQuantizationCompressor if packing.format == "float-quantized" else PackedQuantizationCompressor
     packed = compressor.compress(dict(state), scheme)
     restored = compressor.decompress(dict(packed), scheme)["weight"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -257,6 +258,9 @@ def test_a_broken_tensor_is_refused_in_one_line(
         ({"sym": "yes"}, "sym is 'yes', expected true or false"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin', expected 'gptq' or 'gptq_v2'"),
         ({"checkpoint_format": "gptq_v2"}, "has a zero point of 7 .*says sym, expected 8"),
+        ({"checkpoint_format": None, "format": "gptq_v2"}, "has a zero point of 7 .*says sym, expected 8"),
+        ({"format": "gptq_v2"}, "checkpoint_format is 'gptq' and format is 'gptq_v2', expected both to agree"),
+        ({"format": "marlin", "checkpoint_format": None}, "checkpoint_format is 'marlin', expected 'gptq'"),
         ({"is_marlin_format": True}, "checkpoint_format is 'marlin'"),
         ({"pack_dtype": "int16"}, "pack_dtype is 'int16', expected 'int32'"),
         ({"quant_method": "awq"}, "quant_method is 'awq', expected 'gptq' or 'compressed-tensors'"),
@@ -290,6 +294,11 @@ def test_two_configs_must_agree(original: Path, tmp_path: Path) -> None:
     (folder / "quantize_config.json").write_text(json.dumps(config | {"group_size": 128}))
     message = refusal(folder, tmp_path / "bundle")
     assert message.startswith("group_size is 32 in config.json and 128 in quantize_config.json")
+    apart = "checkpoint_format is gptq in config.json and gptq_v2 in quantize_config.json"
+    for key in ("checkpoint_format", "format"):  # of which the other is not there, or null
+        other = config | {"checkpoint_format": None, key: "gptq_v2"}
+        (folder / "quantize_config.json").write_text(json.dumps(other))
+        assert refusal(folder, tmp_path / "bundle").startswith(apart)
     document = json.loads((folder / "config.json").read_text())
     document["text_config"]["quantization_config"] = config | {"bits": 8}
     (folder / "config.json").write_text(json.dumps(document))
@@ -306,6 +315,25 @@ def test_quantize_config_json_alone_is_enough(original: Path, tmp_path: Path) ->
     (folder / "quantize_config.json").write_text(json.dumps(config))
     bundle = export_exactly(folder, tmp_path / "bundle")
     assert_equal_bit_for_bit(exported_linears(bundle, TINY), expected_linears(original, folder, dequantised))
+
+
+def test_a_convention_that_one_of_two_keys_or_files_states_is_read(original: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    dequantised = pack_checkpoint(original, folder, GptqPacking(sym=False, version=2))
+    expected = expected_linears(original, folder, dequantised)
+    change_config(folder, checkpoint_format=None, format="gptq_v2")
+    assert_equal_bit_for_bit(exported_linears(export_exactly(folder, tmp_path / "one"), TINY), expected)
+    change_config(folder, format=None)
+    second = quantization_config(GptqPacking(sym=False, version=2))
+    (folder / "quantize_config.json").write_text(json.dumps(second))
+    assert_equal_bit_for_bit(exported_linears(export_exactly(folder, tmp_path / "two"), TINY), expected)
+
+
+def test_a_config_over_plain_weights_is_refused(original: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    shutil.copytree(original, folder)
+    write_config(folder, quantization_config(GptqPacking()))
+    assert "says GPTQ and the weights hold no qweight" in refusal(folder, tmp_path / "bundle")
 
 
 def test_quantised_weights_without_a_config_are_refused(original: Path, tmp_path: Path) -> None:

@@ -143,6 +143,30 @@ def test_a_digest_measures_the_relative_error() -> None:
     assert digest_error(digest(features), digest(features)) == 0
 
 
+@pytest.mark.parametrize("group", range(3))
+def test_nan_in_any_group_of_a_digest_is_no_pass(group: int) -> None:
+    expected = digest(np.random.default_rng(0).normal(size=(50, 64)))
+    got = expected.copy()
+    got[group, 0] = np.nan
+    assert np.isnan(digest_error(got, expected))
+
+
+def test_nan_in_a_later_picture_is_no_pass(bundles: Callable[[str], Path]) -> None:
+    class Failing(OnnxRuntimeBackend):
+        num_seen = 0
+
+        def features(self, pixel_values: Any, plan: Any) -> Any:
+            self.num_seen += 1
+            seen = super().features(pixel_values, plan)
+            return (
+                seen if self.num_seen == 1 else dataclasses.replace(seen, patch_features=seen.patch_features * np.nan)
+            )
+
+    bundle = Bundle.open(bundles("fp32"))
+    probes = read_probes(bundle)
+    assert failed(replay(bundle, probes, Failing(bundle, probes.max_tokens, threads=1))) == ["vision"]
+
+
 # --- how they get into a bundle ---------------------------------------------------------------------------------------
 
 

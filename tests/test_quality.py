@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.divergence import divergence, log_softmax
+from benchmarks.divergence import ByAnswer, distance, divergence, log_softmax
 from benchmarks.quality import MAX_NEW_TOKENS, Recorder, measure_bundle, table
 from tests.conftest import export_bundle
 from training.evaluate import evaluate
@@ -37,7 +37,8 @@ def test_a_handful_of_held_out_pictures_is_read(fp32: Path, int4: Path) -> None:
     assert exact["referring_accuracy"] >= 0.7
     assert small["top1_agreement"] >= 0.95
     assert 0 < small["kl"] < 0.05
-    assert len(kl) == len(reference.asked)
+    assert kl is not None
+    assert len(kl.kl) == len(reference.asked)
     assert len(table({"fp32": exact, "int4": small}).splitlines()) == 4
 
 
@@ -86,3 +87,24 @@ def test_the_divergence_is_the_textbook_sum() -> None:
     np.testing.assert_allclose(p.sum(axis=1), 1)
     np.testing.assert_allclose(divergence(a, b)[0], (p * np.log(p / q)).sum(axis=1))
     assert (divergence(a, b)[0] > 0).all()
+
+
+def test_the_error_belongs_to_the_mean_over_tokens() -> None:
+    """Answers of very different lengths: the error is the spread of the mean over repeated draws of answers."""
+    rng = np.random.default_rng(2)
+
+    def answers() -> list[tuple[Any, Any]]:
+        lengths = rng.choice([2, 5, 150], 300)
+        return [(rng.exponential(0.01 + 2e-4 * n) * np.ones(n), np.ones(n, bool)) for n in lengths]
+
+    drawn = [distance(answers())[0] for _ in range(400)]
+    spread = np.std([figures["kl"] for figures in drawn])
+    assert abs(np.mean([figures["kl_error"] for figures in drawn]) / spread - 1) < 0.1
+
+
+def test_means_and_gains_are_per_token() -> None:
+    one = ByAnswer(np.array([1.0, 10.0]), np.array([1.0, 9.0]))
+    other = ByAnswer(np.array([0.5, 1.0]), np.array([1.0, 9.0]))
+    assert one.mean() == pytest.approx((1.1, 0.02))  # residuals -0.1 and 0.1
+    assert one.gain(other) == pytest.approx((one.mean()[0] - other.mean()[0], 0.09))  # 0.5 - 0.95 and 9 - 8.55
+    assert np.isnan(ByAnswer(np.array([1.0]), np.array([4.0])).mean()[1])

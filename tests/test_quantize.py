@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -339,6 +340,29 @@ def test_a_run_that_fails_anywhere_in_a_layer_continues_to_the_same_bytes(
     monkeypatch.undo()
     quantize(checkpoint, tmp_path / "out", options_for(pictures), Quiet())
     assert contents(tmp_path / "out") == contents(quantised)
+
+
+def test_a_linear_that_was_only_rounded_is_told_at_once(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that continues cannot know."""
+    from varco_export.quantize import quantizer
+
+    real = quantizer.quantise
+    monkeypatch.setattr(quantizer, "quantise", lambda *given: dataclasses.replace(real(*given), is_nearest=True))
+    real_write, progress = quantizer.write_shard, Quiet()
+
+    def failing(path: Path, *arguments: Any) -> None:
+        if progress.notes[-1].startswith("note: language_model.layers.1."):
+            raise OSError(28, "No space left on device")
+        real_write(path, *arguments)
+
+    monkeypatch.setattr(quantizer, "write_shard", failing)
+    with pytest.raises(ExportError):
+        quantize(checkpoint, tmp_path / "out", options_for(pictures), progress)
+    notes = [note for note in progress.notes if "was rounded to the nearest" in note]
+    assert len(notes) == 2 * len(LINEARS)
+    assert all("more calibration samples may avoid that" in note for note in notes)
 
 
 def test_an_unfinished_run_of_other_settings_is_not_continued(

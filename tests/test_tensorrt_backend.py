@@ -36,7 +36,7 @@ from tests.recording_tensorrt import (
 )
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
-from varco_runtime.bundle import read_manifest, write_manifest
+from varco_runtime.bundle import Bundle, read_manifest, write_manifest
 from varco_runtime.cli.main import main
 from varco_runtime.errors import (
     BackendError,
@@ -50,6 +50,7 @@ from varco_runtime.errors import (
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.manifest import FileFacts
 from varco_runtime.picture import load_picture
+from varco_runtime.probes import read_probes
 from varco_runtime.tensorrt_backend import TensorRtBackend
 from varco_runtime.tensorrt_vision import as_type
 
@@ -192,6 +193,26 @@ def test_probes_judge_vision_and_projector_of_engines_too(
     assert {"vision", "projector", "image tokens", "newlines", "decoder, text"} <= rows.keys()
     assert rows["vision"] is (fault is None)
     assert rows["decoder, text"]
+
+
+def test_probes_that_the_engines_are_too_short_for_are_left_out(
+    probed: Path, device: Device, tmp_path: Path, capsys: Any
+) -> None:
+    lengths = sorted(len(probe.ids) for probe in read_probes(Bundle.open(probed)).probes)
+    some, none = tmp_path / "some", tmp_path / "none"
+    for bundle, max_context in ((some, lengths[-1] - 1), (none, lengths[0] - 1)):
+        shutil.copytree(probed, bundle)
+        add_engines(bundle, max_context=max_context)
+    assert main(["verify", str(some), "--numerics", "--json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["probes_left_out"] == sum(length == lengths[-1] for length in lengths)
+    assert {"vision", "decoder, text"} <= {row["component"] for row in document["numerics"]}
+    assert "probes need more positions than the engines hold" in err
+    assert main(["verify", str(none), "--numerics"]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"The probes need {lengths[0]} positions and more, {lengths[0] - 1} can be held here." in message
+    assert message.endswith(f"varco engines BUNDLE --max-context {lengths[-1]}")
 
 
 # --- prefill ----------------------------------------------------------------------------------------------------------

@@ -318,7 +318,7 @@ def only(monkeypatch: pytest.MonkeyPatch, **modules: Any) -> None:
             raise found
         return found
 
-    monkeypatch.setattr(engine_builder.importlib, "import_module", find)
+    monkeypatch.setattr(importlib, "import_module", find)
 
 
 def test_no_tensorrt_at_all_is_one_line(int4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +333,17 @@ def test_a_tensorrt_that_cannot_be_loaded_is_one_line(int4: Path, monkeypatch: p
     only(monkeypatch, tensorrt_rtx=OSError("libcudart.so.13: cannot open\nmore"))
     with pytest.raises(
         BackendError, match=r"TensorRT for RTX cannot be loaded \(libcudart.so.13: cannot open\). Install"
+    ):
+        build(int4, 89)
+
+
+def test_a_tensorrt_whose_dependency_is_missing_is_not_called_missing(
+    int4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ModuleNotFoundError("No module named 'cuda_pathfinder'", name="cuda_pathfinder")
+    only(monkeypatch, tensorrt_rtx_bindings=error)
+    with pytest.raises(
+        BackendError, match=r"TensorRT for RTX cannot be loaded \(No module named 'cuda_pathfinder'\). Install"
     ):
         build(int4, 89)
 
@@ -402,6 +413,16 @@ def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path, monkeypa
     engine_builder._load_timings(builder, config, 87)
     assert given == [b"", b"timed", b"broken", b""]
     assert engine_builder._load_timings(Builder("tensorrt_rtx", trt), config, 89) is None
+
+
+def test_without_a_home_no_timings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(engine_builder, "cache_folder", no_home)
+    builder = Builder("tensorrt", as_tensorrt())
+    assert engine_builder._load_timings(builder, None, 87) is None
+    engine_builder._save_timings(None, None)
 
 
 # --- graphs that TensorRT would build into something else -------------------------------------------------------------

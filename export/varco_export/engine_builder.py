@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import re
 import sys
 import threading
@@ -23,13 +22,12 @@ from typing import Any, TextIO
 
 from varco_export.output import HashedFile
 from varco_runtime.contract import Tensor
+from varco_runtime.engine import PRODUCTS, find_module
 from varco_runtime.errors import BackendError, ExportError, UsageError
 from varco_runtime.manifest import FileFacts
 from varco_runtime.verified import cache_folder
 
 MIN_PYTHON = (3, 11)
-PRODUCTS = {"tensorrt_rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
-_MODULES = {"tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt": ("tensorrt",)}
 MIN_VERSIONS = {"tensorrt_rtx": (1, 7), "tensorrt": (10, 15)}
 """TensorRT 10.15 brought native cache updates and rotary embeddings; TensorRT for RTX is untested before 1.7."""
 LEAST_SM = {"fp8": 89, "int4": 80, "bf16": 80}
@@ -74,14 +72,11 @@ class Builder:
         """The one that is installed. With both: TensorRT, or for a named target TensorRT for RTX, which alone can."""
         check_python(sys.version_info[:2])
         for name in PRODUCTS if is_target_named else reversed(PRODUCTS):
-            for module in _MODULES[name]:
-                try:
-                    return cls(name, importlib.import_module(module))
-                except ModuleNotFoundError:
-                    continue
-                except (ImportError, OSError) as error:  # OSError: a library that the module loads by itself
-                    reason = str(error).splitlines()[0]
-                    raise BackendError(f"{PRODUCTS[name]} cannot be loaded ({reason}). {_HOW_TO_GET[name]}") from None
+            module, reason = find_module(name)
+            if module is not None:
+                return cls(name, module)
+            if reason:
+                raise BackendError(f"{PRODUCTS[name]} cannot be loaded ({reason}). {_HOW_TO_GET[name]}")
         raise BackendError(
             "Building engines needs TensorRT for RTX or, for a Jetson or a data-centre GPU, TensorRT: neither is "
             f"installed. {_HOW_TO_GET['tensorrt_rtx']}"
@@ -438,7 +433,10 @@ def _load_timings(builder: Builder, config: Any, sm: int) -> Path | None:
     """Give what kernels took in earlier builds to TensorRT, which times them on the GPU; the file for those of now."""
     if builder.name != "tensorrt":
         return None  # builds without a GPU and times nothing
-    path = cache_folder() / f"timings-{builder.version}-sm{sm}.cache"
+    try:
+        path = cache_folder() / f"timings-{builder.version}-sm{sm}.cache"
+    except RuntimeError:  # a user without a home
+        return None
     known = b""
     with contextlib.suppress(OSError):
         known = path.read_bytes()

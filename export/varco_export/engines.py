@@ -69,7 +69,9 @@ def build_engines(
 ) -> list[EngineReport]:
     """Build the engines of the bundle `folder` for each target and record them in its manifest.
 
-    Raises `UsageError`, `BundleError`, `BackendError` or `ExportError`; then the bundle's manifest is as it was.
+    Engines that were built for a target before are replaced, whatever built them. Raises `UsageError`, `BundleError`,
+    `BackendError` or `ExportError`; then targets that were finished stay recorded. The failing one keeps its former
+    engines, or has none if their files could not be exchanged.
     """
     manifest = read_manifest(folder)
     max_context, max_tiles = _choose_limits(folder, manifest, options)

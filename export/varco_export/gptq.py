@@ -15,7 +15,7 @@ subtracted from whole words, so that the way back is a wrapping addition to whol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +89,9 @@ class GptqConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> GptqConfig:
         _refuse_other_formats(values, where)
-        layout = values.get("checkpoint_format", values.get("format")) or "gptq"
         return cls(
             _settings(values, where),
-            zeros_minus_one=layout == "gptq",
+            zeros_minus_one=zero_point_format(values, where) in (None, "gptq"),
             lm_head=_flag(values, "lm_head", where),
             dynamic=_dynamic(values, where),
         )
@@ -103,6 +102,11 @@ class GptqConfig:
         for name in entries.linears_with("qweight"):
             settings = self._settings_of(entries.disk_name(name, "qweight"), name)
             weights[name] = self._read(entries, name, settings)
+        if not weights:
+            raise CheckpointError(
+                "quantization_config says GPTQ and the weights hold no qweight, expected both to agree. Copy the "
+                "shards again; if the weights are meant to be plain, remove quantization_config from config.json."
+            )
         if self.lm_head and "lm_head" not in weights and not self._excludes_head(entries):
             raise CheckpointError(
                 "quantization_config says lm_head is quantised and the weights hold a plain one, expected both to "
@@ -164,8 +168,23 @@ class GptqConfig:
 # --- quantization_config ----------------------------------------------------------------------------------------------
 
 
+def zero_point_format(values: Mapping[str, Any], where: str) -> Any:
+    """`checkpoint_format`, or `format` as gptqmodel calls it too; None where neither says anything, which means v1.
+
+    Raises CheckpointError where the two differ.
+    """
+    stated = {key: values[key] for key in ("checkpoint_format", "format") if values.get(key) is not None}
+    if len(stated) == 2 and stated["checkpoint_format"] != stated["format"]:
+        one, other = (str(value)[:40] for value in stated.values())
+        raise CheckpointError(
+            f"{where}: checkpoint_format is {one!r} and format is {other!r}, expected both to agree. Keep the one that "
+            "the weights were packed in."
+        )
+    return next(iter(stated.values()), None)
+
+
 def _refuse_other_formats(values: dict[str, Any], where: str) -> None:
-    layout = values.get("checkpoint_format", values.get("format")) or "gptq"
+    layout = zero_point_format(values, where) or "gptq"
     if values.get("is_marlin_format"):
         layout = "marlin"
     if layout not in ("gptq", "gptq_v2"):

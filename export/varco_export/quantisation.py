@@ -11,14 +11,14 @@ from typing import Any, Protocol
 from varco_export.compressed_config import CompressedConfig
 from varco_export.compressed_tensors import CompressedTensors
 from varco_export.config import read_json
-from varco_export.gptq import GptqConfig
+from varco_export.gptq import GptqConfig, zero_point_format
 from varco_export.precision import Stored
 from varco_export.quantised import Fp8Weight, IntegerWeight, QuantisedWeight
 from varco_export.quantised_entries import QuantisedEntries
 from varco_runtime.errors import CheckpointError
 
 # What GPTQ's two files must agree on, where both say it.
-_SHARED_KEYS = ("quant_method", "bits", "group_size", "desc_act", "sym", "checkpoint_format", "lm_head", "dynamic")
+_SHARED_KEYS = ("quant_method", "bits", "group_size", "desc_act", "sym", "lm_head", "dynamic")
 
 
 class Quantisation(Protocol):
@@ -81,10 +81,12 @@ def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
     second.setdefault("quant_method", second.get("method") or "gptq")
     if values is None:
         return second, other.name
-    for key in _SHARED_KEYS:
-        if values.get(key) is not None and second.get(key) is not None and values[key] != second[key]:
+    pairs = {key: (values.get(key), second.get(key)) for key in _SHARED_KEYS}
+    pairs["checkpoint_format"] = zero_point_format(values, where), zero_point_format(second, other.name)
+    for key, (one, another) in pairs.items():
+        if one is not None and another is not None and one != another:
             raise CheckpointError(
-                f"{key} is {str(values[key])[:40]} in config.json and {str(second[key])[:40]} in {other.name}, "
+                f"{key} is {str(one)[:40]} in config.json and {str(another)[:40]} in {other.name}, "
                 "expected both to agree. Compare the files with their original repository."
             )
     return {**second, **{key: value for key, value in values.items() if value is not None}}, where

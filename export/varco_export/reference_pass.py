@@ -6,9 +6,10 @@ it shares with the rest is reading tensors and the runtime's tiles and packing p
 as it checks this file. Source: transformers `modeling_siglip.py`, `modeling_llava_onevision.py`, `modeling_qwen2.py`.
 
 All sequences go through a layer together, so that every weight is read once. A decoder in a coarser format has up to
-three streams of activations: with the weights as stored ("exact"), as rounding leaves them ("built"), and with the
-inputs of its linears rounded besides ("noisy"), which tells how much such rounding does to this model. Peak memory: one
-block of a weight, and the activations of all probes.
+three streams of activations: with the weights as stored ("exact"); as rounding leaves them, and with inputs cut off
+where a checkpoint's fixed scale ends ("built"); and with the inputs of its linears rounded besides ("noisy"), which
+tells how much such rounding does to this model. Cutting off is no noise: every kernel does the same, and it is part of
+the checkpoint. Peak memory: one block of a weight, and the activations of all probes.
 """
 
 from __future__ import annotations
@@ -70,6 +71,19 @@ class LinearFormat:
             values, scales = unsigned.astype(np.float32) - np.float32(half), scales[:, :, None]
         rounded: Array = (values * scales).reshape(len(rows), -1)[:, : rows.shape[1]]
         return rounded
+
+    @property
+    def cuts_off(self) -> bool:
+        """Whether a fixed scale bounds the input."""
+        return self.activations == "fp8" and self.input_scale is not None
+
+    def bounded(self, x: Array) -> Array:
+        """Activations `[n, k]` within what a fixed scale can hold, not rounded: +-448 times the scale."""
+        if not self.cuts_off:
+            return x
+        bound = np.float32(FP8_MAX) * np.float32(self.input_scale)
+        cut: Array = np.clip(x, -bound, bound)
+        return cut
 
     def input(self, x: Array) -> Array:
         """Activations `[n, k]` as a kernel may multiply them: int8 as onnxruntime's CPU does on x86, in the weight's
@@ -173,7 +187,7 @@ class ReferencePass:
         config = self._checkpoint.config.text
         x = np.concatenate([self._embed(one, image_token_id) for one in sequences])  # [N, D], probe after probe
         streams = {"exact": x}
-        if any(one.rounds_weight for one in self._formats.values()):
+        if any(one.rounds_weight or one.cuts_off for one in self._formats.values()):
             streams["built"] = x.copy()
         if any(one.activations != "float" for one in self._formats.values()):
             streams["noisy"] = x.copy()
@@ -245,7 +259,8 @@ class ReferencePass:
     def _linears(self, streams: dict[str, Array], linear: str) -> dict[str, Array]:
         """x W^T for each stream, by its name."""
         weight, format = self._checkpoint.weight(linear), self._formats.get(linear, LinearFormat())
-        inputs = {name: format.input(x) if name == "noisy" else x for name, x in streams.items()}
+        made = {"built": format.bounded, "noisy": format.input}
+        inputs = {name: made[name](x) if name in made else x for name, x in streams.items()}
         outputs = {name: np.empty((len(x), weight.shape[0]), np.float32) for name, x in streams.items()}
         start = 0
         for exact in weight_rows(weight):

@@ -21,8 +21,8 @@ from varco_runtime.errors import BackendError, BundleError
 from varco_runtime.kernel_cache import KernelCache
 from varco_runtime.manifest import EngineFacts
 
-_MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-_PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+_MODULES = {"tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt": ("tensorrt",)}
+PRODUCTS = {"tensorrt_rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
 _INSTALL = {
     "tensorrt": "Install it as the README says (JetPack and NVIDIA's containers bring it)",
     "tensorrt_rtx": "Install it with: pip install 'varco-edge[tensorrt]'",
@@ -34,7 +34,7 @@ class Library:
 
     def __init__(self, builder: str) -> None:
         self.builder = builder
-        self.product = _PRODUCTS[builder]
+        self.product = PRODUCTS[builder]
         self.module = _import(builder)
         self.version = str(self.module.__version__)
         self._errors: list[str] = []
@@ -233,19 +233,27 @@ class Pass:
         self._context = None
 
 
-def _import(builder: str) -> Any:
-    """The module, or one line that says what is missing."""
+def find_module(builder: str) -> tuple[Any, str]:
+    """A builder's module; or None and why it cannot be loaded, which is empty where it is not installed."""
     reason = ""
     for name in _MODULES[builder]:
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(name), ""
         except ModuleNotFoundError as error:
             if error.name != name:  # it is there, what it needs is not
                 reason = _first_line(str(error))
         except (ImportError, OSError) as error:  # OSError: a shared library that the module loads by itself
             reason = _first_line(str(error))
+    return None, reason
+
+
+def _import(builder: str) -> Any:
+    """The module, or one line that says what is missing."""
+    module, reason = find_module(builder)
+    if module is not None:
+        return module
     problem = f"cannot be loaded ({reason})" if reason else "is not installed"
-    raise BackendError(f"{_PRODUCTS[builder]}, which built this bundle's engines, {problem}. {_INSTALL[builder]}")
+    raise BackendError(f"{PRODUCTS[builder]}, which built this bundle's engines, {problem}. {_INSTALL[builder]}")
 
 
 def _error_log(module: Any, errors: list[str]) -> Any:

@@ -17,7 +17,8 @@ _BUILD = "Build them with: varco engines BUNDLE"
 def choose_engines(manifest: Manifest, cuda: Cuda) -> tuple[Library, Engines]:
     """The library to load and the engines to load with it. Raises `BackendError` that says what does not match.
 
-    A bundle may hold engines of both builders, or of several versions; the first that runs here is taken.
+    `varco engines` keeps one set for each kind of device, the last that was built for it, of one builder and version.
+    Of a manifest that lists more for a device, the first set that runs here is taken.
     """
     if not manifest.engines:
         raise BackendError(f"The bundle holds no engines. {_BUILD}")

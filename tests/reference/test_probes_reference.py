@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import Silent, export_bundle
 from tests.reference.oracle import Oracle, photo, relative_error, user_message
+from varco_export import probes as probes_module
 from varco_export.checkpoint import Checkpoint
+from varco_export.names import disk_name
 from varco_export.probes import add_probes
 from varco_export.reference_pass import ReferencePass, Sequence
 from varco_export.tiny import TinyOptions, make_tiny
+from varco_runtime.bundle import Bundle
 from varco_runtime.image import normalise, pack, packing_plan, tile
 from varco_runtime.picture import load_picture
+from varco_runtime.probes import read_probes
 
 torch = pytest.importorskip("torch", reason="the reference needs torch")
 
@@ -64,6 +69,51 @@ def test_the_reference_pass_equals_transformers(tmp_path: Path, name: str) -> No
     assert relative_error(second.exact, alone) < LIMIT
     assert first.built is None
     assert first.noisy is None
+
+
+def largest_inputs(checkpoint: Path, folder: Path) -> dict[str, float]:
+    """The largest input of each of the decoder's linears over the probes, by its name on disk: a calibration."""
+    largest: dict[str, float] = {}
+
+    class Watching(ReferencePass):
+        def _linears(self, streams: dict[str, Any], linear: str) -> dict[str, Any]:
+            name = disk_name(f"{linear}.weight", "hf_old").removesuffix(".weight")
+            largest[name] = max(largest.get(name, 0.0), float(np.abs(streams["exact"]).max()))
+            return super()._linears(streams, linear)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes_module, "ReferencePass", Watching)
+        export_bundle(checkpoint, folder, probes=True)
+    return largest
+
+
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_fixed_input_scales_pass_and_what_they_cut_off_is_no_noise(tmp_path: Path, part: float) -> None:
+    """`part`: of the largest input, what the scales can hold. At a half much is cut off, on every device alike."""
+    pytest.importorskip("compressed_tensors", reason="the packer is compressed-tensors")
+    from tests.compressed_packer import CompressedPacking, compress_checkpoint
+    from tests.test_probes import OPTIONS, checks_of, failed
+
+    source = make_tiny(tmp_path / "checkpoint", OPTIONS)
+    scales = {name: part * most / 448 for name, most in largest_inputs(source, tmp_path / "plain").items()}
+    fp8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
+    compress_checkpoint(source, tmp_path / "fp8", CompressedPacking(fp8, fp8, input_scales=scales))
+    bundle = export_bundle(tmp_path / "fp8", tmp_path / "bundle", probes=True)
+    checks = checks_of(bundle)
+    assert not [name for name in failed(checks) if name.startswith("decoder")], checks
+    probes = read_probes(Bundle.open(bundle))
+    cut = max(float(np.abs(probe.built - probe.exact).max()) for probe in probes.probes)
+    if part == 1:
+        assert not failed(checks), checks
+        assert cut < 1e-3  # what quantised weights make of inputs may lie a little above
+    else:
+        assert cut > 1e-2
+
+    eighths = CompressedPacking(fp8, fp8, input_scales={name: scale / 8 for name, scale in scales.items()})
+    compress_checkpoint(source, tmp_path / "fp8-eighths", eighths)
+    other = export_bundle(tmp_path / "fp8-eighths", tmp_path / "other")
+    add_probes(tmp_path / "fp8", other, Silent())
+    assert "decoder, text" in failed(checks_of(other))
 
 
 @pytest.mark.parametrize("inputs", ["token", "none"])

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,7 +58,6 @@ class Outcome:
     source_bytes: int
     num_samples: int
     num_tokens: int
-    rounded: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -72,7 +71,6 @@ class _Run:
     samples: list[EncodedSample]
     progress: Progress
     device: torch.device
-    rounded: list[str] = field(default_factory=list)
 
     @property
     def num_layers(self) -> int:
@@ -95,7 +93,7 @@ def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: 
         )
         work.publish()
     source_bytes = sum(tensor.nbytes for tensor in run.checkpoint.tensors.values())
-    return Outcome(out, num_bytes, source_bytes, len(run.samples), sum(run.lengths), tuple(run.rounded))
+    return Outcome(out, num_bytes, source_bytes, len(run.samples), sum(run.lengths))
 
 
 # --- before the first byte --------------------------------------------------------------------------------------------
@@ -232,8 +230,11 @@ def _layer_tensors(
         hessian = _take(hessians, linear).mean() if hessians else None
         found = quantise(weight, dtype, run.scheme, run.options.format, hessian)
         if found.is_nearest:
-            run.rounded.append(name)
-            run.progress.note(f"{name}: its Hessian cannot be inverted, so it was rounded to the nearest.")
+            # At once: a run that continues this one knows nothing of it.
+            run.progress.note(
+                f"note: {name} was rounded to the nearest, since its Hessian cannot be inverted; more calibration "
+                "samples may avoid that."
+            )
         if layer is not None:
             _linear_of(layer, linear).weight.copy_(found.weight)
         stem = name.removesuffix("weight")

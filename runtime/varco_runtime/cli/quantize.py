@@ -95,8 +95,6 @@ def quantize(
             ("read by", "varco export; transformers with compressed-tensors (tested); vLLM (untested)"),
         ],
     )
-    for name in made.rounded:
-        note(f"note: {name} was rounded to the nearest; more calibration samples may avoid that.")
     note(f"Next: varco export {shlex.quote(str(out))} BUNDLE")
 
 

@@ -45,10 +45,12 @@ def verify(
     if not as_json:
         _print_files(bundle, manifest, faults)
     if numerics and failure is None:
-        checks, device = _replay(bundle, provider, threads)
+        checks, device, num_left_out = _replay(bundle, provider, threads)
         failure = _failure(bundle, checks)
         rows = [{**asdict(check), "ok": check.passed} for check in checks]
-        document |= {"ok": failure is None, "provider": device, "numerics": rows}
+        document |= {"ok": failure is None, "provider": device, "probes_left_out": num_left_out, "numerics": rows}
+        if num_left_out:
+            note(f"note: {num_left_out} probes need more positions than the engines hold and were left out.")
         if not as_json:
             _print_checks(checks, device)
     if as_json:
@@ -103,15 +105,20 @@ def _first(faults: dict[str, str]) -> BundleError:
 # --- numerics ---------------------------------------------------------------------------------------------------------
 
 
-def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Check], str]:
-    """The probes' checks, and what they ran on."""
+def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Check], str, int]:
+    """The probes' checks, what they ran on, and how many probes the engines were too short for."""
     from varco_runtime.bundle import Bundle
     from varco_runtime.probes import read_probes, replay
     from varco_runtime.varco import Varco
 
-    probes = read_probes(Bundle.open(bundle))
-    varco = Varco.load(bundle, provider, max(16, probes.max_tokens), threads)
-    return replay(varco.bundle, probes, varco.backend), varco.backend.description
+    opened = Bundle.open(bundle)
+    probes = read_probes(opened)
+    # Engines hold what they were built for, which may be less than the probes need, and less saves no memory.
+    max_context = None if opened.manifest.device == "tensorrt" else max(16, probes.max_tokens)
+    varco = Varco.load(bundle, provider, max_context, threads)
+    fitting = probes.within(varco.backend.max_context)
+    checks = replay(varco.bundle, fitting, varco.backend)
+    return checks, varco.backend.description, len(probes.probes) - len(fitting.probes)
 
 
 def _print_checks(checks: list[Check], device: str) -> None:
