@@ -15,7 +15,7 @@ import numpy as np
 
 from varco_runtime.backend import MAX_STEP_TOKENS, Features, PromptInputs
 from varco_runtime.bundle import Bundle
-from varco_runtime.cores import usable_cores
+from varco_runtime.cores import overflows_in_pairs, usable_cores
 from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError
 from varco_runtime.image import PackingPlan, pack
@@ -85,8 +85,8 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Without VNNI, x86 kernels for bytes times int8 add pairs in 16 bits, which overflow: this asks for others.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if overflows_in_pairs():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
     def _new_session(self, path: Path, options: Any) -> Any:

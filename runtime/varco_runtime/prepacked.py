@@ -42,7 +42,7 @@ what is started often, the int4 and int8 networks of small models."""
 MAX_CACHE_BYTES = 8 << 30
 """Of all entries; the ones longest unused go first."""
 
-_LAYOUT = "1"
+_LAYOUT = "2"
 """Part of every key: raised when the way in which entries are made or loaded changes."""
 _SIZES, _SPARE_BYTES = 3, 1 << 30
 """An entry is made where the disk has room for so many times the network and as much to spare."""
