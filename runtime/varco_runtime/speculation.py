@@ -17,7 +17,7 @@ from varco_runtime.tokenizer import Tokenizer
 _LONGEST, _SHORTEST = 3, 2
 _RATE = 0.1  # of forgetting, in the running means
 _DRIFT = 0.002  # per token
-_FIRST_SLOPE = 0.4
+_FIRST_SLOPE, _SLOPE_DRIFT = 0.4, 0.0002
 
 
 _FIRST_CHANCES = {"open": 0.9, "comma": 0.9, "zero": 0.9, "close": 0.9, "repeat 3": 0.6}
@@ -65,7 +65,7 @@ class StepCosts:
 
     def drift(self) -> None:
         """As with `Chances`: one slow moment must not end all drafts."""
-        self.slope += _DRIFT * (_FIRST_SLOPE - self.slope)
+        self.slope += _SLOPE_DRIFT * (_FIRST_SLOPE - self.slope)
 
     def of(self, num_tokens: int) -> float:
         """Relative to a step of one token."""
