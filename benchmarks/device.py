@@ -7,7 +7,8 @@
 
 Steps: `limits` (copy bandwidth and matrix rate through onnxruntime), `models` (one precision at a time, its bundle made
 on the spot and deleted before the next), `transformers` (left out with a reason where it cannot be imported). Each adds
-to the same JSON file. Free disk is checked before anything is written. The weights are random, so only times count.
+to the same JSON file, which begins anew for another shape, provider or machine. Free disk is checked before anything is
+written. The weights are random, so only times count.
 
 `limit` is what a token cannot cost less than: the bytes that a step must read over the measured copy bandwidth.
 """
@@ -62,13 +63,7 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    report |= {
-        "benchmark": "device",
-        "shape": options.shape,
-        "provider": options.provider,
-        "machine": _machine(options),
-    }
+    report = _begun(options)
     if "limits" in options.steps:
         report["limits"] = _limits(options)
         _save(report, options.out)
@@ -83,6 +78,21 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         report["transformers"] = measure_transformers(checkpoint, dtype, options.provider, contexts)
         _save(report, options.out)
     return report
+
+
+def _begun(options: argparse.Namespace) -> dict[str, Any]:
+    """The report that is there, or an empty one where that is of another shape, provider or machine."""
+    about = {
+        "benchmark": "device",
+        "shape": options.shape,
+        "provider": options.provider,
+        "machine": _machine(options),
+    }
+    former: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    differing = [key for key, value in about.items() if former and former.get(key) != value]
+    if differing:
+        print(f"{options.out} has another {' and '.join(differing)}: starting anew", file=sys.stderr, flush=True)
+    return about if differing else former | about
 
 
 def _check_disk(options: argparse.Namespace) -> None:
@@ -144,7 +154,7 @@ def _time_graph(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"][options.provider == "cpu" :]
-    session = ort.InferenceSession(model.SerializeToString(), providers=providers)
+    session = ort.InferenceSession(model.SerializeToString(), providers=providers, enable_fallback=0)
     if options.provider == "cuda" and not runs_on_cuda(session):
         raise libraries_missing(missing)
     binding = session.io_binding()
@@ -293,9 +303,12 @@ def _print(report: dict[str, Any]) -> None:
             one = found[f"picture_{label}"]
             text = (
                 one.get("left_out")
-                or f"{one['first_token_ms']:.1f} ms to the first token, {one['prefill_ms']:.1f} prefill"
+                or f"{one['first_token_ms']:.1f} ms to the first token: {one['vision_ms']:.1f} vision, "
+                f"{one['packing_ms']:.2f} packing, {one['prefill_ms']:.1f} prefill"
             )
             print(f"    picture of {label} tokens: {text}")
+        if "memory_bytes" in found:
+            print(f"    memory {found['memory_bytes'] / 1e9:>23.2f} GB of the GPU's")
         for context, entry in found["decode"].items():
             part = f", {entry['fraction_of_limit']:.0%} of the limit" if "fraction_of_limit" in entry else ""
             print(f"    decode at {context:>5}: {entry['ms_per_token']:.3f} ms/token{part}")
@@ -314,7 +327,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "varco-device", help="where there is room"
     )
-    parser.add_argument("--out", type=Path, default=Path("device.json"), help="the report, added to if it is there")
+    parser.add_argument(
+        "--out", type=Path, default=Path("device.json"), help="the report, added to if it is of this kind"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the bundles for the next run")
     parser.set_defaults(decoder=["bf16", "int4", "fp8"])
     return parser

@@ -4,9 +4,10 @@ Device memory is host memory that the test alone knows to be the device's: fille
 through copies and bindings only. Every call is recorded.
 
 What the real library leaves undefined or does silently is an error here: an address outside the device's memory; host
-memory bound where the device's is needed; a session with graphs run without a word about which graph; a replay whose
-bindings are not those of the capture. As the real provider does, the first call with a graph id runs the step three
-times, on every thread anew, and a replay uses the host values that were there at the capture.
+memory bound where the device's is needed; a session that may fall back to the CPU; a session with graphs run without a
+word about which graph; a replay whose bindings are not those of the capture. As the real provider does, the first call
+with a graph id runs the step three times, on every thread anew, and a replay uses the host values that were there at
+the capture.
 """
 
 from __future__ import annotations
@@ -151,9 +152,6 @@ class Session:
     def get_providers(self) -> list[str]:
         return ["CPUExecutionProvider"] if self.place == "cpu" else list(self.gpu.providers)
 
-    def disable_fallback(self) -> None:
-        self.inner.disable_fallback()
-
     def io_binding(self) -> Binding:
         return Binding(self)
 
@@ -213,11 +211,15 @@ def onnxruntime_gpu(gpu: Gpu) -> types.ModuleType:
         for name in gpu.missing:
             print(f"Failed to load {name}: cannot open shared object file")
 
+    def session(path: str, options: Any, providers: list[Any], enable_fallback: int = 1) -> Session:
+        assert not enable_fallback, "what fails would be printed, and tried again on the CPU"
+        return Session(gpu, path, options, providers)
+
     module.__version__ = "1.31.1"  # type: ignore[attr-defined]
     module.OrtValue = Values  # type: ignore[attr-defined]
     module.SessionOptions = SessionOptions  # type: ignore[attr-defined]
     module.RunOptions = RunOptions  # type: ignore[attr-defined]
-    module.InferenceSession = lambda path, options, providers: Session(gpu, path, options, providers)  # type: ignore[attr-defined]
+    module.InferenceSession = session  # type: ignore[attr-defined]
     module.get_available_providers = lambda: list(gpu.providers)  # type: ignore[attr-defined]
     module.preload_dlls = preload_dlls  # type: ignore[attr-defined]
     return module

@@ -18,12 +18,13 @@ from PIL import Image
 from tests.conftest import export_bundle
 from tests.cuda_graphs import export_in_fp32
 from tests.recording_onnxruntime import Gpu, install
+from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import Backend, GreedyBackend, PromptInputs, ShowsFeatures
 from varco_runtime.bundle import Bundle
 from varco_runtime.cuda_backend import CudaBackend
 from varco_runtime.cuda_memory import NUM_LOGITS, Sizes, needed_bytes
-from varco_runtime.errors import BackendError, ContextError, MissingExtraError, VarcoError
+from varco_runtime.errors import BackendError, ContextError, MissingExtraError, ShortageError, VarcoError
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.picture import load_picture
 
@@ -241,31 +242,48 @@ def test_past_and_present_are_one_memory_in_every_run(varco: Varco, gpu: Gpu, mo
             assert bound[f"past.{name}"] == bound[f"present.{name}"] == seen[0][f"past.{name}"]
 
 
-def test_logits_that_are_not_finite_end_a_greedy_answer(varco: Varco, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = backend_of(varco)
-    backend.prefill(text_inputs(varco, 63), 0)
-    bad = np.full(varco.bundle.manifest.model.vocab_size, np.nan, np.float32)
-    monkeypatch.setattr(backend._step, "logits", lambda: bad)
-    backend.decode_greedy(5, 63)
-    with pytest.raises(BackendError, match="not finite at position 64"):
-        backend.decode_greedy(5, 64)
+def test_an_opening_that_overflows_is_refused_and_not_taken_for_cached(
+    bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first positions are computed at loading, where nobody looks at their logits."""
+    prefill_chunk = CudaBackend._prefill_chunk
+
+    def overflowing(self: CudaBackend, inputs: PromptInputs, start: int, *args: Any, **kwargs: Any) -> Any:
+        logits = prefill_chunk(self, inputs, start, *args, **kwargs)
+        if start > 0:
+            return logits
+        for buffer in self._caches.values():
+            buffer.value.inner.numpy()[:, :, 0] = np.nan
+        return np.full_like(logits, np.nan)
+
+    monkeypatch.setattr(CudaBackend, "_prefill_chunk", overflowing)
+    varco = Varco.load(bundle)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="gave the logit nan for token 0, expected finite numbers"):
+            varco.ask(None, "Hello", max_new_tokens=4)
+    assert np.isnan(varco.score(None, "Hello", [5, 6])).all()
+    monkeypatch.undo()
+    install(monkeypatch, gpu)
+    assert varco.ask(None, "Hello", max_new_tokens=4).usage.cached_tokens == 0
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_a_nan_in_the_caches_does_not_reach_the_next_answer(
-    varco: Varco, cpu: Varco, monkeypatch: pytest.MonkeyPatch, greedy: bool
+def test_a_nan_in_the_caches_is_seen_at_once_and_does_not_reach_the_next_answer(
+    varco: Varco, cpu: Varco, gpu: Gpu, greedy: bool
 ) -> None:
     backend = backend_of(varco)
-    monkeypatch.setattr("varco_runtime.cuda_backend.CHECK_EVERY", 1)
-    backend.prefill(text_inputs(varco, 60), 0)
+    backend.prefill(text_inputs(varco, 61), 0)
     for buffer in backend._caches.values():
         buffer.value.inner.numpy()[:, :, 20:50] = np.nan  # the double's memory, which no run has written to
     if greedy:
-        with pytest.raises(BackendError, match="not finite at position 60"):
-            backend.decode_greedy(3, 60)
+        gpu.asked.clear()
+        with pytest.raises(BackendError, match="not finite at position 61"):
+            backend.decode_greedy(3, 61)
+        assert [call for call in gpu.asked if call[0] == "read"] == [("read", 8)]
     else:
-        assert np.isnan(backend.decode_step(3, 60)).any(), "left to the sampler, which refuses it"
+        assert np.isnan(backend.decode_step(3, 61)).any(), "left to the sampler, which refuses it"
     assert not any(np.isnan(buffer.read()).any() for buffer in backend._caches.values())
+    varco._memory.forget_sequence()  # as an answer that fails does
     assert varco.ask(None, "Hello", max_new_tokens=8).token_ids == cpu.ask(None, "Hello", max_new_tokens=8).token_ids
 
 
@@ -400,6 +418,19 @@ def test_missing_libraries_are_named_where_the_cpu_lacks_a_kernel(
     refused(folder, BackendError, r"libraries of CUDA 13 are missing \(libcublas\.so\.13\)")
 
 
+def test_an_old_driver_is_one_clear_line(bundle: Path, gpu: Gpu) -> None:
+    gpu.facts = dataclasses.replace(gpu.facts, cuda_version=(12, 8))
+    refused(bundle, BackendError, r"driver supports CUDA 12\.8, expected 13\.0 or later\. Update the driver, or .*cpu$")
+
+
+def test_an_old_gpu_keeps_the_integers_of_a_bundle(tmp_path: Path, gpu: Gpu) -> None:
+    """`--decoder fp16` would be refused for packed weights, and give plain ones up for rounded ones."""
+    checkpoint = make_tiny(tmp_path / "checkpoint", TinyOptions(dtype="bf16"))
+    folder = export_bundle(checkpoint, tmp_path / "b", device="cuda", decoder="int4", max_context=64)
+    gpu.facts = dataclasses.replace(gpu.facts, capability=(7, 5))
+    refused(folder, BackendError, r"a bundle in bf16 needs 8\.0 or later\. Export again with --vision fp16")
+
+
 @pytest.mark.parametrize(
     ("capability", "compute", "message"),
     [
@@ -431,6 +462,25 @@ def test_the_memory_that_is_needed_follows_the_context(bundle: Path, gpu: Gpu) -
     small, large = (needed_bytes(manifest, Sizes.of(manifest, context)) for context in (128, 512))
     assert large[1] == 4 * small[1] == 512 * manifest.kv_bytes_per_token
     assert large[0] - small[0] >= large[1] - small[1]
+
+
+def test_a_shortage_says_what_was_free_and_what_is(bundle: Path, gpu: Gpu) -> None:
+    def fail(call: str) -> Exception | None:
+        if call != "allocate":
+            return None
+        gpu.facts = dataclasses.replace(gpu.facts, free_bytes=250_000_000)
+        return RuntimeError("CUDA failure 2: out of memory")
+
+    gpu.facts = dataclasses.replace(gpu.facts, free_bytes=5_000_000_000)
+    gpu.fault = fail
+    message = r"5\.00 GB of 151\.40 GB were free on Recording GPU before loading, 0\.25 GB are free now\. End other"
+    refused(bundle, ShortageError, message)
+
+
+def test_a_shortage_does_not_read_as_missing_libraries(bundle: Path, gpu: Gpu) -> None:
+    gpu.missing = ["libcurand.so.10"]  # found elsewhere
+    gpu.fault = lambda name: RuntimeError("Failed to allocate memory") if name == "load" else None
+    refused(bundle, ShortageError, r"The GPU ran out of memory during the loading of vision\.onnx")
 
 
 @pytest.mark.parametrize(
@@ -470,6 +520,14 @@ def test_auto_falls_back_to_the_cpu_and_says_why(tiny_checkpoint: Path, tmp_path
     )
     assert varco.backend.description == "onnxruntime 1.31.1, CPU, 1 thread, a bundle made for CUDA"
     assert varco.ask(None, "Hello", max_new_tokens=4).token_ids == cpu.ask(None, "Hello", max_new_tokens=4).token_ids
+
+
+def test_auto_with_a_gpu_and_no_onnxruntime_names_the_extra_for_the_gpu(
+    tiny_checkpoint: Path, tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export_bundle(tiny_checkpoint, tmp_path / "b", device="cuda", decoder="fp16", max_context=64)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    refused(folder, MissingExtraError, r"varco-edge\[cuda\]", provider="auto")
 
 
 @pytest.mark.parametrize("decoder", ["bf16", "fp8"])

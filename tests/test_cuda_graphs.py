@@ -38,8 +38,9 @@ FUSED = TinyOptions(
 
 CUDA_KERNELS = {
     "": {
-        *("Add", "Cast", "Concat", "Gather", "GatherElements", "Gelu", "LayerNormalization", "MatMul", "Mul"),
-        *("RMSNormalization", "Reshape", "Sigmoid", "Slice", "Split", "Sub", "TopK", "Transpose", "Unsqueeze", "Where"),
+        *("Add", "Cast", "Concat", "Gather", "GatherElements", "Gelu", "LayerNormalization", "Less", "MatMul"),
+        *("Mul", "RMSNormalization", "Reshape", "Sigmoid", "Slice", "Split", "Sub", "TopK", "Transpose", "Unsqueeze"),
+        "Where",
     },
     "com.microsoft": {
         *("FusedMatMul", "GroupQueryAttention", FP8_OPERATOR, "MatMulNBits", "MultiHeadAttention"),
@@ -242,7 +243,7 @@ def test_tokens_and_a_picture_may_alternate(varco: Varco, tiny_bundle: Path) -> 
     np.testing.assert_allclose(*rows, atol=2e-4)
 
 
-def test_the_chosen_token_is_the_first_of_the_largest(tmp_path: Path) -> None:
+def test_the_chosen_token_is_the_first_of_the_largest_and_none_of_nan(tmp_path: Path) -> None:
     """On logits with many ties, for vocabularies that are prime, square and like the model's."""
     rng = np.random.default_rng(0)
     for vocab_size, dtype in itertools.product((151, 576, 2048, 151680), (np.float16, np.float32)):
@@ -261,6 +262,12 @@ def test_the_chosen_token_is_the_first_of_the_largest(tmp_path: Path) -> None:
         logits[0, 3, [vocab_size // 3, vocab_size - 1]] = 60
         (chosen,) = session.run(["next_token"], {"x": logits})
         np.testing.assert_array_equal(chosen, logits.argmax(axis=2))
+        logits[0, 0, 1] = -np.inf  # never chosen, and no fault
+        logits[0, 1, vocab_size // 2] = np.nan
+        logits[0, 2] = np.nan
+        logits[0, 3, 5] = np.inf
+        (marked,) = session.run(["next_token"], {"x": logits})
+        np.testing.assert_array_equal(marked, [[logits[0, 0].argmax(), -1, -1, -1, chosen[0, 4]]])
 
 
 def test_the_acceptance_probes_pass_on_the_cpu(tiny_checkpoint: Path, tmp_path: Path) -> None:

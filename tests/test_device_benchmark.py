@@ -36,6 +36,34 @@ def test_steps_may_be_run_apart_and_fill_one_report(monkeypatch: pytest.MonkeyPa
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["tiny"], "the bundle is deleted"
 
 
+def test_another_shape_or_machine_starts_an_empty_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device, "_limits", lambda options: {"copy_bytes_per_s": 1.0, "matrix_ops_per_s": 1.0})
+    monkeypatch.setattr(device, "_machine", lambda options: {"onnxruntime": "1"})
+    monkeypatch.setattr(device, "make_checkpoint", lambda *args: tmp_path)
+    monkeypatch.setattr(device, "measure_transformers", lambda *args: {"left_out": "not here"})
+    run(monkeypatch, tmp_path, "--steps", "limits")
+    assert "limits" in run(monkeypatch, tmp_path, "--steps", "transformers")[1]
+    monkeypatch.setattr(device, "_machine", lambda options: {"onnxruntime": "2"})
+    _, report = run(monkeypatch, tmp_path, "--steps", "transformers")
+    assert (report["machine"], "limits" in report) == ({"onnxruntime": "2"}, False)
+    assert "has another machine: starting anew" in capsys.readouterr().err
+    run(monkeypatch, tmp_path, "--steps", "limits")
+    _, report = run(monkeypatch, tmp_path, "--steps", "transformers", "--shape", "0.5b")
+    assert (report["shape"], "limits" in report) == ("0.5b", False)
+
+
+def test_the_table_has_packing_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    picture = {"first_token_ms": 6.5, "vision_ms": 1.0, "packing_ms": 0.5, "prefill_ms": 5.0}
+    model = {"load_s": 1.0, "loop_overhead_ms": 0.1, "vision_1_tiles_ms": 1.0, "vision_10_tiles_ms": 9.0}
+    model |= {"memory_bytes": 12_340_000_000, "decode": {}, "picture_2.9k": picture, "picture_7.3k": picture}
+    device._print({"shape": "14b", "machine": {"onnxruntime": "1"}, "models": {"int4": model}})
+    text = capsys.readouterr().out
+    assert "6.5 ms to the first token: 1.0 vision, 0.50 packing, 5.0 prefill" in text
+    assert "12.34 GB of the GPU's" in text
+
+
 def test_a_missing_transformers_is_left_out_with_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, report = run(monkeypatch, tmp_path, "--steps", "transformers")

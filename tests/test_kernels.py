@@ -12,7 +12,7 @@ from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.bundle import read_manifest
 from varco_runtime.cli.main import app
 from varco_runtime.errors import UsageError
-from varco_runtime.kernels import KernelUse, kernel_uses
+from varco_runtime.kernels import KernelUse, _integers_on_cuda, kernel_uses
 
 WIDE = TinyOptions(
     seed=4,
@@ -53,7 +53,23 @@ def test_what_misses_the_fused_kernel_says_why(wide: Path, tmp_path: Path) -> No
     options = {"device": "cuda", "decoder": "int4", "max_context": 64}
     found = uses(export_bundle(wide, tmp_path / "bf16", vision="bf16", block_size=64, **options))["MatMulNBits"]
     assert {use.one_row for use in found} == {"fused GEMV, up to 16 rows"}
-    assert {use.many_rows for use in found} == {"unpacked, then cuBLAS (no fpA_intB: not fp16, block 64)"}
+    missed = "not fp16, see --vision fp16, block 64"
+    assert {use.many_rows for use in found} == {f"unpacked, then cuBLAS (no fpA_intB: {missed})"}
+
+
+@pytest.mark.parametrize(
+    ("bits", "k", "block", "kernel"),
+    [
+        (4, 320, 64, "fused GEMV, up to 16 rows"),
+        (4, 320, 128, "fused GEMV, up to 16 rows"),
+        (8, 320, 64, "fused GEMV, up to 5 rows"),
+        (8, 320, 128, "unpacked, then cuBLAS"),  # the last block is not whole
+        (8, 512, 512, "unpacked, then cuBLAS"),
+    ],
+)
+def test_eight_bits_take_fewer_rows_and_whole_blocks(bits: int, k: int, block: int, kernel: str) -> None:
+    settings = {"N": 64, "K": k, "bits": bits, "block_size": block}
+    assert _integers_on_cuda(settings, False, "bf16")[0].startswith(kernel)
 
 
 def test_fp8_takes_tensor_cores_from_ampere_on(wide: Path, tmp_path: Path) -> None:

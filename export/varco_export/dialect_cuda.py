@@ -69,7 +69,8 @@ class CudaDialect(OnnxRuntimeDialect):
         self._next_token()
 
     def _next_token(self) -> None:
-        """`next_token` `[1, num_logits]`: the largest logit's token, the first of equals as on the host.
+        """`next_token` `[1, num_logits]`: the largest logit's token, the first of equals as on the host; -1 where a
+        logit of the row is NaN or plus infinity, of which no largest is known.
 
         Each logit is lowered by its id's `TIE_STEP` in fp64, so no two are equal, and the largest is sought in two
         steps: a row of many values would keep a single block of threads busy.
@@ -80,14 +81,24 @@ class CudaDialect(OnnxRuntimeDialect):
         steps = np.arange(vocab_size, dtype=np.float64) * TIE_STEP
         lowered = [graph.node("Cast", ["logits"], to=DTYPES["fp64"][0])]
         lowered.append(graph.weight("tie_steps", "fp64", (vocab_size,), [steps]))
-        scores = graph.node("Reshape", [graph.node("Sub", lowered), graph.ints(-1, vocab_size // width, width)])
+        scores = self._infinite_for_nan(graph.node("Sub", lowered))
+        scores = graph.node("Reshape", [scores, graph.ints(-1, vocab_size // width, width)])
         best, place = self._largest(scores)  # [n, blocks, 1]
         shape = graph.ints(-1, vocab_size // width)
-        _, block = self._largest(graph.node("Reshape", [best, shape]))  # [n, 1]
+        best, block = self._largest(graph.node("Reshape", [best, shape]))  # [n, 1]
         place = graph.node("GatherElements", [graph.node("Reshape", [place, shape]), block], axis=1)
         token = graph.node("Add", [graph.node("Mul", [block, graph.ints(width)]), place])
+        none = graph.constant("no_token", np.array(-1, np.int64))
+        token = graph.node("Where", [graph.node("Less", [best, self._infinity()]), token, none])
         graph.node("Reshape", [token, graph.ints(1, -1)], output="next_token")
         graph.output("next_token", "int64", [1, "num_logits"])
+
+    def _infinite_for_nan(self, x: str) -> str:
+        """Plus infinity in the place of NaN, for which TopK promises no order; NaN is never less than a number."""
+        return self.graph.node("Where", [self.graph.node("Less", [x, self._infinity()]), x, self._infinity()])
+
+    def _infinity(self) -> str:
+        return self.graph.constant("infinity", np.array(np.inf, np.float64))
 
     def _largest(self, x: str) -> tuple[str, str]:
         """The largest of each row `[..., n]` and its place, both `[..., 1]`."""

@@ -24,13 +24,13 @@ from varco_runtime.cuda_memory import Sizes, buffer_shapes, check_memory, shorta
 from varco_runtime.cuda_session import Device, Network
 from varco_runtime.cuda_step import DecodeStep, bind_caches, clear_caches, make_caches
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
-from varco_runtime.errors import BackendError, ContextError, MissingExtraError
+from varco_runtime.errors import BackendError, ContextError, MissingExtraError, ShortageError
 from varco_runtime.image import PackingPlan
 from varco_runtime.manifest import Manifest
 
 NETWORKS = ("vision", "projector", "packing", "decoder")
-CHECK_EVERY = 64
-"""Greedy steps between two looks at the logits. NaN has no largest entry, so the device's choice does not show it."""
+NO_TOKEN = -1
+"""The device's choice among logits that are not finite."""
 
 
 class CudaBackend:
@@ -95,6 +95,8 @@ class CudaBackend:
         path, compute = bundle.path(self._manifest.components[name].file), self._manifest.decoder.compute
         try:
             session = self._device.session(path, _provider_options(name), _session_entries(compute))
+        except ShortageError:
+            raise
         except BackendError:
             if missing:
                 raise libraries_missing(missing) from None
@@ -186,7 +188,8 @@ class CudaBackend:
     def decode_greedy(self, token_id: int, position: int) -> int:
         self._run_step(token_id, position)
         token = self._step.chosen()
-        if position % CHECK_EVERY == 0 and not np.isfinite(self._watched(self._step.logits())).all():
+        if token == NO_TOKEN:
+            clear_caches(self._caches)
             raise BackendError(
                 f"The decoder gave logits that are not finite at position {position}. "
                 "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
@@ -229,11 +232,15 @@ def runs_on_cpu(bundle: Bundle) -> bool:
     return all(part.compute != "bf16" and "fp8" not in part.precision for part in components)
 
 
-def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: str) -> BackendError:
-    """What to say where memory ran out."""
+def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: str) -> ShortageError:
+    """What to say where memory ran out: with what was free before the loading, and what is free now."""
     if gpu is None:
-        return BackendError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
-    return shortage(manifest, sizes, gpu, during)
+        return ShortageError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
+    try:
+        free_now = find_gpu().free_bytes
+    except BackendError:  # a device in trouble; the shortage is the news
+        free_now = None
+    return shortage(manifest, sizes, gpu, during, free_now)
 
 
 def _provider_options(name: str) -> dict[str, str]:

@@ -18,6 +18,8 @@ from varco_runtime.errors import BackendError, MissingExtraError
 from varco_runtime.manifest import Manifest
 
 PROVIDER = "CUDAExecutionProvider"
+LEAST_CUDA = (13, 0)
+"""What the driver must run: onnxruntime-gpu and the libraries of the extra are made for CUDA 13."""
 LEAST_CAPABILITY = {"fp32": (7, 5), "fp16": (7, 5), "bf16": (8, 0), "fp8": (8, 0)}
 """CUDA 13 has no code for GPUs before 7.5; those before 8.0 have no bf16, and FP8's operator is not made for them."""
 _XQA = "ORT_ENABLE_XQA"
@@ -25,13 +27,26 @@ _REINSTALL = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'varco
 
 
 def check_capability(gpu: GpuFacts, manifest: Manifest) -> None:
-    """Refuse a GPU that cannot compute as the bundle does. Raises `BackendError`."""
+    """Refuse a driver that is too old, or a GPU that cannot compute as the bundle does. Raises `BackendError`."""
+    if gpu.cuda_version < LEAST_CUDA:
+        got, expected = (".".join(map(str, version)) for version in (gpu.cuda_version, LEAST_CUDA))
+        raise BackendError(
+            f"The NVIDIA driver supports CUDA {got}, expected {expected} or later. Update the driver, or export for "
+            "the CPU: varco export CHECKPOINT BUNDLE --device cpu"
+        )
     decoder = manifest.decoder
     kind = "fp8" if "fp8" in decoder.precision else decoder.compute
     least = LEAST_CAPABILITY[kind]
     if gpu.capability < least:
         major, minor = gpu.capability
-        advice = "Export with --decoder fp16." if gpu.capability >= LEAST_CAPABILITY["fp16"] else "Use a newer GPU."
+        if gpu.capability < LEAST_CAPABILITY["fp16"]:
+            advice = "Use a newer GPU."
+        elif decoder.precision.startswith(
+            "int"
+        ):  # whose float type is another option's to choose: --decoder would round again
+            advice = "Export again with --vision fp16, which keeps the integers."
+        else:
+            advice = "Export with --decoder fp16."
         raise BackendError(
             f"{gpu.name} has compute capability {major}.{minor}, a bundle in {kind} needs {least[0]}.{least[1]} or "
             f"later. {advice}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from varco_runtime.contract import ITEM_BYTES
 from varco_runtime.cuda_driver import GpuFacts
 from varco_runtime.device_memory import largest_picture
-from varco_runtime.errors import BackendError
+from varco_runtime.errors import ShortageError
 from varco_runtime.manifest import Manifest
 
 BATCH_TILES = 16
@@ -69,20 +69,26 @@ def needed_bytes(manifest: Manifest, sizes: Sizes) -> tuple[int, int]:
 
 
 def check_memory(manifest: Manifest, sizes: Sizes, gpu: GpuFacts) -> None:
-    """Refuse to load what does not fit. Raises `BackendError`."""
+    """Refuse to load what does not fit. Raises `ShortageError`."""
     needed, _ = needed_bytes(manifest, sizes)
     if needed > gpu.free_bytes:
         raise shortage(manifest, sizes, gpu)
 
 
-def shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts, during: str = "") -> BackendError:
-    """One line with what is needed, what was free, and what to lower. `during` says what ran out of memory."""
+def shortage(
+    manifest: Manifest, sizes: Sizes, gpu: GpuFacts, during: str = "", free_now: int | None = None
+) -> ShortageError:
+    """One line with what is needed, what was free, and what to lower.
+
+    `during` says what ran out of memory. `free_now` are the bytes that were free then, beside all that had been loaded.
+    """
     needed, caches = needed_bytes(manifest, sizes)
     what = f"The GPU ran out of memory during {during}: the model" if during else "The model"
-    return BackendError(
+    left = "" if free_now is None else f" before loading, {_gb(free_now)} are free now"
+    return ShortageError(
         f"{what} needs about {_gb(needed)} of GPU memory, {_gb(gpu.free_bytes)} of {_gb(gpu.total_bytes)} were free on "
-        f"{gpu.name}. End other programs, load with a lower max_context (the caches of {sizes.max_context:,} positions "
-        f"take {_gb(caches)}), or export with --decoder int4."
+        f"{gpu.name}{left}. End other programs, load with a lower max_context (the caches of "
+        f"{sizes.max_context:,} positions take {_gb(caches)}), or export with --decoder int4."
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.contract import ITEM_BYTES
-from varco_runtime.errors import BackendError
+from varco_runtime.errors import BackendError, ShortageError
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +59,7 @@ class Buffer:
 class Device:
     """Where buffers and sessions live. `shortage` makes the error for a device that ran out of memory."""
 
-    def __init__(self, ort: Any, place: str, threads: int, shortage: Callable[[str], BackendError]) -> None:
+    def __init__(self, ort: Any, place: str, threads: int, shortage: Callable[[str], ShortageError]) -> None:
         self.ort = ort
         self.place = place
         self._threads = threads
@@ -86,7 +86,10 @@ class Device:
             raise self.failure("a copy to the device", error) from None
 
     def session(self, path: Path, provider: dict[str, str], entries: dict[str, str]) -> Any:
-        """The graph at `path`, with options for the CUDA provider and for the session."""
+        """The graph at `path`, with options for the CUDA provider and for the session.
+
+        What fails is raised. By default onnxruntime prints it and goes on with the CPU, here and in every run.
+        """
         options = self.ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
@@ -97,12 +100,11 @@ class Device:
         if self.place == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", provider))
         try:
-            session = self.ort.InferenceSession(str(path), options, providers=providers)
+            session = self.ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:
             if _is_shortage(error):
                 raise self._shortage(f"the loading of {path.name}") from None
             raise BackendError(f"onnxruntime could not load {path}: {_first_line(error)}. Run: varco doctor") from None
-        session.disable_fallback()
         return session
 
     def failure(self, what: str, error: Exception) -> BackendError:

@@ -10,6 +10,7 @@
     ├── CheckpointError      a checkpoint that is missing, truncated, unknown or contradictory
     ├── ExportError          an export that cannot be done as asked, or could not be written
     ├── BackendError         a provider, device or library that is missing or fails
+    │   └── ShortageError    a device with too little memory
     └── MissingExtraError    a command whose optional packages are not installed
 
 The command line prints the message as one line and exits with 1 (2 for `UsageError`).
@@ -56,6 +57,10 @@ class ExportError(VarcoError):
 
 class BackendError(VarcoError):
     """A provider, device or library is missing or fails."""
+
+
+class ShortageError(BackendError):
+    """A device has too little memory."""
 
 
 class MissingExtraError(VarcoError):

@@ -17,6 +17,9 @@ from varco_runtime.manifest import Manifest
 
 PLAIN = "its own kernel"
 GEMV_COLUMNS = 8
+GEMV_ROWS = {4: 16, 8: 5}
+GEMV8_VALUES = 256
+"""What a warp of the 8-bit kernel reads at once, a multiple of the block."""
 FUSED_ROWS = {4: 64, 8: 32}
 FUSED_BLOCK_SIZE = 32
 XQA_HEADS = (64, 128, 256)
@@ -131,7 +134,7 @@ def _integers_on_cuda(settings: dict[str, int], has_zeros: bool, compute: str) -
     missed = [
         reason
         for reason, holds in (
-            ("not fp16", compute == "fp16"),
+            ("not fp16, see --vision fp16", compute == "fp16"),
             (f"block {block}", block == FUSED_BLOCK_SIZE),
             ("zero points", not has_zeros),
             (f"N % {FUSED_ROWS[bits]}", n % FUSED_ROWS[bits] == 0),
@@ -142,8 +145,9 @@ def _integers_on_cuda(settings: dict[str, int], has_zeros: bool, compute: str) -
     if not missed:
         return "fpA_intB GEMV or GEMM, as profiled", "fpA_intB GEMM"
     unpacked = f"unpacked, then cuBLAS (no fpA_intB: {', '.join(missed)})"
-    if n % GEMV_COLUMNS == 0 and k % GEMV_COLUMNS == 0:
-        return "fused GEMV, up to 16 rows", unpacked
+    whole_blocks = bits == 4 or (k % block == 0 and GEMV8_VALUES % block == 0)
+    if n % GEMV_COLUMNS == 0 and k % GEMV_COLUMNS == 0 and whole_blocks:
+        return f"fused GEMV, up to {GEMV_ROWS[bits]} rows", unpacked
     return unpacked, unpacked
 
 

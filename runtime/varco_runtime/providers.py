@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from varco_runtime.backend import Backend
 from varco_runtime.bundle import Bundle
-from varco_runtime.errors import BackendError, MissingExtraError, UsageError
+from varco_runtime.errors import BackendError, UsageError
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 _NAMES = {"cpu": "the CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
@@ -62,7 +62,7 @@ def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int 
     if name != "cpu":
         try:
             return Provider(CudaBackend(bundle, max_context), f"cuda ({_why('cuda', name)})")
-        except (BackendError, MissingExtraError) as error:
+        except BackendError as error:  # a missing onnxruntime, which the CPU would lack too, is not caught
             if name == "cuda":
                 raise
             reason = str(error)

@@ -98,8 +98,8 @@ class Varco:
     ) -> Varco:
         """Check and load a bundle.
 
-        `provider`: `cpu`, `tensorrt`, or `auto`, what the bundle was exported for. `max_context`: at most the bundle's;
-        less saves memory on the CPU, and nothing with engines, whose caches have a fixed size. `threads`: processor
+        `provider`: `cpu`, `cuda`, `tensorrt`, or `auto`, what the bundle was exported for. `max_context`: at most the
+        bundle's; less saves memory, but not with engines, whose caches have a fixed size. `threads`: processor
         threads, default all. `verify`: `quick` hashes large files once, `full` always; `progress(file, num_bytes)` is
         called meanwhile. `memory_mb`: megabytes for what is kept of earlier pictures (image tokens, keys and values) on
         the CPU, 0 for the latest picture alone.
@@ -242,7 +242,10 @@ class Varco:
         tokens = None if encoded is None else encoded.tokens
         inputs = PromptInputs(np.array(ids, dtype=np.int64), image_token_id, tokens)
         logits = self.backend.prefill(inputs, cached, num_logits)
-        self._memory.sequence.ids = list(ids)
+        if np.isfinite(logits[..., 0]).all():
+            self._memory.sequence.ids = list(ids)
+        else:  # nor are the caches; the sampler refuses the logits, and the next question finds nothing cached
+            self._memory.forget_sequence()
         return logits, cached
 
     def _drafter(self, request: _Request) -> Drafter | None:
