@@ -30,7 +30,7 @@ def run(main: Any, capsys: pytest.CaptureFixture[str], *arguments: object) -> tu
 
 
 QUICK = ("--here", "--shape", "tiny", "--rounds", 1, "--steps", 3, "--pause", 0, "--threads", 1)
-VARIANTS = ("fp32", "int4-a8-head4", "int4-a8-head4+varco", "vision-fp32", "vision-int8")
+VARIANTS = ("fp32", "int4-a8-head4-g128", "int4-a8-head4-g128+varco", "vision-fp32", "vision-int8")
 
 
 def test_our_peer_runs_and_the_report_is_written(
@@ -51,7 +51,7 @@ def test_our_peer_runs_and_the_report_is_written(
     assert report["text"][0]["agreement"] == {"logits_cosine": 1.0, "same_tokens": 3}
     assert all(row["cosine"] > 0.99 for row in report["vision"])
     assert 0 < report["limit_decode_ms"]["40"] < report["limit_decode_ms"]["80"]
-    assert "| ours int4-a8-head4+varco |" in text
+    assert "| ours int4-a8-head4-g128+varco |" in text
     assert "| limit |" in text
 
 
