@@ -64,6 +64,12 @@ def _transpose(folder: Path, component: str, name: str) -> None:
             weights.write(f"{name}.weight", weights.read(f"{name}.weight").T)
             return
         attributes = weights.attributes(f"{name}.scales")
+        if "bits" not in attributes:  # int8 [in, out] with a scale per output
+            matrix = weights.read(f"{name}.weight_int8") * weights.read(f"{name}.scales")
+            scales = np.abs(matrix).max(axis=1) / 127
+            weights.write(f"{name}.weight_int8", np.rint(matrix.T / scales))
+            weights.write(f"{name}.scales", scales)
+            return
         bits, block_size = attributes["bits"], attributes["block_size"]
         if bits == 4 and f"{name}.weight_int8" in weights.places:
             _transpose_split(weights, name, block_size)

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-FIRST_ADDRESS = 0x7F00_0000_0000
+FIRST_ADDRESS = 0x2000_0000_0000
+"""Where Linux maps nothing of a process by itself: programs lie near 0x5500..., libraries and arrays near 0x7F00...."""
 ALIGNMENT = 256
 
 
