@@ -61,7 +61,8 @@ def peer_charts(report: dict[str, Any]) -> Iterator[tuple[str, Chart]]:
         measured = [Point(at, best["decode_ms"][str(at)]["median"]) for at in report["contexts"]]
         lines.append(Series(f"{name} {best['variant']}", measured, is_line=True))
     title = "The fastest variant of each peer"
-    yield "context", Chart(title, Axis("context, tokens"), Axis("decode, ms/token", is_log=True), lines)
+    y = Axis("decode, ms/token", is_log=True)
+    yield "context", Chart(title, Axis("context, tokens"), y, lines, size=(960, 420))
 
 
 def scaling_charts(report: dict[str, Any]) -> Iterator[tuple[str, Chart]]:
