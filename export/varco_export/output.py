@@ -78,10 +78,14 @@ def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     empty folder, if another run is writing it, and for whatever the disk refuses.
     """
     target = Path(os.path.abspath(target))
-    _check_target(target, overwrite)
-    with _one_line(target), _parents_of(target), _lock_of(target), _partial_of(target) as partial:
-        yield partial
-        _put_in_place(partial, target, overwrite)
+    if not overwrite:
+        _check_target(target, overwrite)
+    with _one_line(target), _parents_of(target), _lock_of(target):
+        # Behind the lock, since without it another run may stand between its two renames.
+        _check_target(target, overwrite)
+        with _partial_of(target) as partial:
+            yield partial
+            _put_in_place(partial, target, overwrite)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
