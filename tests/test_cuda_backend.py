@@ -23,7 +23,7 @@ from varco_runtime import Varco
 from varco_runtime.backend import Backend, GreedyBackend, PromptInputs, ShowsFeatures
 from varco_runtime.bundle import Bundle
 from varco_runtime.cuda_backend import CudaBackend
-from varco_runtime.cuda_memory import NUM_LOGITS, Sizes, needed_bytes
+from varco_runtime.cuda_memory import NUM_LOGITS, needed_bytes, sizes_of
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError, ShortageError, VarcoError
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.picture import load_picture
@@ -459,7 +459,7 @@ def test_too_little_memory_is_refused_before_anything_is_loaded(bundle: Path, gp
 
 def test_the_memory_that_is_needed_follows_the_context(bundle: Path, gpu: Gpu) -> None:
     manifest = Varco.load(bundle).bundle.manifest
-    small, large = (needed_bytes(manifest, Sizes.of(manifest, context)) for context in (128, 512))
+    small, large = (needed_bytes(manifest, sizes_of(manifest, context)) for context in (128, 512))
     assert large[1] == 4 * small[1] == 512 * manifest.kv_bytes_per_token
     assert large[0] - small[0] >= large[1] - small[1]
 

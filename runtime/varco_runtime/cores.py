@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from pathlib import Path
@@ -17,6 +18,7 @@ def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
+@functools.cache
 def overflows_in_pairs(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether onnxruntime's kernels for bytes times int8 add pairs in 16 bits, which overflow: x86 without VNNI.
 

@@ -20,13 +20,15 @@ from varco_runtime.bundle import Bundle
 from varco_runtime.cores import usable_cores
 from varco_runtime.cuda_driver import GpuFacts, find_gpu
 from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
-from varco_runtime.cuda_memory import Sizes, buffer_shapes, check_memory, shortage
+from varco_runtime.cuda_memory import buffer_shapes, check_memory, shortage, sizes_of
 from varco_runtime.cuda_session import Device, Network
 from varco_runtime.cuda_step import DecodeStep, bind_caches, clear_caches, make_caches
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
-from varco_runtime.errors import BackendError, ContextError, MissingExtraError, ShortageError
+from varco_runtime.device_memory import Sizes
+from varco_runtime.errors import BackendError, MissingExtraError, ShortageError
 from varco_runtime.image import PackingPlan
 from varco_runtime.manifest import Manifest
+from varco_runtime.prompt_runs import check_length, prompt_runs
 
 NETWORKS = ("vision", "projector", "packing", "decoder")
 NO_TOKEN = -1
@@ -46,7 +48,7 @@ class CudaBackend:
         self._manifest = manifest
         self._gpu: GpuFacts | None = None
         self._max_context = max_context or manifest.max_context
-        self._sizes = Sizes.of(manifest, self._max_context)
+        self._sizes = sizes_of(manifest, self._max_context)
         self._threads = threads or usable_cores()
         missing: list[str] = []
         if place == "cuda":
@@ -120,21 +122,12 @@ class CudaBackend:
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
-        assert 0 <= start < total, f"Bug: prefill from {start} of {total} positions"
-        assert 1 <= num_logits <= total - start, f"Bug: {num_logits} logits of {total - start} positions"
-        self._check_length(total)
-        first_logit = total - num_logits
+        check_length(total, self._max_context)
         rows = []
-        position = start
-        while position < total:
-            end = min(total, position + self._sizes.prefill_tokens)
-            if end > first_logit:
-                end = min(end, max(position, first_logit) + self._sizes.num_logits)
-            wanted = max(0, end - max(position, first_logit))
-            logits = self._prefill_chunk(inputs, position, end, max(1, wanted), read=wanted > 0)
+        for run in prompt_runs(total, start, num_logits, self._sizes.prefill_tokens, self._sizes.num_logits):
+            logits = self._prefill_chunk(inputs, run.start, run.end, run.num_logits, read=run.num_wanted > 0)
             if logits is not None:
                 rows.append(logits)
-            position = end
         return self._watched(np.concatenate(rows))
 
     def _prefill_chunk(self, inputs: PromptInputs, start: int, end: int, num_logits: int, read: bool) -> Array | None:
@@ -199,7 +192,7 @@ class CudaBackend:
         return token
 
     def _run_step(self, token_id: int, position: int) -> None:
-        self._check_length(position + 1)
+        check_length(position + 1, self._max_context)
         self._check_tokens(token_id, token_id)
         self._step.run(token_id, position)
 
@@ -213,12 +206,6 @@ class CudaBackend:
         return logits
 
     # -- checks -------------------------------------------------------------------------------------------------------
-
-    def _check_length(self, total: int) -> None:
-        if total > self._max_context:
-            raise ContextError(
-                f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context."
-            )
 
     def _check_tokens(self, least: int, greatest: int) -> None:
         """The device looks up whatever it is given, without a word."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from varco_runtime.contract import ITEM_BYTES
 from varco_runtime.cuda_driver import GpuFacts
-from varco_runtime.device_memory import largest_picture
+from varco_runtime.device_memory import Sizes, largest_picture
 from varco_runtime.errors import ShortageError
 from varco_runtime.manifest import Manifest
 
@@ -21,28 +20,17 @@ WORK_BYTES = 1 << 30
 """What is set aside for activations, unpacked weights and libraries. An estimate: no GPU has measured it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What the buffers hold at most."""
-
-    batch_tiles: int
-    picture_tiles: int
-    image_tokens: int
-    prefill_tokens: int
-    num_logits: int
-    max_context: int
-
-    @classmethod
-    def of(cls, manifest: Manifest, max_context: int) -> Sizes:
-        tiles, tokens = largest_picture(manifest.image)
-        return cls(
-            batch_tiles=min(BATCH_TILES, tiles),
-            picture_tiles=tiles,
-            image_tokens=min(tokens, max_context),
-            prefill_tokens=min(PREFILL_TOKENS, max_context),
-            num_logits=NUM_LOGITS,
-            max_context=max_context,
-        )
+def sizes_of(manifest: Manifest, max_context: int) -> Sizes:
+    """What the buffers of a bundle hold, at a context of `max_context` positions."""
+    tiles, tokens = largest_picture(manifest.image)
+    return Sizes(
+        batch_tiles=min(BATCH_TILES, tiles),
+        picture_tiles=tiles,
+        image_tokens=min(tokens, max_context),
+        prefill_tokens=min(PREFILL_TOKENS, max_context),
+        num_logits=NUM_LOGITS,
+        max_context=max_context,
+    )
 
 
 def buffer_shapes(manifest: Manifest, sizes: Sizes) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.contract import ITEM_BYTES
-from varco_runtime.errors import BackendError, ShortageError
+from varco_runtime.errors import BackendError, ShortageError, first_line
 
 Array = np.ndarray[Any, Any]
 
@@ -104,14 +104,14 @@ class Device:
         except Exception as error:
             if _is_shortage(error):
                 raise self._shortage(f"the loading of {path.name}") from None
-            raise BackendError(f"onnxruntime could not load {path}: {_first_line(error)}. Run: varco doctor") from None
+            raise BackendError(f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor") from None
         return session
 
     def failure(self, what: str, error: Exception) -> BackendError:
         """The error of a run or copy in one line."""
         if _is_shortage(error):
             return self._shortage(what)
-        return BackendError(f"onnxruntime failed during {what}: {_first_line(error)}. Start again; run: varco doctor")
+        return BackendError(f"onnxruntime failed during {what}: {first_line(error)}. Start again; run: varco doctor")
 
 
 class Network:
@@ -181,7 +181,3 @@ def _place_in(buffer: Buffer, shape: tuple[int, ...], offset: int) -> tuple[int,
 def _is_shortage(error: Exception) -> bool:
     text = str(error).lower()
     return any(word in text for word in _SHORTAGE_WORDS)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from varco_runtime.backend import Array, Features
-from varco_runtime.cuda_memory import Sizes
 from varco_runtime.cuda_session import Buffer, Device, Network, to_float
+from varco_runtime.device_memory import Sizes
 from varco_runtime.errors import ContextError
 from varco_runtime.image import PackingPlan
 from varco_runtime.manifest import Manifest

@@ -69,3 +69,8 @@ class MissingExtraError(VarcoError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}'. Install it with: pip install 'varco-edge[{extra}]'")
         self.extra = extra
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one line; its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -17,10 +17,11 @@ from varco_runtime.backend import MAX_STEP_TOKENS, Features, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.cores import overflows_in_pairs, usable_cores
 from varco_runtime.embedding import EmbeddingTable
-from varco_runtime.errors import BackendError, ContextError, MissingExtraError
+from varco_runtime.errors import BackendError, MissingExtraError, first_line
 from varco_runtime.image import PackingPlan, pack
 from varco_runtime.manifest import Component
 from varco_runtime.prepacked import Prepacked
+from varco_runtime.prompt_runs import check_length, prompt_runs
 
 Array = np.ndarray[Any, Any]
 
@@ -78,7 +79,7 @@ class OnnxRuntimeBackend:
                 return self._new_session(path, self._new_options())
             return Prepacked(self._ort, self._new_options, self._new_session, _trials, folder).session(path)
         except Exception as error:  # onnxruntime raises its own types, which share no base
-            raise BackendError(f"onnxruntime could not load {path}: {_first_line(error)}. Run: varco doctor") from None
+            raise BackendError(f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor") from None
 
     def _new_options(self) -> Any:
         options = self._ort.SessionOptions()
@@ -163,26 +164,18 @@ class OnnxRuntimeBackend:
             output: Array = session.run(None, feeds)[0]
         except Exception as error:
             raise BackendError(
-                f"onnxruntime failed while running a network: {_first_line(error)}. Run: varco doctor"
+                f"onnxruntime failed while running a network: {first_line(error)}. Run: varco doctor"
             ) from None
         return output
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
-        assert 0 <= start < total, f"Bug: prefill from {start} of {total} positions"
-        assert 1 <= num_logits <= total - start, f"Bug: {num_logits} logits of {total - start} positions"
-        self._check_length(total)
-        first_logit = total - num_logits
+        check_length(total, self._max_context)
         pieces = []
-        position = start
-        while position < total:
-            end = min(total, position + CHUNK_TOKENS)
-            logits = self._prefill_chunk(
-                self._embed(inputs, position, end), position, max(1, end - max(position, first_logit))
-            )
-            if end > first_logit:
+        for run in prompt_runs(total, start, num_logits, CHUNK_TOKENS, max_logits=total):
+            logits = self._prefill_chunk(self._embed(inputs, run.start, run.end), run.start, run.num_logits)
+            if run.num_wanted:
                 pieces.append(logits)
-            position = end
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
@@ -211,7 +204,7 @@ class OnnxRuntimeBackend:
     def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
         num_tokens = len(token_ids)
         assert 1 <= num_tokens <= MAX_STEP_TOKENS, f"Bug: a step of {num_tokens} tokens"
-        self._check_length(position + num_tokens)
+        check_length(position + num_tokens, self._max_context)
         step = self._step(num_tokens)
         step.embeds[0] = self._embedding.rows(np.array(token_ids))
         self._set_lengths(position + num_tokens)
@@ -238,18 +231,12 @@ class OnnxRuntimeBackend:
             self._decoder.run_with_iobinding(binding)
         except Exception as error:
             raise BackendError(
-                f"onnxruntime failed while running the decoder: {_first_line(error)}. Run: varco doctor"
+                f"onnxruntime failed while running the decoder: {first_line(error)}. Run: varco doctor"
             ) from None
 
     def _set_lengths(self, total: int) -> None:
         self._seqlens_k[0] = total - 1
         self._total_length[...] = total
-
-    def _check_length(self, total: int) -> None:
-        if total > self._max_context:
-            raise ContextError(
-                f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context."
-            )
 
 
 def _trials(session: Any) -> list[dict[str, Array]]:
@@ -271,7 +258,3 @@ def _trials(session: Any) -> list[dict[str, Array]]:
         floats = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         trials.append({name: feeds[name].astype(floats.get(inputs[name].type, feeds[name].dtype)) for name in feeds})
     return trials
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -15,6 +15,7 @@ it is kept: its outputs must be those of the graph to the bit.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -206,6 +207,7 @@ def _remove_stale(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+@functools.cache
 def processor() -> str:
     """What tells one kind of processor from another: its name and its instruction sets."""
     with contextlib.suppress(OSError):

@@ -22,8 +22,9 @@ from varco_runtime.cuda import Buffer, Cuda
 from varco_runtime.device_memory import DeviceMemory, Sizes
 from varco_runtime.engine import Engine, Pass
 from varco_runtime.engine_choice import choose_engines, choose_max_context
-from varco_runtime.errors import BackendError, BundleError, ContextError
+from varco_runtime.errors import BackendError, BundleError
 from varco_runtime.image import PackingPlan
+from varco_runtime.prompt_runs import check_length, prompt_runs
 from varco_runtime.tensorrt_step import DECODE, DecodeStep, bind_caches
 from varco_runtime.tensorrt_vision import DeviceFeatures, DeviceImageTokens, TensorRtVision
 
@@ -149,23 +150,14 @@ class TensorRtBackend:
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
-        assert 0 <= start < total, f"Bug: prefill from {start} of {total} positions"
-        assert 1 <= num_logits <= total - start, f"Bug: {num_logits} logits of {total - start} positions"
-        self._check_length(total)
+        check_length(total, self._max_context)
         self._rewind(start)
-        first_logit = total - num_logits
         rows = []
-        position = start
-        while position < total:
-            end = min(total, position + self._sizes.prefill_tokens)
-            if end > first_logit:
-                end = min(end, max(position, first_logit) + self._sizes.num_logits)
-            wanted = max(0, end - max(position, first_logit))
-            self._embed(inputs, position, end)
-            self._prefill_chunk(position, end, max(1, wanted))
-            if wanted:
-                rows.append(self._read_logits(wanted).copy())
-            position = end
+        for run in prompt_runs(total, start, num_logits, self._sizes.prefill_tokens, self._sizes.num_logits):
+            self._embed(inputs, run.start, run.end)
+            self._prefill_chunk(run.start, run.end, run.num_logits)
+            if run.num_wanted:
+                rows.append(self._read_logits(run.num_wanted).copy())
         return np.concatenate(rows)
 
     def _embed(self, inputs: PromptInputs, start: int, end: int) -> None:
@@ -230,7 +222,7 @@ class TensorRtBackend:
         return token
 
     def _run_step(self, token_id: int, position: int) -> None:
-        self._check_length(position + 1)
+        check_length(position + 1, self._max_context)
         self._check_tokens(token_id, token_id)
         self._rewind(position)
         self._length = position + 1
@@ -259,12 +251,6 @@ class TensorRtBackend:
         self._cuda.download(rows, self._buffers["logits"])
         self._cuda.synchronize()
         return rows
-
-    def _check_length(self, total: int) -> None:
-        if total > self._max_context:
-            raise ContextError(
-                f"{total} positions do not fit the context of {self._max_context}. Load with a larger max_context."
-            )
 
     def _check_tokens(self, least: int, greatest: int) -> None:
         vocab_size = self._manifest.model.vocab_size
