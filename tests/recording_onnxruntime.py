@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 WARM_UP_RUNS = 3
 HOST_INPUTS = {"total_sequence_length"}
 """What the CUDA provider reads in the host's memory."""
-ITEM_BYTES = {1: 4, 6: 4, 7: 8, 9: 1, 10: 2, 16: 2}
+ITEM_BYTES = {1: 4, 2: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 
 
 class Gpu:

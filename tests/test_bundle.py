@@ -35,6 +35,7 @@ FILES = (
     "vision.onnx.data",
 )
 Change = Callable[[dict[str, Any]], object]
+VERSION = f'"format_version": {FORMAT_VERSION}'.encode()
 
 
 @pytest.fixture
@@ -259,11 +260,11 @@ def test_a_newer_format_version_says_to_upgrade(bundle: Path, version: int) -> N
 
 
 def test_a_newer_version_need_not_be_spelled_like_this_one(bundle: Path) -> None:
-    (bundle / MANIFEST).write_text('{"format_version": 2}')
+    (bundle / MANIFEST).write_text(f'{{"format_version": {FORMAT_VERSION + 1}}}')
     assert "Upgrade varco-edge" in refusal(bundle)
 
 
-@pytest.mark.parametrize("version", [0, -1, True, 1.0, "1", None, [1], {}, ["x" * 10_000]])
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION - 1, True, 2.0, "2", None, [1], {}, ["x" * 10_000]])
 def test_any_other_format_version_is_refused(bundle: Path, version: object) -> None:
     forge(bundle, lambda document: document.update(format_version=version))
     assert "has format version" in refusal(bundle)
@@ -299,7 +300,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(bundle: Path, raw: bytes) 
         lambda raw: raw.replace(b" ", b"", 1),
         lambda raw: raw + b"\n",
         lambda raw: raw.decode().encode("utf-16"),
-        lambda raw: raw.replace(b'"format_version": 1', b'"format_version": 1,\n "format_version": 1'),
+        lambda raw: raw.replace(VERSION, VERSION + b",\n " + VERSION),
         lambda raw: raw.replace(b"0.5", b"0.50", 1),
         lambda raw: raw.replace(b'"digest"', b'"digest2"'),
     ],
@@ -345,6 +346,9 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("model/vocab_size", 10**9, "model.vocab_size is 1000000000, expected"),
     ("model/vocab_size", 514, "embedding has 516 rows of 64, expected 515 of 64"),
     ("model/hidden_size", 128, "embedding has 516 rows of 64, expected 516 of 128"),
+    ("embedding", None, "embedding is null, expected the token rows, which a bundle for the CPU reads"),
+    ("device", "cuda", "it has no pixels network, expected one in a bundle for cuda"),
+    ("device", "tensorrt", "it has no packing network, expected one in a bundle for tensorrt"),
     ("embedding/dtype", "fp16", "embedding.bin has 132096 bytes, expected 66048 by its shape"),
     ("embedding/dtype", "complex", "embedding.dtype is 'complex', expected one of: fp32, fp16, bf16"),
     ("decoder/compute", "int3", "decoder.compute is 'int3', expected one of: fp32, fp16"),

@@ -17,16 +17,28 @@ from PIL import Image
 
 from tests.conftest import export_bundle
 from tests.cuda_graphs import export_in_fp32
+from tests.drafts import foretell
 from tests.recording_onnxruntime import Gpu, install
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
-from varco_runtime.backend import Backend, GreedyBackend, PromptInputs, ShowsFeatures
-from varco_runtime.bundle import Bundle
+from varco_runtime.backend import (
+    MAX_STEP_TOKENS,
+    Backend,
+    GreedyBackend,
+    GreedyVerifyingBackend,
+    NormalisesPixels,
+    PromptInputs,
+    SamplingBackend,
+    ShowsFeatures,
+    VerifyingBackend,
+)
+from varco_runtime.bundle import Bundle, read_manifest
 from varco_runtime.cuda_backend import CudaBackend
 from varco_runtime.cuda_memory import NUM_LOGITS, needed_bytes, sizes_of
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError, ShortageError, VarcoError
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.picture import load_picture
+from varco_runtime.sampling import Sampler, SamplingSettings
 
 MAX_CONTEXT = 512
 VALUE = 4
@@ -137,8 +149,15 @@ def test_a_cancelled_answer_leaves_the_model_usable(varco: Varco, cpu: Varco) ->
 
 def test_the_backend_fulfils_the_protocols(varco: Varco) -> None:
     backend: Backend = backend_of(varco)
-    assert isinstance(backend, GreedyBackend)
-    assert isinstance(backend, ShowsFeatures)
+    for protocol in (
+        GreedyBackend,
+        GreedyVerifyingBackend,
+        NormalisesPixels,
+        SamplingBackend,
+        ShowsFeatures,
+        VerifyingBackend,
+    ):
+        assert isinstance(backend, protocol), protocol
 
 
 # --- prefill ----------------------------------------------------------------------------------------------------------
@@ -183,24 +202,28 @@ def test_decode_steps_equal_one_full_pass(varco: Varco) -> None:
     assert close(np.stack(rows), whole[19:])
 
 
-def test_the_step_is_captured_at_loading_and_replayed_ever_after(bundle: Path, gpu: Gpu, cpu: Varco) -> None:
+def test_step_and_draw_are_captured_at_loading_and_replayed_ever_after(bundle: Path, gpu: Gpu, cpu: Varco) -> None:
     varco = Varco.load(bundle)
-    assert gpu.names().count("capture") == 1
+    assert [call for call in gpu.asked if call[0] == "capture"] == [("capture", "decoder"), ("capture", "sampling")]
     gpu.asked.clear()
-    answers = [varco.ask(None, text, max_new_tokens=6).token_ids for text in ("Hello", "Hello again")]
-    assert gpu.names().count("replay") == 10
+    questions = [("Hello", {"speculate": False}), ("Hello again", {"temperature": 0.9, "seed": 5})]
+    answers = [varco.ask(None, text, max_new_tokens=6, **options).token_ids for text, options in questions]
+    assert gpu.asked.count(("replay", "decoder")) == 10
+    assert gpu.asked.count(("replay", "sampling")) == 5
     assert "capture" not in gpu.names()
-    assert answers == [cpu.ask(None, text, max_new_tokens=6).token_ids for text in ("Hello", "Hello again")]
+    assert answers == [cpu.ask(None, text, max_new_tokens=6, **options).token_ids for text, options in questions]
 
 
 def test_a_step_on_another_thread_is_captured_there_and_right(varco: Varco, cpu: Varco, gpu: Gpu) -> None:
     """The provider keeps graphs by thread, and runs a step several times to capture it."""
     found: list[tuple[int, ...]] = []
-    thread = threading.Thread(target=lambda: found.append(varco.ask(None, "Hello", max_new_tokens=12).token_ids))
+    options: dict[str, Any] = {"max_new_tokens": 12, "speculate": False}
+    thread = threading.Thread(target=lambda: found.append(varco.ask(None, "Hello", **options).token_ids))
+    gpu.captures = 0
     thread.start()
     thread.join()
-    assert found == [cpu.ask(None, "Hello", max_new_tokens=12).token_ids]
-    assert gpu.captures == 2
+    assert found == [cpu.ask(None, "Hello", **options).token_ids]
+    assert gpu.captures == 1
 
 
 def test_a_greedy_step_moves_one_integer_to_the_host(varco: Varco, gpu: Gpu) -> None:
@@ -211,6 +234,65 @@ def test_a_greedy_step_moves_one_integer_to_the_host(varco: Varco, gpu: Gpu) -> 
     gpu.asked.clear()
     varco.backend.decode_step(token, 13)
     assert gpu.asked[-1] == ("read", VALUE * varco.bundle.manifest.model.vocab_size)
+
+
+def test_a_draw_moves_six_numbers_to_the_device_and_one_integer_back(varco: Varco, gpu: Gpu) -> None:
+    backend, vocab_size = backend_of(varco), varco.bundle.manifest.model.vocab_size
+    backend.prefill(text_inputs(varco, 12), 0)
+    sampler = Sampler(SamplingSettings(temperature=0.7, top_p=0.9, seed=1), varco.bundle.manifest.generation)
+    gpu.asked.clear()
+    backend.decode_sampled(7, 12, sampler.draw(vocab_size))
+    step = [("write", 8), ("write", 4), ("replay", "decoder")]
+    assert gpu.asked == [*step, ("write", 48), ("replay", "sampling"), ("read", 8)]
+    penalised = Sampler(SamplingSettings(repetition_penalty=1.2), varco.bundle.manifest.generation, (3, 4))
+    gpu.asked.clear()
+    backend.decode_sampled(7, 13, penalised.draw(vocab_size))
+    assert gpu.asked == [*step, ("write", 48), ("write", vocab_size), ("replay", "sampling"), ("read", 8)]
+
+
+@pytest.mark.parametrize("count", [2, 5, MAX_STEP_TOKENS])
+def test_a_step_of_several_tokens_equals_as_many_steps(varco: Varco, gpu: Gpu, count: int) -> None:
+    backend, inputs = backend_of(varco), text_inputs(varco, 40)
+    tokens = [int(token) for token in inputs.ids[:count]]
+    for start in (40, 20):
+        backend.prefill(PromptInputs(inputs.ids[:start], inputs.image_token_id, None), 0)
+        together = backend.decode_steps(tokens, start).copy()
+        chosen = backend.decode_greedy_steps(tokens, start)
+        one_by_one = [backend.decode_step(token, start + at).copy() for at, token in enumerate(tokens)]
+        assert close(together, np.stack(one_by_one))
+        assert chosen == [int(row.argmax()) for row in one_by_one]
+    captures = [call for call in gpu.asked if call[0] == "capture"]
+    assert len(captures) == 1, "each length is captured once"
+
+
+def test_drafts_change_the_steps_and_not_the_answer(
+    varco: Varco, cpu: Varco, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = cpu.ask(None, "Hello", max_new_tokens=64, speculate=False).token_ids
+    foretell(monkeypatch, expected, (3, 0, 8, 1, 5))
+    gpu.asked.clear()
+    answer = varco.ask(None, "Hello", max_new_tokens=64)
+    assert answer.token_ids == expected
+    assert 20 < answer.timings.accepted < answer.timings.drafted
+    steps = sum(call[0] in ("replay", "capture") for call in gpu.asked)
+    assert steps == len(answer.token_ids) - 1 - answer.timings.accepted
+    moved = sum(call[1] for call in gpu.asked if call[0] == "read")
+    assert moved == 8 * (steps + answer.timings.drafted), "one integer for each token that was put"
+    monkeypatch.undo()
+    install(monkeypatch, gpu)
+    again = varco.ask(None, "Hello again", max_new_tokens=16, speculate=False)
+    assert again.token_ids == cpu.ask(None, "Hello again", max_new_tokens=16).token_ids, "the cache is what it says"
+
+
+def test_a_draft_under_a_penalty_is_judged_by_the_host(
+    varco: Varco, cpu: Varco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 32, "repetition_penalty": 1.3}
+    expected = cpu.ask(None, "Hello", speculate=False, **options).token_ids
+    foretell(monkeypatch, expected, (4, 2))
+    answer = varco.ask(None, "Hello", **options)
+    assert answer.token_ids == expected
+    assert answer.timings.accepted > 5
 
 
 def test_greedy_tokens_do_not_depend_on_who_chooses(varco: Varco, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +384,51 @@ def test_tiles_are_encoded_in_batches_and_no_feature_leaves_the_device(
     assert answer.usage.image_tokens > 0
 
 
+def test_a_tile_goes_to_the_device_as_bytes_and_becomes_pixel_values_there(
+    varco: Varco, gpu: Gpu, image: Image.Image
+) -> None:
+    settings = varco.bundle.manifest.image
+    tiles = tile(load_picture(image), settings)
+    backend = backend_of(varco)
+    gpu.asked.clear()
+    backend.encode_pixels(tiles)
+    assert sum(call[1] for call in gpu.asked if call[0] == "upload") == tiles.nbytes
+    from_bytes = backend._buffers["image_features"].read()[: len(tiles)]
+    backend.encode(normalise(tiles, settings))
+    np.testing.assert_array_equal(from_bytes, backend._buffers["image_features"].read()[: len(tiles)])
+
+
+def test_the_next_tiles_are_copied_while_the_tower_looks_at_these(varco: Varco, gpu: Gpu) -> None:
+    """The copy of the second batch begins before the first batch's run ends, whose end waits for it here."""
+    side = varco.bundle.manifest.image.tile_px
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 3, side, side), dtype=np.uint8)
+    copies = threading.Semaphore(0)
+    upload_bytes = [3 * tiles[0].nbytes, 2 * tiles[0].nbytes]
+    in_time: list[bool] = []
+
+    def watch(call: str) -> None:
+        last = gpu.asked[-1]
+        if last == ("upload", upload_bytes[1]):
+            copies.release()
+        elif last == ("run", "vision") and not in_time:
+            in_time.append(copies.acquire(timeout=30))
+
+    gpu.fault = watch
+    backend_of(varco).encode_pixels(tiles)
+    assert in_time == [True]
+    assert [call[1] for call in gpu.asked if call[0] == "upload"] == upload_bytes
+
+
+def test_a_copy_that_fails_beside_the_tower_is_one_clear_line(varco: Varco, gpu: Gpu) -> None:
+    side = varco.bundle.manifest.image.tile_px
+    tiles = np.zeros((5, 3, side, side), np.uint8)
+    gpu.fault = lambda call: RuntimeError("CUDA failure 2: out of memory") if call == "upload" else None
+    with pytest.raises(ShortageError, match="ran out of memory during a copy to the device"):
+        backend_of(varco).encode_pixels(tiles)
+    gpu.fault = lambda call: None
+    assert varco.ask(None, "Hello", max_new_tokens=2).token_ids
+
+
 def test_a_picture_beyond_the_context_is_one_clear_line(bundle: Path, gpu: Gpu, image: Image.Image) -> None:
     varco = Varco.load(bundle, max_context=60)
     plan = packing_plan((90, 130), varco.bundle.manifest.image)
@@ -309,6 +436,41 @@ def test_a_picture_beyond_the_context_is_one_clear_line(bundle: Path, gpu: Gpu, 
     with pytest.raises(ContextError, match=r"makes \d+ image tokens, the context holds 60\."):
         varco.backend.pack(varco.backend.encode(tiles), plan)
     assert varco.ask(None, "Hello", max_new_tokens=2).token_ids
+
+
+# --- token rows on the host -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def host_rows(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("host") / "bundle"
+    return export_in_fp32(tiny_checkpoint, folder, max_context=MAX_CONTEXT, embedding="host")
+
+
+def test_token_rows_on_the_host_give_the_same_answers(
+    host_rows: Path, gpu: Gpu, cpu: Varco, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("varco_runtime.cuda_memory.PREFILL_TOKENS", 32)
+    varco = Varco.load(host_rows)
+    for options in ({}, {"speculate": False}, {"temperature": 1.2, "seed": 4}):
+        expected = cpu.ask(image, "What is this?", max_new_tokens=32, **options)
+        assert varco.ask(image, "What is this?", max_new_tokens=32, **options).token_ids == expected.token_ids
+
+
+def test_a_step_moves_one_token_row_to_the_device(host_rows: Path, gpu: Gpu) -> None:
+    varco = Varco.load(host_rows)
+    width = varco.bundle.manifest.model.hidden_size
+    varco.backend.prefill(text_inputs(varco, 12), 0)
+    gpu.asked.clear()
+    backend_of(varco).decode_greedy(7, 12)
+    assert gpu.asked == [("write", VALUE * width), ("write", 4), ("replay", "decoder"), ("read", 8)]
+
+
+def test_token_rows_on_the_host_need_that_much_less_of_the_device(host_rows: Path, bundle: Path, gpu: Gpu) -> None:
+    rows = Bundle.open(host_rows).manifest.embedding
+    assert rows is not None
+    needed = [needed_bytes(one, sizes_of(one, 128))[0] for one in (read_manifest(bundle), read_manifest(host_rows))]
+    assert abs(needed[0] - needed[1] - VALUE * (rows.rows - 1) * rows.width) < 8192, "but for padding to pages"
 
 
 # --- bounds and memory ------------------------------------------------------------------------------------------------
@@ -480,13 +642,13 @@ def test_a_shortage_says_what_was_free_and_what_is(bundle: Path, gpu: Gpu) -> No
 def test_a_shortage_does_not_read_as_missing_libraries(bundle: Path, gpu: Gpu) -> None:
     gpu.missing = ["libcurand.so.10"]  # found elsewhere
     gpu.fault = lambda name: RuntimeError("Failed to allocate memory") if name == "load" else None
-    refused(bundle, ShortageError, r"The GPU ran out of memory during the loading of vision\.onnx")
+    refused(bundle, ShortageError, r"The GPU ran out of memory during the loading of pixels\.onnx")
 
 
 @pytest.mark.parametrize(
     ("call", "during"),
     [
-        ("load", "the loading of vision.onnx"),
+        ("load", "the loading of pixels.onnx"),
         ("allocate", "the allocation of a buffer"),
         ("capture", "a run of the decoder"),
     ],

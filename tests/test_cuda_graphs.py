@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.gptq_packer import GptqPacking, pack_checkpoint
 from varco_export.dialect_cuda import CudaDialect
 from varco_export.graph import Graph
 from varco_export.names import canonical_name
+from varco_export.pixels import emit_pixels
 from varco_export.precision import Precision
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
@@ -26,7 +28,7 @@ from varco_runtime.backend import PromptInputs
 from varco_runtime.bundle import read_manifest
 from varco_runtime.cuda_backend import CudaBackend
 from varco_runtime.errors import BackendError, UsageError
-from varco_runtime.image import pack, packing_plan
+from varco_runtime.image import normalise, pack, packing_plan
 from varco_runtime.probes import read_probes, replay
 
 Array = np.ndarray[Any, Any]
@@ -38,9 +40,9 @@ FUSED = TinyOptions(
 
 CUDA_KERNELS = {
     "": {
-        *("Add", "Cast", "Concat", "Gather", "GatherElements", "Gelu", "LayerNormalization", "Less", "MatMul"),
-        *("Mul", "RMSNormalization", "Reshape", "Sigmoid", "Slice", "Split", "Sub", "TopK", "Transpose", "Unsqueeze"),
-        "Where",
+        *("Add", "And", "Cast", "Concat", "CumSum", "Div", "Exp", "Gather", "GatherElements", "Gelu", "Greater"),
+        *("GreaterOrEqual", "LayerNormalization", "Less", "MatMul", "Mul", "RMSNormalization", "Reshape"),
+        *("ScatterElements", "Sigmoid", "Slice", "Split", "Sub", "TopK", "Transpose", "Unsqueeze", "Where"),
     },
     "com.microsoft": {
         *("FusedMatMul", "GroupQueryAttention", FP8_OPERATOR, "MatMulNBits", "MultiHeadAttention"),
@@ -67,7 +69,7 @@ def test_every_graph_is_valid_and_has_a_cuda_kernel_for_each_node(
 ) -> None:
     bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", device="cuda", decoder=decoder, max_context=64)
     manifest = read_manifest(bundle)
-    assert list(manifest.components) == ["vision", "projector", "packing", "decoder"]
+    assert list(manifest.components) == ["pixels", "vision", "projector", "packing", "decoder", "sampling"]
     for component in manifest.components.values():
         path = bundle / component.file
         onnx.checker.check_model(str(path), full_check=True)
@@ -104,7 +106,9 @@ def test_fp16_and_bf16_are_the_same_graph(tiny_checkpoint: Path, tmp_path: Path)
 def test_a_checkpoint_in_bf16_computes_in_bf16(tmp_path: Path, options: dict[str, str]) -> None:
     checkpoint = make_tiny(tmp_path / "checkpoint", TinyOptions(dtype="bf16"))
     manifest = read_manifest(export_bundle(checkpoint, tmp_path / "bundle", device="cuda", max_context=64, **options))
-    assert {part.compute for part in manifest.components.values()} == {"bf16"}
+    computes = {name: part.compute for name, part in manifest.components.items()}
+    assert (computes.pop("pixels"), computes.pop("sampling")) == ("fp32", "fp32")
+    assert set(computes.values()) == {"bf16"}
     assert manifest.decoder.precision.endswith("head bf16" if "int4" in options.values() else "bf16")
 
 
@@ -241,6 +245,52 @@ def test_tokens_and_a_picture_may_alternate(varco: Varco, tiny_bundle: Path) -> 
         tokens = backend.pack(backend.encode(tiles.astype(np.float32)), plan)
         rows.append(backend.prefill(PromptInputs(ids, image_token_id, tokens), 0, num_logits=20))
     np.testing.assert_allclose(*rows, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "factor"), [((0.5,) * 3, (0.5,) * 3, 1 / 255), ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28), 1 / 127.5)]
+)
+def test_pixels_become_what_the_host_makes_of_them_to_the_bit(
+    varco: Varco, tmp_path: Path, mean: Any, std: Any, factor: float
+) -> None:
+    settings = dataclasses.replace(varco.bundle.manifest.image, mean=mean, std=std, rescale_factor=factor)
+    with Graph("pixels", tmp_path) as graph:
+        emit_pixels(graph, settings, lambda: None)
+        graph.save()
+    session = onnxruntime.InferenceSession(str(tmp_path / "pixels.onnx"), providers=["CPUExecutionProvider"])
+    side = settings.tile_px
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8)
+    (found,) = session.run(["pixel_values"], {"tiles": tiles})
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, normalise(tiles, settings))
+
+
+def test_token_rows_on_the_host_are_no_part_of_the_decoder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folders = {place: tmp_path / place for place in ("device", "host")}
+    for place, folder in folders.items():
+        export_bundle(tiny_checkpoint, folder, device="cuda", decoder="fp16", max_context=64, embedding=place)
+    device, host = (read_manifest(folder) for folder in folders.values())
+    assert device.embedding is None
+    assert host.embedding is not None
+    assert (folders["host"] / host.embedding.file).exists()
+    assert not (folders["device"] / host.embedding.file).exists(), "the rows are there once"
+    inputs = {
+        place: {value.name for value in onnx.load(folder / "decoder.onnx", load_external_data=False).graph.input}
+        for place, folder in folders.items()
+    }
+    assert inputs["device"] - inputs["host"] == {"token_ids"}
+    assert inputs["host"] - inputs["device"] == {"inputs_embeds"}
+    row_bytes = 2 * device.model.hidden_size
+    assert device.decoder.weight_bytes == host.decoder.weight_bytes + row_bytes, "a step reads one row"
+
+
+@pytest.mark.parametrize(("device", "place"), [("cpu", "device"), ("tensorrt", "host"), ("cuda", "disk")])
+def test_a_place_for_token_rows_that_a_device_lacks_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, device: str, place: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"--embedding {place} does not go with --device {device}\. Expected one of"):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", device=device, embedding=place)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_chosen_token_is_the_first_of_the_largest_and_none_of_nan(tmp_path: Path) -> None:

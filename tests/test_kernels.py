@@ -107,13 +107,16 @@ def test_inspect_shows_the_kernels_and_what_they_rest_on(
     wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = export_bundle(wide, tmp_path / "b", device="cuda", decoder="int4", vision="fp16", max_context=64)
+    manifest = read_manifest(bundle)
     app(["inspect", str(bundle), "--kernels"], standalone_mode=False)
     text = " ".join(capsys.readouterr().out.split())
     assert "not observed in a run" in text
     assert "XQA, head group of 5" in text
     app(["inspect", str(bundle), "--kernels", "--json"], standalone_mode=False)
     document = json.loads(capsys.readouterr().out)
-    assert {use["network"] for use in document["kernels"]} == {"vision", "projector", "packing", "decoder"}
+    networks = {use["network"] for use in document["kernels"]}
+    assert networks == set(manifest.components)
+    assert networks == {"pixels", "vision", "projector", "packing", "decoder", "sampling"}
 
 
 def test_engines_are_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:

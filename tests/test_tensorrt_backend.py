@@ -51,8 +51,8 @@ from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.manifest import FileFacts
 from varco_runtime.picture import load_picture
 from varco_runtime.probes import read_probes
+from varco_runtime.storage import to_stored
 from varco_runtime.tensorrt_backend import TensorRtBackend
-from varco_runtime.tensorrt_vision import as_type
 
 MAX_CONTEXT = 1024
 
@@ -434,7 +434,7 @@ def test_a_picture_of_too_many_tokens_is_one_clear_line(changed: Path, device: D
 def test_bf16_is_rounded_to_nearest_even() -> None:
     values = np.concatenate([np.random.default_rng(0).normal(size=4000), [0, -0.0, 1.00390625, 1.01171875]])
     expected = values.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    assert (as_type(values.astype(np.float32), "bf16") == expected).all()
+    assert (to_stored(values.astype(np.float32), "bf16") == expected).all()
 
 
 def test_fp16_engines_answer_like_their_graphs_do(tiny_checkpoint: Path, tmp_path: Path, device: Device) -> None:

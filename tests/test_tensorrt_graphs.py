@@ -106,9 +106,10 @@ def test_packing_equals_numpy(backend: GraphBackend, size_hw: tuple[int, int]) -
     np.testing.assert_allclose(backend.pack(tiled, plan), pack(features, newline, plan), atol=1e-6)
 
 
-def test_token_lookup_equals_the_table(backend: GraphBackend) -> None:
-    manifest = backend.manifest
-    table = EmbeddingTable(backend.bundle_folder / manifest.embedding.file, manifest.embedding)
+def test_token_lookup_equals_the_table(backend: GraphBackend, tiny_bundle: Path) -> None:
+    facts = read_manifest(tiny_bundle).embedding
+    assert facts is not None
+    table = EmbeddingTable(tiny_bundle / facts.file, facts)
     ids = np.arange(table.num_tokens)
     np.testing.assert_array_equal(backend.run("embedding", token_ids=ids[None])["inputs_embeds"][0], table.rows(ids))
 

@@ -24,6 +24,7 @@ from varco_export.dialect_onnxruntime import OnnxRuntimeDialect
 from varco_export.fp8 import round_to_fp8, slabs
 from varco_export.graph import DTYPES, MICROSOFT, Shape
 from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Linear, Part
+from varco_export.sampling import block_width
 from varco_export.tensor import Tensor
 
 FUSED_BLOCK_SIZE = 32
@@ -53,13 +54,16 @@ class CudaDialect(OnnxRuntimeDialect):
         `image_tokens` has at least one row, as Gather reads one for every position.
         """
         graph, width = self.graph, table.shape[1]
-        token_ids = graph.input("token_ids", "int64", [1, "sequence"])
         image_tokens = graph.input("image_tokens", self.precision.compute, ["num_image_tokens", width])
         image_rows = graph.input("image_rows", "int64", [1, "sequence"])
         is_image = graph.input("is_image", "bool", [1, "sequence", 1])
-        text = graph.node("Gather", [self.vector(table), token_ids], axis=0)
+        text = self._token_rows(table)
         picture = graph.node("Gather", [image_tokens, image_rows], axis=0)
         return graph.node("Where", [is_image, picture, text])
+
+    def _token_rows(self, table: Tensor) -> str:
+        token_ids = self.graph.input("token_ids", "int64", [1, "sequence"])
+        return self.graph.node("Gather", [self.vector(table), token_ids], axis=0)
 
     def last_tokens(self, x: str) -> str:
         return self.graph.node("Gather", [x, self.graph.input("logit_positions", "int64", ["num_logits"])], axis=1)
@@ -77,7 +81,7 @@ class CudaDialect(OnnxRuntimeDialect):
         """
         graph = self.graph
         vocab_size = self._vocab_size
-        width = _block_width(vocab_size)
+        width = block_width(vocab_size)
         steps = np.arange(vocab_size, dtype=np.float64) * TIE_STEP
         lowered = [graph.node("Cast", ["logits"], to=DTYPES["fp64"][0])]
         lowered.append(graph.weight("tie_steps", "fp64", (vocab_size,), [steps]))
@@ -184,8 +188,8 @@ def _is_fp8(part: Part, precision: str) -> bool:
     return isinstance(part, Fp8Part) or (isinstance(part, FloatPart) and precision == "fp8")
 
 
-def _block_width(vocab_size: int) -> int:
-    """The divisor of the vocabulary's size that is nearest to its square root."""
-    root = math.sqrt(vocab_size)
-    widths = (width for width in range(1, vocab_size + 1) if vocab_size % width == 0)
-    return min(widths, key=lambda width: abs(math.log(width / root)))
+class HostRowsCudaDialect(CudaDialect):
+    """The token rows come from the host, for a GPU that has no room for their table."""
+
+    def _token_rows(self, table: Tensor) -> str:
+        return self.graph.input("inputs_embeds", self.precision.compute, [1, "sequence", table.shape[1]])

@@ -14,7 +14,7 @@ import numpy as np
 from varco_export.checkpoint import Checkpoint
 from varco_export.decoder import emit_decoder
 from varco_export.dialect import Dialect
-from varco_export.dialect_cuda import CudaDialect
+from varco_export.dialect_cuda import CudaDialect, HostRowsCudaDialect
 from varco_export.dialect_onnxruntime import OnnxRuntimeDialect
 from varco_export.dialect_tensorrt import OPSET as TENSORRT_OPSET
 from varco_export.dialect_tensorrt import TensorRtDialect
@@ -22,11 +22,13 @@ from varco_export.embedding import emit_embedding
 from varco_export.graph import DTYPES, OPSET, Graph
 from varco_export.output import HashedFile, whole_folder
 from varco_export.packing import emit_packing
+from varco_export.pixels import emit_pixels
 from varco_export.precision import Precision, check_decoder_options, decoder_precision, vision_precision
 from varco_export.precision_gpu import GPU_DEVICES, check_gpu_options, gpu_precisions
 from varco_export.probes import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.projector import emit_projector
 from varco_export.prompts import load_prompts
+from varco_export.sampling import emit_sampling
 from varco_export.vision import emit_vision
 from varco_runtime import __version__
 from varco_runtime.bundle import write_manifest
@@ -43,6 +45,8 @@ DIALECTS: dict[str, tuple[type[Dialect], int]] = {
     "tensorrt": (TensorRtDialect, TENSORRT_OPSET),
 }
 """By device: the operators and their opset."""
+EMBEDDING_PLACES = {"cpu": ("host",), "cuda": ("device", "host"), "tensorrt": ("device",)}
+"""By device: where the token rows can lie; the first is the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class ExportOptions:
     overwrite: bool = False
     vision_from: str | None = None
     probes: bool | None = None
+    embedding: str = "auto"
 
 
 class Progress(Protocol):
@@ -96,6 +101,12 @@ def _check_precisions(options: ExportOptions) -> None:
     else:
         check_decoder_options(*asked, options.device)
         vision_precision(options.vision)
+    places = EMBEDDING_PLACES[options.device]
+    if options.embedding not in ("auto", *places):
+        raise UsageError(
+            f"--embedding {options.embedding} does not go with --device {options.device}. Expected one of: "
+            f"{', '.join(('auto', *places))}."
+        )
 
 
 def _precisions(options: ExportOptions, checkpoint: Checkpoint) -> tuple[Precision, Precision]:
@@ -131,6 +142,9 @@ def _write(
     config = checkpoint.config
     files: dict[str, FileFacts] = {}
     dialect, opset = DIALECTS[options.device]
+    place = EMBEDDING_PLACES[options.device][0] if options.embedding == "auto" else options.embedding
+    if options.device == "cuda" and place == "host":
+        dialect = HostRowsCudaDialect
 
     def network(
         name: str,
@@ -145,6 +159,13 @@ def _write(
         return Component(
             graph.path.name, graph.data_path.name, precision.compute, precision.describe(), graph.weight_bytes
         )
+
+    def step(name: str, emit: Callable[[Graph, Callable[[], None]], None]) -> Component:
+        """A graph without layers, which no dialect writes in another way."""
+        with progress.component(name, 1) as advance, Graph(name, folder, opset) as graph:
+            emit(graph, advance)
+            files.update(graph.save())
+        return Component(graph.path.name, graph.data_path.name, "fp32", "float32", graph.weight_bytes)
 
     assets = load_prompts(
         checkpoint.folder,
@@ -162,10 +183,12 @@ def _write(
         "vision", vision, config.vision.num_hidden_layers, lambda ops, advance: emit_vision(checkpoint, ops, advance)
     )
     projector_component = network("projector", vision, 1, lambda ops, advance: emit_projector(checkpoint, ops, advance))
-    with progress.component("embedding", 1) as advance:
-        embedding = write_embedding(checkpoint, folder, files)
-        advance()
-    packing = token_lookup = None
+    embedding = None
+    if place == "host":
+        with progress.component("embedding", 1) as advance:
+            embedding = write_embedding(checkpoint, folder, files)
+            advance()
+    packing = token_lookup = pixels = sampling = None
     row_bytes = config.text.hidden_size * DTYPES[vision.compute][1].itemsize
     if options.device in GPU_DEVICES:  # which pack patches themselves
         packing = network("packing", vision, 1, lambda ops, advance: emit_packing(checkpoint, ops, advance))
@@ -180,9 +203,12 @@ def _write(
         config.text.num_hidden_layers + 1,
         lambda ops, advance: emit_decoder(checkpoint, ops, max_context, advance),
     )
-    if options.device == "cuda":  # whose decoder holds the token rows, of which a step reads one
-        unread = (config.text.vocab_size - 1) * row_bytes
-        decoder_component = replace(decoder_component, weight_bytes=decoder_component.weight_bytes - unread)
+    if options.device == "cuda":
+        pixels = step("pixels", lambda graph, advance: emit_pixels(graph, config.image, advance))
+        sampling = step("sampling", lambda graph, advance: emit_sampling(graph, config.text.vocab_size, advance))
+        if place == "device":  # the decoder holds the token rows, of which a step reads one
+            unread = (config.text.vocab_size - 1) * row_bytes
+            decoder_component = replace(decoder_component, weight_bytes=decoder_component.weight_bytes - unread)
     checkpoint.finish()
 
     manifest = Manifest(
@@ -198,6 +224,8 @@ def _write(
         decoder=decoder_component,
         packing=packing,
         token_lookup=token_lookup,
+        pixels=pixels,
+        sampling=sampling,
         embedding=embedding,
         tokenizer="tokenizer.json",
         chat_template="chat_template.jinja",

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from varco_runtime.image import PackingPlan
+from varco_runtime.sampling import Draw
 
 Array = np.ndarray[Any, Any]
 MAX_STEP_TOKENS = 9
@@ -93,6 +94,30 @@ class GreedyBackend(Protocol):
 
     def decode_greedy(self, token_id: int, position: int) -> int:
         """Put one token at `position` and return the token with the largest logit, the first of equals."""
+
+
+@runtime_checkable
+class GreedyVerifyingBackend(Protocol):
+    """Both in one: of a step of several tokens, too, only the choices leave the device."""
+
+    def decode_greedy_steps(self, token_ids: Sequence[int], position: int) -> list[int]:
+        """Put at most `MAX_STEP_TOKENS` tokens from `position` on and return the most likely token after each."""
+
+
+@runtime_checkable
+class SamplingBackend(Protocol):
+    """A backend that draws the next token itself, so that no logits leave its device."""
+
+    def decode_sampled(self, token_id: int, position: int, draw: Draw) -> int:
+        """Put one token at `position` and return the one that `draw` takes, as `Sampler.next` would."""
+
+
+@runtime_checkable
+class NormalisesPixels(Protocol):
+    """A backend that makes `pixel_values` on its device, to which a quarter of the bytes then go."""
+
+    def encode_pixels(self, tiles: Array) -> Any:
+        """`image.tile`'s uint8 `[T, 3, S, S]` to what `encode` makes of `image.normalise` of them, to the bit."""
 
 
 @runtime_checkable

@@ -4,8 +4,10 @@
       bundle.json          the manifest below; its last field is a digest of the rest
       tokenizer.json  chat_template.jinja
       vision.onnx  projector.onnx  decoder.onnx  *.onnx.data
-      embedding.bin        rows [vocab_size + 1, hidden] in the checkpoint's type; the last row is image_newline
-      packing.onnx  embedding.onnx           for TensorRT alone, which packs and looks up on the device
+      embedding.bin        rows [vocab_size + 1, hidden] in the checkpoint's type; the last row is image_newline;
+                           not where a graph holds them
+      packing.onnx  embedding.onnx           for TensorRT, which packs and looks up on the device
+      pixels.onnx  packing.onnx  sampling.onnx   for CUDA, which also normalises pixels and draws tokens there
       probes-1a2b3c4d.json                   questions with the exact model's answers, to prove the bundle by
       engines/sm89/*.engine                  made of the graphs by `varco engines`, for one kind of device each
 

@@ -10,27 +10,33 @@ same code, slowly: onnxruntime converts around every operator that has no fp16 k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Array, Features, PromptInputs
+from varco_runtime.backend import MAX_STEP_TOKENS, Array, Features, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.cores import usable_cores
 from varco_runtime.cuda_driver import GpuFacts, find_gpu
 from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.cuda_memory import buffer_shapes, check_memory, shortage, sizes_of
+from varco_runtime.cuda_sampling import SamplingStep
 from varco_runtime.cuda_session import Device, Network
-from varco_runtime.cuda_step import DecodeStep, bind_caches, clear_caches, make_caches
+from varco_runtime.cuda_step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
 from varco_runtime.device_memory import Sizes
+from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, MissingExtraError, ShortageError
 from varco_runtime.image import PackingPlan
-from varco_runtime.manifest import Manifest
+from varco_runtime.manifest import Embedding, Manifest
 from varco_runtime.prompt_runs import check_length, prompt_runs
+from varco_runtime.sampling import FIRST_OF_THE_GREATEST, Draw
+from varco_runtime.storage import to_stored
 
-NETWORKS = ("vision", "projector", "packing", "decoder")
+CAPTURED = ("decoder", "sampling")
+"""The networks whose runs can be replayed; prompts, in the decoder's session, ask for no graph."""
 NO_TOKEN = -1
 """The device's choice among logits that are not finite."""
 
@@ -78,19 +84,20 @@ class CudaBackend:
 
     def _load(self, bundle: Bundle, missing: list[str]) -> None:
         device, manifest = self._device, self._manifest
-        networks = {}
-        for name in NETWORKS:
-            networks[name] = Network(device, name, self._session(bundle, name, missing))
+        networks = {name: Network(device, name, self._session(bundle, name, missing)) for name in manifest.components}
         shapes = buffer_shapes(manifest, self._sizes)
         self._buffers = {name: device.buffer(*shapes[name]) for name in shapes if name != "cache"}
         self._caches = make_caches(device, manifest, self._max_context)
+        self._token_rows = None if manifest.embedding is None else _token_rows(bundle, manifest.embedding)
         self._decoder = networks["decoder"]
         self._vision = CudaVision(device, manifest, self._sizes, networks, self._buffers)
-        self._step = DecodeStep(device, self._decoder, manifest, self._caches, self._buffers["image_tokens"])
+        self._steps: dict[int, DecodeStep] = {}
+        self._sampling = SamplingStep(device, networks["sampling"], self._step(1).logits_buffer)
         if self._gpu is not None:
-            # The capture, and with it whatever is missing or does not fit, before the first question. What this leaves
-            # at position 0 is overwritten before it is seen.
-            self._step.run(0, 0)
+            # The captures, and with them whatever is missing or does not fit, before the first question. What this
+            # leaves at position 0 is overwritten before it is seen.
+            self._run_step((0,), 0)
+            self._sampling.run(FIRST_OF_THE_GREATEST)
 
     def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
         """One network. Without CUDA's libraries it would run on the CPU unasked, or fail for the lack of a kernel."""
@@ -111,6 +118,9 @@ class CudaBackend:
 
     def encode(self, pixel_values: Array) -> DeviceFeatures:
         return self._vision.encode(pixel_values)
+
+    def encode_pixels(self, tiles: Array) -> DeviceFeatures:
+        return self._vision.encode_pixels(tiles)
 
     def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
         return self._vision.pack(features, plan)
@@ -134,7 +144,11 @@ class CudaBackend:
         """One run over the positions `start` .. `end`; the last `num_logits` logits `[num_logits, vocab]` if `read`."""
         upload, tokens, logits = self._device.upload, self._buffers["image_tokens"], self._buffers["logits"]
         binding = self._decoder.binding()
-        for name, array in self._token_inputs(inputs, start, end).items():
+        arrays = self._token_inputs(inputs, start, end)
+        if self._token_rows is not None:
+            rows = self._token_rows(arrays.pop("token_ids"))
+            binding.value_as("inputs_embeds", upload(rows), self._manifest.decoder.compute)
+        for name, array in arrays.items():
             binding.value(name, upload(array))
         num_rows = 1 if inputs.image_tokens is None else inputs.image_tokens.num_tokens
         binding.input("image_tokens", tokens, (num_rows, tokens.shape[1]))
@@ -175,26 +189,56 @@ class CudaBackend:
     # -- decode -------------------------------------------------------------------------------------------------------
 
     def decode_step(self, token_id: int, position: int) -> Array:
-        self._run_step(token_id, position)
-        return self._watched(self._step.logits())
+        row: Array = self.decode_steps((token_id,), position)[0]
+        return row
+
+    def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
+        return self._watched(self._run_step(token_ids, position).logits())
 
     def decode_greedy(self, token_id: int, position: int) -> int:
-        self._run_step(token_id, position)
-        token = self._step.chosen()
-        if token == NO_TOKEN:
+        return self.decode_greedy_steps((token_id,), position)[0]
+
+    def decode_greedy_steps(self, token_ids: Sequence[int], position: int) -> list[int]:
+        return self._checked(self._run_step(token_ids, position).chosen(), position)
+
+    def decode_sampled(self, token_id: int, position: int, draw: Draw) -> int:
+        self._run_step((token_id,), position)
+        return self._checked([self._sampling.run(draw)], position)[0]
+
+    def _run_step(self, token_ids: Sequence[int], position: int) -> DecodeStep:
+        check_length(position + len(token_ids), self._max_context)
+        self._check_tokens(min(token_ids), max(token_ids))
+        step = self._step(len(token_ids))
+        step.run(token_ids, position)
+        return step
+
+    def _step(self, num_tokens: int) -> DecodeStep:
+        """The step of so many tokens, made when it is first taken."""
+        assert 1 <= num_tokens <= MAX_STEP_TOKENS, f"Bug: a step of {num_tokens} tokens"
+        if num_tokens not in self._steps:
+            self._steps[num_tokens] = DecodeStep(
+                self._device,
+                self._decoder,
+                self._manifest,
+                self._caches,
+                self._buffers["image_tokens"],
+                self._token_rows,
+                num_tokens,
+            )
+        return self._steps[num_tokens]
+
+    def _checked(self, tokens: list[int], position: int) -> list[int]:
+        """What the device chose after `position` and the positions behind it."""
+        if NO_TOKEN in tokens:
             clear_caches(self._caches)
             raise BackendError(
-                f"The decoder gave logits that are not finite at position {position}. "
+                f"The decoder gave logits that are not finite at position {position + tokens.index(NO_TOKEN)}. "
                 "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
             )
-        if not 0 <= token < self._manifest.model.vocab_size:
-            raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")
-        return token
-
-    def _run_step(self, token_id: int, position: int) -> None:
-        check_length(position + 1, self._max_context)
-        self._check_tokens(token_id, token_id)
-        self._step.run(token_id, position)
+        for token in tokens:
+            if not 0 <= token < self._manifest.model.vocab_size:
+                raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")
+        return tokens
 
     def _watched(self, logits: Array) -> Array:
         """The logits as they are. Where they are not finite, so are the caches, which are then cleared.
@@ -211,6 +255,12 @@ class CudaBackend:
         """The device looks up whatever it is given, without a word."""
         vocab_size = self._manifest.model.vocab_size
         assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
+
+
+def _token_rows(bundle: Bundle, facts: Embedding) -> TokenRows:
+    """Rows of tokens `[..., width]` in the compute type, for a decoder that does not hold them."""
+    table, compute = EmbeddingTable(bundle.path(facts.file), facts), bundle.manifest.decoder.compute
+    return lambda token_ids: to_stored(table.rows(token_ids), compute)
 
 
 def runs_on_cpu(bundle: Bundle) -> bool:
@@ -231,12 +281,12 @@ def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: st
 
 
 def _provider_options(name: str) -> dict[str, str]:
-    """For the CUDA provider. The decoder's step is captured; its prompts, in the same session, ask for no graph."""
+    """For the CUDA provider."""
     return {
         "device_id": "0",
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": "0",
-        "enable_cuda_graph": "1" if name == "decoder" else "0",
+        "enable_cuda_graph": "1" if name in CAPTURED else "0",
     }
 
 

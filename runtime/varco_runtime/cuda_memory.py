@@ -38,6 +38,7 @@ def buffer_shapes(manifest: Manifest, sizes: Sizes) -> dict[str, tuple[str, tupl
     model, image, compute = manifest.model, manifest.image, manifest.decoder.compute
     patches = image.patches_per_tile
     return {
+        "pixel_values": ("fp32", (sizes.batch_tiles, 3, image.tile_px, image.tile_px)),
         "patch_features": (compute, (sizes.batch_tiles, patches, model.vision_hidden_size)),
         "image_features": (compute, (sizes.picture_tiles, patches, model.hidden_size)),
         "image_tokens": (compute, (sizes.image_tokens, model.hidden_size)),

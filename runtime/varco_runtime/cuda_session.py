@@ -17,20 +17,12 @@ import numpy as np
 
 from varco_runtime.contract import ITEM_BYTES
 from varco_runtime.errors import BackendError, ShortageError, first_line
+from varco_runtime.storage import STORAGE
 
 Array = np.ndarray[Any, Any]
 
-ONNX_TYPES = {"fp32": 1, "int32": 6, "int64": 7, "bool": 9, "fp16": 10, "bf16": 16}
+ONNX_TYPES = {"fp32": 1, "uint8": 2, "int32": 6, "int64": 7, "bool": 9, "fp16": 10, "fp64": 11, "bf16": 16}
 """`TensorProto.DataType`, by our names."""
-STORAGE: dict[str, np.dtype[Any]] = {
-    "fp32": np.dtype(np.float32),
-    "fp16": np.dtype(np.float16),
-    "bf16": np.dtype(np.uint16),
-    "int32": np.dtype(np.int32),
-    "int64": np.dtype(np.int64),
-    "bool": np.dtype(np.bool_),
-}
-"""How numpy holds each."""
 GRAPH_KEY = "gpu_graph_id"
 NO_GRAPH = "-1"
 """The provider's word for a run that is neither captured nor replayed."""
@@ -84,6 +76,14 @@ class Device:
             return self.ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.place, 0)
         except Exception as error:
             raise self.failure("a copy to the device", error) from None
+
+    def graph_options(self, graph_id: int) -> Any | None:
+        """The options of runs that are captured as a CUDA graph and replayed; None where there are no graphs."""
+        if self.place != "cuda":
+            return None
+        options = self.ort.RunOptions()
+        options.add_run_config_entry(GRAPH_KEY, str(graph_id))
+        return options
 
     def session(self, path: Path, provider: dict[str, str], entries: dict[str, str]) -> Any:
         """The graph at `path`, with options for the CUDA provider and for the session.
@@ -149,6 +149,11 @@ class Binding:
         self.io.bind_ortvalue_input(name, value)
         self._kept[name] = value
 
+    def value_as(self, name: str, value: Any, dtype: str) -> None:
+        """An input that is a whole value of stored bits, of a type that numpy may lack."""
+        self.io.bind_input(name, self._place, 0, ONNX_TYPES[dtype], value.shape(), value.data_ptr())
+        self._kept[name] = value
+
     def input(self, name: str, buffer: Buffer, shape: tuple[int, ...], offset: int = 0) -> None:
         """An input of `shape` that begins `offset` elements into a buffer."""
         self.io.bind_input(name, self._place, 0, *_place_in(buffer, shape, offset))
@@ -162,13 +167,6 @@ class Binding:
         self.io.bind_output(name, "cpu", 0, ONNX_TYPES[dtype], list(shape), array.ctypes.data)
         self._kept[name] = array
         return array
-
-
-def to_float(values: Array, dtype: str) -> Array:
-    """Stored values as fp32."""
-    if dtype == "bf16":
-        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return values.astype(np.float32)
 
 
 def _place_in(buffer: Buffer, shape: tuple[int, ...], offset: int) -> tuple[int, list[int], int]:

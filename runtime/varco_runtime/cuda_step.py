@@ -1,4 +1,4 @@
-"""The decode step for CUDA: one token through the decoder, replayed as a CUDA graph.
+"""The decode step for CUDA: one token, or one and a draft, through the decoder, replayed as a CUDA graph.
 
 The provider captures the first run of a graph id and replays it from then on, so addresses and shapes stay the same and
 only contents change: the token, and the position, which attention reads as `seqlens_k` on the device.
@@ -11,67 +11,85 @@ other thread of the process may ask CUDA for memory or a copy: the provider capt
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from varco_runtime.contract import cache_names
-from varco_runtime.cuda_session import GRAPH_KEY, STORAGE, Binding, Buffer, Device, Network
+from varco_runtime.cuda_session import Binding, Buffer, Device, Network
 from varco_runtime.manifest import Manifest
-
-STEP_GRAPH = "1"
-"""The graph id of the step. Any number from 1 would do; runs of other shapes use none."""
+from varco_runtime.storage import STORAGE
 
 Array = np.ndarray[Any, Any]
+TokenRows = Callable[[Array], Array]
+"""Token ids to their rows, as the device takes them."""
 
 
 class DecodeStep:
-    """The step's buffers and its one binding. `caches` are bound as past and as present."""
+    """The step of `num_tokens` tokens: its buffers and its one binding. `caches` are bound as past and as present.
+    `token_rows` are for a decoder that takes rows and not ids.
+
+    Its graph's id is the number of tokens; runs of other shapes use no graph.
+    """
 
     def __init__(
-        self, device: Device, decoder: Network, manifest: Manifest, caches: dict[str, Buffer], image_tokens: Buffer
+        self,
+        device: Device,
+        decoder: Network,
+        manifest: Manifest,
+        caches: dict[str, Buffer],
+        image_tokens: Buffer,
+        token_rows: TokenRows | None = None,
+        num_tokens: int = 1,
     ) -> None:
         self._decoder = decoder
-        self._token = device.buffer("int64", (1, 1))
+        self._num_tokens = num_tokens
+        self._token_rows = token_rows
+        if token_rows is None:
+            name, self._tokens = "token_ids", device.buffer("int64", (1, num_tokens))
+        else:
+            shape = (1, num_tokens, manifest.model.hidden_size)
+            name, self._tokens = "inputs_embeds", device.buffer(manifest.decoder.compute, shape)
         self._seqlens_k = device.buffer("int32", (1,))
-        self._logits = device.buffer("fp32", (1, 1, manifest.model.vocab_size))
-        self._next_token = device.buffer("int64", (1, 1))
+        self.logits_buffer = device.buffer("fp32", (1, num_tokens, manifest.model.vocab_size))
+        self._next_tokens = device.buffer("int64", (1, num_tokens))
+        positions = device.buffer("int64", (num_tokens,))
+        positions.set(np.arange(num_tokens))
         self._unchanging = [
-            device.buffer("int64", (1, 1)),  # the picture's row that is looked up and not used
-            device.buffer("bool", (1, 1, 1)),  # no picture here
-            device.buffer("int64", (1,)),  # the only position's logits
+            device.buffer("int64", (1, num_tokens)),  # the picture's rows that are looked up and not used
+            device.buffer("bool", (1, num_tokens, 1)),  # no picture here
+            positions,  # the logits of all positions
         ]
         max_context = caches["0.key"].shape[2]
         self._total = np.array(max_context, np.int32)
         self._binding = binding = decoder.binding()
+        binding.input(name, self._tokens, self._tokens.shape)
         for name, buffer in zip(("image_rows", "is_image", "logit_positions"), self._unchanging, strict=True):
             binding.input(name, buffer, buffer.shape)
-        binding.input("token_ids", self._token, (1, 1))
         binding.input("image_tokens", image_tokens, (1, image_tokens.shape[1]))
         binding.input("seqlens_k", self._seqlens_k, (1,))
         binding.value("total_sequence_length", device.ort.OrtValue.ortvalue_from_numpy(self._total))
-        binding.output("logits", self._logits, self._logits.shape)
-        binding.output("next_token", self._next_token, (1, 1))
+        binding.output("logits", self.logits_buffer, self.logits_buffer.shape)
+        binding.output("next_token", self._next_tokens, self._next_tokens.shape)
         bind_caches(binding, caches)
-        self._options: Any | None = None
-        if device.place == "cuda":
-            self._options = device.ort.RunOptions()
-            self._options.add_run_config_entry(GRAPH_KEY, STEP_GRAPH)
+        self._options = device.graph_options(num_tokens)
 
-    def run(self, token_id: int, position: int) -> None:
-        """Put a token at a position. `logits` and `chosen` tell what comes of it, until the next run."""
-        self._token.set(np.array(token_id))
-        self._seqlens_k.set(np.array(position))
+    def run(self, token_ids: Sequence[int], position: int) -> None:
+        """Put the tokens at `position` and after. `logits` and `chosen` tell what comes of it, until the next run."""
+        ids = np.array(token_ids)
+        self._tokens.set(ids if self._token_rows is None else self._token_rows(ids))
+        self._seqlens_k.set(np.array(position + self._num_tokens - 1))
         self._decoder.run(self._binding, self._options)
 
-    def chosen(self) -> int:
-        """The token with the largest logit: all that a greedy step moves to the host."""
-        return int(self._next_token.read()[0, 0])
+    def chosen(self) -> list[int]:
+        """The token with the largest logit at each position: all that a greedy step moves to the host."""
+        return [int(token) for token in self._next_tokens.read()[0]]
 
     def logits(self) -> Array:
-        """The logits `[vocab]` fp32 of the last run."""
-        row: Array = self._logits.read()[0, 0]
-        return row
+        """The logits `[num_tokens, vocab]` fp32 of the last run."""
+        rows: Array = self.logits_buffer.read()[0]
+        return rows
 
 
 def bind_caches(binding: Binding, caches: dict[str, Buffer]) -> None:

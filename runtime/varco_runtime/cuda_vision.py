@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from varco_runtime.backend import Array, Features
-from varco_runtime.cuda_session import Buffer, Device, Network, to_float
+from varco_runtime.cuda_session import Buffer, Device, Network
 from varco_runtime.device_memory import Sizes
 from varco_runtime.errors import ContextError
 from varco_runtime.image import PackingPlan
 from varco_runtime.manifest import Manifest
+from varco_runtime.storage import from_stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,22 +47,54 @@ class CudaVision:
 
     def encode(self, pixel_values: Array) -> DeviceFeatures:
         """Tiles `[T, 3, S, S]` fp32 in batches, one behind the other into the picture's features."""
-        num_tiles, batch = len(pixel_values), self._sizes.batch_tiles
+        return self._encode(pixel_values.astype(np.float32, copy=False), self._look)
+
+    def encode_pixels(self, tiles: Array) -> DeviceFeatures:
+        """The same of uint8 tiles, which become `pixel_values` on the device."""
+        return self._encode(tiles, self._normalise_and_look)
+
+    def _encode(self, tiles: Array, look: Callable[[Any, int], None]) -> DeviceFeatures:
+        num_tiles, batch = len(tiles), self._sizes.batch_tiles
         assert num_tiles <= self._sizes.picture_tiles, f"Bug: {num_tiles} tiles of {self._sizes.picture_tiles}"
         self._picture = None
-        for first in range(0, num_tiles, batch):
-            tiles = pixel_values[first : first + batch]
-            self._look(tiles)
-            self._project(len(tiles), first)
+        firsts = range(0, num_tiles, batch)
+        batches = [tiles[first : first + batch] for first in firsts]
+        for first, one, uploaded in zip(firsts, batches, self._uploads(batches), strict=True):
+            look(uploaded, len(one))
+            self._project(len(one), first)
         self._picture = DeviceFeatures(num_tiles)
         return self._picture
 
-    def _look(self, tiles: Array) -> None:
-        """One batch to patch features."""
+    def _uploads(self, batches: list[Array]) -> Iterator[Any]:
+        """The batches on the device, each copied while the one before it is at work."""
+        if len(batches) == 1:
+            yield self._device.upload(batches[0])
+            return
+        with ThreadPoolExecutor(1) as copying:
+            following = copying.submit(self._device.upload, batches[0])
+            for batch in batches[1:]:
+                uploaded, following = following.result(), copying.submit(self._device.upload, batch)
+                yield uploaded
+            yield following.result()
+
+    def _normalise_and_look(self, tiles: Any, num_tiles: int) -> None:
+        buffer = self._buffers["pixel_values"]
+        shape = (num_tiles, *buffer.shape[1:])
+        binding = self._networks["pixels"].binding()
+        binding.value("tiles", tiles)
+        binding.output("pixel_values", buffer, shape)
+        self._networks["pixels"].run(binding)
+        self._look(buffer, num_tiles)
+
+    def _look(self, pixel_values: Any, num_tiles: int) -> None:
+        """One batch, in a buffer or a value of its own, to patch features."""
         patches = self._buffers["patch_features"]
         binding = self._networks["vision"].binding()
-        binding.value("pixel_values", self._device.upload(tiles.astype(np.float32, copy=False)))
-        binding.output("patch_features", patches, (len(tiles), *patches.shape[1:]))
+        if isinstance(pixel_values, Buffer):
+            binding.input("pixel_values", pixel_values, (num_tiles, *pixel_values.shape[1:]))
+        else:
+            binding.value("pixel_values", pixel_values)
+        binding.output("patch_features", patches, (num_tiles, *patches.shape[1:]))
         self._networks["vision"].run(binding)
 
     def _project(self, num_tiles: int, first: int) -> None:
@@ -102,13 +138,13 @@ class CudaVision:
 
     def _patches_of(self, tile: Array) -> Array:
         """Patch features `[1, P, C]` of one tile, on the host in fp32."""
-        self._look(tile)
+        self._look(self._device.upload(tile.astype(np.float32, copy=False)), 1)
         return self._read("patch_features", 1)
 
     def _read(self, name: str, count: int) -> Array:
         """The first `count` entries of a buffer, on the host in fp32."""
         buffer = self._buffers[name]
-        return to_float(buffer.read()[:count], buffer.dtype)
+        return from_stored(buffer.read()[:count], buffer.dtype)
 
     def holds(self, tokens: DeviceImageTokens) -> bool:
         """Whether these are the tokens of the latest picture."""

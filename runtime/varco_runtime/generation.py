@@ -6,7 +6,14 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 from varco_runtime.answer import Piece
-from varco_runtime.backend import Array, Backend, GreedyBackend, VerifyingBackend
+from varco_runtime.backend import (
+    Array,
+    Backend,
+    GreedyBackend,
+    GreedyVerifyingBackend,
+    SamplingBackend,
+    VerifyingBackend,
+)
 from varco_runtime.markup import Parsed, Region, StreamParser
 from varco_runtime.sampling import Sampler
 from varco_runtime.speculation import Drafter
@@ -42,11 +49,12 @@ def generate_tokens(
             return
         if sampler.is_greedy and isinstance(backend, GreedyBackend):
             chosen = backend.decode_greedy(token, position)
-            on_token(token)
+        elif isinstance(backend, SamplingBackend):
+            chosen = backend.decode_sampled(token, position, sampler.draw(len(logits)))
+            sampler.accept(chosen)
         else:
-            logits = backend.decode_step(token, position)
-            on_token(token)
-            chosen = sampler.next(logits)
+            chosen = sampler.next(backend.decode_step(token, position))
+        on_token(token)
         token = chosen
         position += 1
 
@@ -73,17 +81,22 @@ def _generate_verified(
             if token in eos_token_ids or left == 0:
                 return
         guesses = drafter.propose(left - 1)
+        put = [token, *(guess.token for guess in guesses)]
         started = time.perf_counter()
-        rows = backend.decode_steps([token, *(guess.token for guess in guesses)], position)
+        choices: Iterator[int]
+        if sampler.is_greedy and isinstance(backend, GreedyVerifyingBackend):
+            choices = iter(backend.decode_greedy_steps(put, position))
+        else:  # one by one, since the sampler counts what it chose
+            choices = map(sampler.next, backend.decode_steps(put, position))
         seconds = time.perf_counter() - started
-        chosen = [sampler.next(rows[0])]
-        for guess, row in zip(guesses, rows[1:], strict=True):
+        chosen = [next(choices)]
+        for guess in guesses:
             if guess.token != chosen[-1] or guess.token in eos_token_ids:
                 break
-            chosen.append(sampler.next(row))
+            chosen.append(next(choices))
         drafter.count(guesses, len(chosen) - 1, seconds)
-        for put in (token, *chosen[:-1]):
-            on_token(put)
+        for known in put[: len(chosen)]:
+            on_token(known)
         position += len(chosen)
 
 

@@ -27,6 +27,7 @@ from varco_runtime.errors import BundleError, ImageError
 from varco_runtime.picture import Picture
 from varco_runtime.settings import ImageSettings
 
+LEVELS = 256
 _PACK_ROWS = 64  # image tokens blended at a time: 1.3 MB of float32 at 5,120 wide, which stays in the cache
 
 
@@ -136,22 +137,28 @@ def _resized(picture: Picture, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8
 
 
 def normalise(tiles: npt.NDArray[np.uint8], settings: ImageSettings) -> npt.NDArray[np.float32]:
-    """`(tile * rescale_factor - mean) / std` per channel: float32 `pixel_values` [T, 3, tile_px, tile_px].
-
-    A pixel has 256 values, so each channel is one table look-up. The table is computed as transformers' PIL backend
-    computes a pixel (the product in float64, everything after it in float32), so the result is bit-identical.
-    """
-    if 0.0 in settings.std:
-        raise BundleError(f"image settings have std {settings.std}. Expected values other than 0; export again.")
-    levels = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
-    mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
-    tables = (levels[None] - mean[:, None]) / std[:, None]  # [3, 256]
+    """`(tile * rescale_factor - mean) / std` per channel: float32 `pixel_values` [T, 3, tile_px, tile_px]."""
+    tables = level_tables(settings)
     pixel_values = np.empty(tiles.shape, np.float32)
     for one, values in zip(tiles, pixel_values, strict=True):
         for channel in range(3):
             # "clip" never happens with 256 entries; "raise" would build the result in a buffer first
             np.take(tables[channel], one[channel], out=values[channel], mode="clip")
     return pixel_values
+
+
+def level_tables(settings: ImageSettings) -> npt.NDArray[np.float32]:
+    """What becomes of each of a pixel's 256 levels, for each channel: float32 [3, 256].
+
+    Computed as transformers' PIL backend computes a pixel (the product in float64, everything after it in float32), so
+    a look-up is bit-identical.
+    """
+    if 0.0 in settings.std:
+        raise BundleError(f"image settings have std {settings.std}. Expected values other than 0; export again.")
+    levels = (np.arange(LEVELS, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
+    mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
+    tables: npt.NDArray[np.float32] = (levels[None] - mean[:, None]) / std[:, None]
+    return tables
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

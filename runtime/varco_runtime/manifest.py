@@ -7,7 +7,7 @@ from typing import Any
 
 from varco_runtime.settings import GenerationSettings, ImageSettings, PromptSettings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -37,7 +37,10 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The token embedding table: raw rows, little endian; row `rows - 1` is image_newline."""
+    """The token embedding table: raw rows, little endian; row `rows - 1` is image_newline.
+
+    A bundle whose graphs hold the token rows has none.
+    """
 
     file: str
     dtype: str
@@ -99,7 +102,9 @@ class Manifest:
     decoder: Component
     packing: Component | None
     token_lookup: Component | None
-    embedding: Embedding
+    pixels: Component | None
+    sampling: Component | None
+    embedding: Embedding | None
     tokenizer: str
     chat_template: str
     license: str
@@ -110,13 +115,18 @@ class Manifest:
 
     @property
     def components(self) -> dict[str, Component]:
-        """The networks by the names of their graphs; `packing` is there for GPUs, `embedding` for TensorRT alone."""
+        """The networks by the names of their graphs.
+
+        `packing` is there for GPUs, `embedding` for TensorRT alone, `pixels` and `sampling` for CUDA.
+        """
         named = {
+            "pixels": self.pixels,
             "vision": self.vision,
             "projector": self.projector,
             "packing": self.packing,
             "embedding": self.token_lookup,
             "decoder": self.decoder,
+            "sampling": self.sampling,
         }
         return {name: component for name, component in named.items() if component is not None}
 

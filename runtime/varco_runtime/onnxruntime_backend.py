@@ -53,6 +53,7 @@ class OnnxRuntimeBackend:
         self._max_context = max_context
         self._threads = threads or usable_cores()
         self._model = manifest.model
+        assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
         self._embedding = EmbeddingTable(bundle.path(manifest.embedding.file), manifest.embedding)
         self._newline = self._embedding.newline
         self._vision = self._session(bundle, manifest.vision)

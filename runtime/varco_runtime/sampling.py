@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from varco_runtime.errors import BackendError, UsageError
 from varco_runtime.settings import GenerationSettings
 
 MIN_TEMPERATURE = 1e-3  # below it, logits / temperature leaves what float32 can tell apart
+
+_BELOW_ONE = 1 - 2.0**-52
+"""A sum times this, rounded, is less than the sum."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -49,6 +52,31 @@ class SamplingSettings:
         )
         seed = 0 if self.seed is None else self.seed
         _expect("seed", seed, "a whole number from 0 to 2^64 - 1", _is_whole(seed) and 0 <= seed < 1 << 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a device needs to choose as `Sampler.next` would.
+
+    penalty: the repetition penalty, for the ids `seen`.
+    temperature: what scores are divided by.
+    top_k: how many scores stay, with all that equal the least of them; at least 1, and the vocabulary's size for all.
+    cut: the part of the probability that top-p removes, from the least score on; below 1.
+    min_p: the least probability that stays, relative to the greatest.
+    place: the place of the draw among what stays, in 0 .. 1, ids in ascending order; below 1.
+    """
+
+    penalty: float
+    seen: npt.NDArray[np.int64]
+    temperature: float
+    top_k: int
+    cut: float
+    min_p: float
+    place: float
+
+
+FIRST_OF_THE_GREATEST = Draw(1.0, np.empty(0, np.int64), 1.0, 1, 0.0, 0.0, 0.0)
+"""The greedy choice: of the scores that equal the greatest, the first."""
 
 
 class Sampler:
@@ -87,8 +115,18 @@ class Sampler:
                 "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
             )
         token = best if self._settings.temperature == 0 else self._draw(scores)
-        self._count(token)
+        self.accept(token)
         return token
+
+    def draw(self, vocab_size: int) -> Draw:
+        """The next choice for a device to make from `vocab_size` logits; tell `accept` what it chose."""
+        settings, penalty = self._settings, self.repetition_penalty
+        if settings.temperature == 0:
+            return replace(FIRST_OF_THE_GREATEST, penalty=penalty, seen=self._seen_ids)
+        top_k = settings.top_k if 0 < settings.top_k < vocab_size else vocab_size
+        cut = min(float(np.float32(1 - settings.top_p)), _BELOW_ONE)
+        place = min(self._random.random(), _BELOW_ONE)
+        return Draw(penalty, self._seen_ids, settings.temperature, top_k, cut, settings.min_p, place)
 
     def _penalised(self, logits: FloatArray) -> FloatArray:
         """The logits after the repetition penalty; a copy only if there is something to change."""
@@ -102,7 +140,8 @@ class Sampler:
         self._scores[self._seen_ids] = np.where(values < 0, values * penalty, values / penalty)
         return self._scores
 
-    def _count(self, token: int) -> None:
+    def accept(self, token: int) -> None:
+        """Count a token that was chosen elsewhere."""
         if self.repetition_penalty != 1.0 and token not in self._seen:
             self._seen.add(token)
             self._seen_ids = np.append(self._seen_ids, token)

@@ -102,7 +102,8 @@ def manifest_of(document: dict[str, Any]) -> Manifest:
     for name in manifest.files:
         if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
             raise ValueError(f"it lists the file name {short(name)}, expected a plain relative name")
-    needed = [manifest.tokenizer, manifest.chat_template, manifest.embedding.file]
+    needed = [manifest.tokenizer, manifest.chat_template]
+    needed += [] if manifest.embedding is None else [manifest.embedding.file]
     needed += [name for part in manifest.components.values() for name in (part.file, part.data)]
     needed += [engine.file for engine in manifest.engines]
     needed += [] if manifest.probes is None else [manifest.probes]
@@ -122,14 +123,13 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             f"model.num_attention_heads is {model.num_attention_heads}, expected a multiple of "
             f"model.num_key_value_heads {model.num_key_value_heads}"
         )
-    if (embedding.rows, embedding.width) != (model.vocab_size + 1, model.hidden_size):
-        yield (
-            f"embedding has {embedding.rows} rows of {embedding.width}, expected {model.vocab_size + 1} of "
-            f"{model.hidden_size}: vocab_size + 1 of hidden_size"
-        )
-    expected = embedding.rows * embedding.width * ELEMENT_BYTES[embedding.dtype]
-    if manifest.files[embedding.file].size != expected:
-        yield f"{embedding.file} has {manifest.files[embedding.file].size} bytes, expected {expected} by its shape"
+    if manifest.device == "cpu" and embedding is None:
+        yield "embedding is null, expected the token rows, which a bundle for the CPU reads"
+    if embedding is not None:
+        yield from _embedding_faults(manifest, embedding)
+    for name in _NETWORKS[manifest.device]:
+        if name not in manifest.components:
+            yield f"it has no {name} network, expected one in a bundle for {manifest.device}"
     cache_bytes = manifest.kv_bytes_per_token * manifest.max_context
     if cache_bytes > MAX_KV_CACHE_BYTES:
         yield f"a full context takes {cache_bytes} bytes of keys and values, expected at most {MAX_KV_CACHE_BYTES}"
@@ -146,6 +146,25 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
                 f"{MAX_GRID_PATCHES} patches of image.patch_px {image.patch_px}"
             )
 
+
+def _embedding_faults(manifest: Manifest, embedding: Embedding) -> Iterator[str]:
+    model = manifest.model
+    if (embedding.rows, embedding.width) != (model.vocab_size + 1, model.hidden_size):
+        yield (
+            f"embedding has {embedding.rows} rows of {embedding.width}, expected {model.vocab_size + 1} of "
+            f"{model.hidden_size}: vocab_size + 1 of hidden_size"
+        )
+    expected = embedding.rows * embedding.width * ELEMENT_BYTES[embedding.dtype]
+    if manifest.files[embedding.file].size != expected:
+        yield f"{embedding.file} has {manifest.files[embedding.file].size} bytes, expected {expected} by its shape"
+
+
+_NETWORKS = {
+    "cpu": (),
+    "tensorrt": ("packing", "embedding"),
+    "cuda": ("pixels", "packing", "sampling"),
+}
+"""What each device needs beside the networks that all have."""
 
 _NESTED: dict[str, type] = {
     "ModelFacts": ModelFacts,

@@ -14,6 +14,7 @@ from varco_runtime.engine import Engine, Pass
 from varco_runtime.errors import ContextError, ImageError
 from varco_runtime.image import PackingPlan
 from varco_runtime.manifest import Manifest
+from varco_runtime.storage import STORAGE, from_stored, to_stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +82,7 @@ class TensorRtVision:
         """One batch of tiles to the features from tile `first` on."""
         image, model = self._manifest.image, self._manifest.model
         tile_bytes = image.patches_per_tile * self._row_bytes
-        self._cuda.upload(self._buffers["pixel_values"], as_type(tiles, self._manifest.vision.compute))
+        self._cuda.upload(self._buffers["pixel_values"], to_stored(tiles, self._manifest.vision.compute))
         self._vision.shape("pixel_values", *tiles.shape)
         self._vision.run()
         self._projector.shape("patch_features", len(tiles), image.patches_per_tile, model.vision_hidden_size)
@@ -108,12 +109,10 @@ class TensorRtVision:
     def _read(self, source: Buffer, shape: tuple[int, ...]) -> Array:
         """What lies there, on the host in fp32."""
         compute = self._manifest.decoder.compute
-        values = np.empty(shape, {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[compute])
+        values = np.empty(shape, STORAGE[compute])
         self._cuda.download(values, source)
         self._cuda.synchronize()
-        if compute == "bf16":
-            return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return values.astype(np.float32)
+        return from_stored(values, compute)
 
     def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
         """The plan goes to the device, once per picture; the rows it gathers never leave it."""
@@ -128,7 +127,7 @@ class TensorRtVision:
             )
         self._picture = None
         self._cuda.upload(self._buffers["indices"], plan.indices.astype(np.int64))
-        self._cuda.upload(self._buffers["weights"], as_type(plan.weights, self._manifest.decoder.compute))
+        self._cuda.upload(self._buffers["weights"], to_stored(plan.weights, self._manifest.decoder.compute))
         self._packing.shape("image_features", features.num_tiles, patches, self._manifest.model.hidden_size)
         self._packing.shape("indices", plan.num_tokens, 4)
         self._packing.shape("weights", plan.num_tokens, 4)
@@ -141,12 +140,3 @@ class TensorRtVision:
     def holds(self, tokens: DeviceImageTokens) -> bool:
         """Whether these are the tokens of the latest picture."""
         return tokens is self._picture
-
-
-def as_type(values: Array, dtype: str) -> Array:
-    """fp32 values as the device takes them; bf16, which numpy lacks, as its 16 bits, rounded to nearest even."""
-    if dtype == "bf16":
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-        odd = (bits >> np.uint32(16)) & np.uint32(1)
-        return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
-    return np.ascontiguousarray(values, dtype={"fp32": np.float32, "fp16": np.float16}[dtype])

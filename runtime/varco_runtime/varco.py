@@ -14,7 +14,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from varco_runtime.answer import Answer, Piece, Timings, Usage
-from varco_runtime.backend import Array, Backend, PromptInputs, VerifyingBackend
+from varco_runtime.backend import Array, Backend, NormalisesPixels, PromptInputs, VerifyingBackend
 from varco_runtime.bundle import Bundle
 from varco_runtime.errors import ContextError, UsageError
 from varco_runtime.generation import Transcript, generate_tokens
@@ -221,9 +221,14 @@ class Varco:
         self._memory.make_room()
         settings = self.bundle.manifest.image
         started = time.perf_counter()
-        pixel_values = normalise(tile(picture, settings), settings)
-        tiled = time.perf_counter()
-        features = self.backend.encode(pixel_values)
+        tiles = tile(picture, settings)
+        if isinstance(self.backend, NormalisesPixels):
+            tiled = time.perf_counter()
+            features = self.backend.encode_pixels(tiles)
+        else:
+            pixel_values = normalise(tiles, settings)
+            tiled = time.perf_counter()
+            features = self.backend.encode(pixel_values)
         tokens = self.backend.pack(features, packing_plan(picture.size_hw, settings))
         self._memory.keep_image_tokens(picture.digest, tokens)
         return _Encoded(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)

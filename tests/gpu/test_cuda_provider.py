@@ -1,4 +1,4 @@
-"""Parity, rewind, continuation, probes and cancellation through the CUDA provider."""
+"""Parity, rewind, continuation, drafts, sampling, probes and cancellation through the CUDA provider."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
+from tests.drafts import foretell
 from tests.gpu.conftest import MAX_CONTEXT
 from varco_runtime import Varco
-from varco_runtime.backend import PromptInputs
+from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
 from varco_runtime.cuda_backend import CudaBackend, runs_on_cpu
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.picture import load_picture
 from varco_runtime.probes import FEATURE_LIMITS, LOGIT_LIMITS, read_probes, replay
+from varco_runtime.sampling import Sampler, SamplingSettings
 
 Array = np.ndarray[Any, Any]
 
@@ -117,6 +119,69 @@ def test_several_tokens_at_once_equal_one_at_a_time(fp16: Varco, count: int) -> 
     at_once = fp16.backend.prefill(inputs, 100, num_logits=count).copy()
     one_by_one = [fp16.backend.decode_step(int(inputs.ids[at]), at).copy() for at in range(100, 100 + count)]
     assert error(at_once, np.stack(one_by_one)) < LOGIT_LIMITS["fp16"]
+
+
+@pytest.mark.parametrize("count", [2, 5, MAX_STEP_TOKENS])
+def test_a_captured_step_of_several_tokens_equals_as_many_steps(fp16: Varco, count: int) -> None:
+    """Twice over: the second time replays what the first captured."""
+    backend, inputs = backend_of(fp16), text_inputs(fp16, 120)
+    tokens = [int(token) for token in inputs.ids[:count]]
+    for start in (100, 40):
+        backend.prefill(PromptInputs(inputs.ids[:start], inputs.image_token_id, None), 0)
+        together = backend.decode_steps(tokens, start).copy()
+        chosen = backend.decode_greedy_steps(tokens, start)
+        assert chosen == [int(row.argmax()) for row in together]
+        one_by_one = [backend.decode_step(token, start + at).copy() for at, token in enumerate(tokens)]
+        assert error(together, np.stack(one_by_one)) < LOGIT_LIMITS["fp16"]
+
+
+def test_drafts_leave_the_logits_of_the_answer_as_they_are(own: Varco, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the logits of what was answered, for tokens of a random model may hang on the last bit."""
+    plain = own.ask(None, "Hello", max_new_tokens=48, speculate=False)
+    foretell(monkeypatch, plain.token_ids, (3, 0, 8, 1, 5))
+    answer = own.ask(None, "Hello", max_new_tokens=48)
+    assert answer.timings.accepted > 10
+    rows = own.score(None, "Hello", answer.token_ids)
+    best = rows.max(axis=1)
+    chosen = rows[np.arange(len(rows)), list(answer.token_ids)]
+    assert (best - chosen < LOGIT_LIMITS["fp16"] * np.abs(rows).max()).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 1.3}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}, {"repetition_penalty": 1.3}]
+)
+def test_the_device_draws_what_the_host_would(fp16: Varco, settings: dict[str, Any]) -> None:
+    backend, manifest = backend_of(fp16), fp16.bundle.manifest
+    device, host = (Sampler(SamplingSettings(seed=3, **settings), manifest.generation, (5, 6)) for _ in range(2))
+    backend.prefill(text_inputs(fp16, 20), 0)
+    token = 7
+    for position in range(20, 60):
+        logits = backend.decode_step(token, position).copy()
+        chosen = backend.decode_sampled(token, position, device.draw(manifest.model.vocab_size))
+        device.accept(chosen)
+        assert chosen == host.next(logits)
+        token = chosen
+
+
+def test_pixels_are_normalised_on_the_device_as_on_the_host(fp16: Varco, image: Image.Image) -> None:
+    settings, picture = fp16.bundle.manifest.image, load_picture(image)
+    tiles, plan = tile(picture, settings), packing_plan(picture.size_hw, settings)
+    backend, image_token_id = backend_of(fp16), fp16.bundle.manifest.prompt.image_token_id
+    ids = np.concatenate([np.arange(5), np.full(plan.num_tokens, image_token_id), np.arange(5)])
+    rows = []
+    for encode, given in ((backend.encode_pixels, tiles), (backend.encode, normalise(tiles, settings))):
+        rows.append(backend.prefill(PromptInputs(ids, image_token_id, backend.pack(encode(given), plan)), 0))
+    assert error(*rows) < LOGIT_LIMITS["fp16"]
+
+
+def test_token_rows_on_the_host_give_the_same_logits(place: str, checkpoint: Path, fp16: Varco, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    export_bundle(checkpoint, folder, device="cuda", decoder="fp16", max_context=MAX_CONTEXT, embedding="host")
+    host = Varco.load(folder, provider=place)
+    inputs = text_inputs(host, 200)
+    logits = [one.backend.prefill(inputs, 0, num_logits=16).copy() for one in (host, fp16)]
+    assert error(*logits) < LOGIT_LIMITS["fp16"]
+    assert error(host.backend.decode_step(7, 200), fp16.backend.decode_step(7, 200)) < LOGIT_LIMITS["fp16"]
 
 
 def test_the_acceptance_probes_pass(own: Varco) -> None:

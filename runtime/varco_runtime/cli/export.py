@@ -55,6 +55,14 @@ def export(
     activations: Annotated[
         str, typer.Option(metavar="float|int8", help="Inputs of int8 and int4 layers: float is exact, int8 is fast.")
     ] = "float",
+    embedding: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|device|host",
+            help="Where the token rows lie; auto is the GPU's memory for cuda and tensorrt. With cuda, host keeps them "
+            "out of it and moves one row per token, for small cards.",
+        ),
+    ] = "auto",
     max_context: Annotated[
         int | None,
         typer.Option(
@@ -91,7 +99,17 @@ def export(
             raise
         raise MissingExtraError("Exporting", "export") from None
     options = ExportOptions(
-        device, decoder, vision, lm_head, block_size, activations, max_context, overwrite, vision_from, probes
+        device,
+        decoder,
+        vision,
+        lm_head,
+        block_size,
+        activations,
+        max_context,
+        overwrite,
+        vision_from,
+        probes,
+        embedding,
     )
     with ExportProgress() as progress:
         manifest = export_bundle(checkpoint, bundle, options, progress)
@@ -106,7 +124,7 @@ def _report(bundle: Path, manifest: Manifest) -> None:
         [
             ("vision", _component(manifest, manifest.vision)),
             ("projector", _component(manifest, manifest.projector)),
-            ("embedding", f"{manifest.embedding.dtype}, {size_text(manifest.files[manifest.embedding.file].size)}"),
+            ("embedding", _embedding(manifest)),
             ("decoder", _component(manifest, manifest.decoder)),
             ("read per token", f"{size_text(manifest.decoder.weight_bytes)} of weights"),
             ("context", f"{manifest.max_context:,} tokens, {size_text(cache_bytes)} of cache when full"),
@@ -121,6 +139,12 @@ def _report(bundle: Path, manifest: Manifest) -> None:
         note(f"Next, on the device or for it (--sm): varco engines {path}")
     else:
         note(f'Next: varco run {path} PICTURE "Describe this image."')
+
+
+def _embedding(manifest: Manifest) -> str:
+    if manifest.embedding is None:
+        return "in the GPU's memory, in the graphs"
+    return f"{manifest.embedding.dtype}, {size_text(manifest.files[manifest.embedding.file].size)}"
 
 
 def _component(manifest: Manifest, component: Component) -> str:
