@@ -34,7 +34,7 @@ from varco_runtime.backend import (
 )
 from varco_runtime.bundle import Bundle, read_manifest
 from varco_runtime.cuda_backend import CudaBackend
-from varco_runtime.cuda_memory import NUM_LOGITS, needed_bytes, sizes_of
+from varco_runtime.cuda_memory import NUM_LOGITS, needed_bytes, shortage, sizes_of
 from varco_runtime.errors import BackendError, ContextError, MissingExtraError, ShortageError, VarcoError
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.picture import load_picture
@@ -617,6 +617,23 @@ def test_too_little_memory_is_refused_before_anything_is_loaded(bundle: Path, gp
     )
     refused(bundle, BackendError, message)
     assert "load" not in gpu.names()
+
+
+@pytest.mark.parametrize(
+    ("precision", "place", "advice"),
+    [
+        ("fp16", "device", "with --decoder int4 --embedding host --lm-head int4"),
+        ("int4 (blocks of 32, fp16 activations), head fp16", "device", "with --embedding host --lm-head int4"),
+        ("int4 (blocks of 32, fp16 activations)", "host", "a smaller model"),
+        ("int8 (GPTQ, groups of 128, fp16 activations), head fp16", "host", "with --lm-head int4"),
+    ],
+)
+def test_a_shortage_names_the_options_that_are_left(
+    bundle: Path, host_rows: Path, gpu: Gpu, precision: str, place: str, advice: str
+) -> None:
+    manifest = read_manifest(bundle if place == "device" else host_rows)
+    manifest = dataclasses.replace(manifest, decoder=dataclasses.replace(manifest.decoder, precision=precision))
+    assert str(shortage(manifest, sizes_of(manifest, 128), gpu.facts)).endswith(f"or export {advice}.")
 
 
 def test_the_memory_that_is_needed_follows_the_context(bundle: Path, gpu: Gpu) -> None:

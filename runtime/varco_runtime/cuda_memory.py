@@ -77,8 +77,19 @@ def shortage(
     return ShortageError(
         f"{what} needs about {_gb(needed)} of GPU memory, {_gb(gpu.free_bytes)} of {_gb(gpu.total_bytes)} were free on "
         f"{gpu.name}{left}. End other programs, load with a lower max_context (the caches of "
-        f"{sizes.max_context:,} positions take {_gb(caches)}), or export with --decoder int4."
+        f"{sizes.max_context:,} positions take {_gb(caches)}), or export {_smaller(manifest)}."
     )
+
+
+def _smaller(manifest: Manifest) -> str:
+    """The options that would make the bundle smaller on the device."""
+    weights, _, head = manifest.decoder.precision.partition(", head ")  # one format for both where no head is named
+    is_int4 = weights.startswith("int4")
+    is_stored = any(method in weights for method in ("GPTQ", "compressed-tensors"))  # and not to be rounded again
+    options = [] if is_int4 or is_stored else ["--decoder int4"]
+    options += [] if manifest.embedding else ["--embedding host"]
+    options += ["--lm-head int4"] if head or not (is_int4 or is_stored) else []
+    return f"with {' '.join(options)}" if options else "a smaller model"
 
 
 def _gb(num_bytes: int) -> str:
