@@ -55,9 +55,14 @@ def bundle_bytes(shape: str, decoder: str) -> int:
     return int(text * per_weight + (vision + ends) * 2)
 
 
+def bundle_path(folder: Path, shape: str, decoder: str) -> Path:
+    """Where the bundle of a shape in one precision lies."""
+    return folder / f"{shape}-{decoder}"
+
+
 def make_bundle(folder: Path, shape: str, decoder: str, max_context: int) -> Path:
-    """`folder/decoder`, made unless it is there already."""
-    bundle = folder / f"{shape}-{decoder}"
+    """`bundle_path`, made unless it is there already."""
+    bundle = bundle_path(folder, shape, decoder)
     if (bundle / "bundle.json").exists():
         return bundle
     checkpoint = make_checkpoint(folder, shape)
