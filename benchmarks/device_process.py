@@ -23,7 +23,7 @@ def run_apart(measure: Callable[..., None], arguments: tuple[Any, ...], tell: Te
     """`measure(*arguments, tell)` in a fresh interpreter. None, or in one line why it did not come to its end."""
     context = multiprocessing.get_context("spawn")  # a fork would share the state of CUDA and of threads
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, measure, arguments), daemon=True)
+    process = context.Process(target=_work, args=(theirs, measure, arguments))
     process.start()
     theirs.close()
     try:
