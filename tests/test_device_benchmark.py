@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.machinery
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from benchmarks import device, device_peer, device_report
+from benchmarks import device, device_memory_use, device_peer, device_report
 from benchmarks.device_aims import derive
 from benchmarks.device_limits import prefill_operations, vision_operations
 from benchmarks.device_model import bundle_bytes, make_bundle, model_options
 from benchmarks.device_peer import measure_transformers
 from benchmarks.device_process import Tell, attempt, run_apart
 from benchmarks.device_profile import operators, profile_kernels, profile_operators
-from benchmarks.device_stages import Setup
+from benchmarks.device_stages import Setup, measure_model
 from benchmarks.device_table import table
+from tests.recording_onnxruntime import Gpu, Session, install
 from varco_runtime import Varco
 from varco_runtime.bundle import read_manifest
+from varco_runtime.cuda_driver import GpuFacts
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -55,6 +61,19 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(device, "run_apart", at_once)
     return ran
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """onnxruntime with CUDA on a machine without a GPU: a double, see recording_onnxruntime.py."""
+    made = Gpu()
+    install(monkeypatch, made)
+
+    def facts() -> GpuFacts:
+        return dataclasses.replace(made.facts, free_bytes=made.facts.total_bytes - sum(made.memory.values()))
+
+    monkeypatch.setattr(device_memory_use, "find_gpu", facts)
+    return made
 
 
 def gathered(measure: Callable[..., None], *arguments: Any) -> dict[str, Any]:
@@ -180,6 +199,15 @@ for measure in (measure_model, profile_operators):
     told = subprocess.run([sys.executable, "-c", code], check=True, env=environment, text=True, capture_output=True)
     assert "left_out" not in told.stdout
     assert "loop_overhead_ms" in told.stdout
+
+
+def test_a_model_on_a_gpu_is_measured_as_it_is_used(gpu: Gpu, tmp_path: Path) -> None:
+    """With a double of onnxruntime that computes on the CPU: one capture, and the memory that its buffers take."""
+    found = gathered(measure_model, Setup(tmp_path, "tiny", "int4", "cuda", 256))
+    assert "CUDA, Recording GPU" in found["on"]
+    assert (gpu.captures, gpu.names().count("replay") > 60) == (1, True)
+    assert 256 * found["kv_bytes_per_token"] < found["peak_memory_bytes"] < 16 << 20
+    assert not device_report.is_missing(found | {"step_s": 1})
 
 
 # --- a process of its own ---------------------------------------------------------------------------------------------
@@ -428,6 +456,38 @@ def test_the_profile_of_a_step_has_every_product_with_its_bytes(
     assert found["prefill"]["wall_ms"] > found["prefill"]["total_ms"] > 0
     assert any(row["operator"] == "MultiHeadAttention" for row in found["vision"]["operators"])
     assert not list(tmp_path.glob("*.json")), "the profiles are removed"
+
+
+def test_what_is_profiled_on_a_gpu_is_not_captured(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "0")
+    for name in ("get_profiling_start_time_ns", "end_profiling"):  # the double computes on the CPU, which has them
+        monkeypatch.setattr(Session, name, lambda self, name=name: getattr(self.inner, name)(), raising=False)
+    found = gathered(profile_operators, Setup(tmp_path, "tiny", "int4", "cuda", 128))
+    assert found["decode"]["total_ms"] > 0
+    assert gpu.captures == 0, "nodes inside a graph do not show"
+    assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1", "or a node's time is that of its launch"
+
+
+def test_kernels_are_read_from_the_step_as_it_is_used(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A double of torch's profiler that saw two kernels, and something that took no time on the device."""
+    kernels = [("copy", 8.0, 16), ("product", 24.0, 8), ("a call", 0.0, 8)]
+    events = [types.SimpleNamespace(key=key, self_device_time_total=us, count=n) for key, us, n in kernels]
+    profile = mock.MagicMock()
+    profile.return_value.__enter__.return_value.key_averages.return_value = events
+    torch = mock.MagicMock(profiler=mock.MagicMock(profile=profile))
+    torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    found = gathered(profile_kernels, Setup(tmp_path, "tiny", "int4", "cuda", 128))
+    decode = found["decode"]
+    assert decode["kernels"] == [
+        {"kernel": "product", "count": 1.0, "ms": 0.003},
+        {"kernel": "copy", "count": 2.0, "ms": 0.001},
+    ]
+    assert decode["gap_ms"] == pytest.approx(decode["wall_ms"] - 0.004)
+    assert set(found) == {"decode", "prefill", "vision"}
+    assert gpu.captures == 1
 
 
 def test_kernels_are_not_asked_for_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
