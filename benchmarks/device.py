@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.device_limits import measure_limits
-from benchmarks.device_model import bundle_bytes, bundle_path, remove
+from benchmarks.device_model import bundle_bytes, bundle_path, model_options, remove
 from benchmarks.device_peer import measure_transformers
 from benchmarks.device_process import run_apart
 from benchmarks.device_profile import profile_kernels, profile_operators
@@ -43,6 +43,7 @@ SHAPES = ("tiny", "0.5b", "7b", "14b")
 DECODERS = {"cuda": ["int4", "fp8", "bf16"], "cpu": ["fp16", "int4"]}
 """By default: the CPU has no kernels for bf16 and FP8."""
 MAX_CONTEXT = {"cuda": 10_240, "cpu": 2048}
+LEAST_CONTEXT = 128
 PEER_DTYPE = {"cuda": "bf16", "cpu": "fp32"}
 DISK_BYTES = 35_000_000_000
 """What the 14B takes in 16 bits, and some room."""
@@ -57,11 +58,15 @@ def main() -> int:
     options.max_context = options.max_context or MAX_CONTEXT[options.provider]
     options.peer_dtype = options.peer_dtype or PEER_DTYPE[options.provider]
     try:
+        _check(options)
         _check_disk(options)
         run = Run(options)
         run.all()
     except VarcoError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}. Choose another --out or --folder.", file=sys.stderr)
         return 1
     print("\n".join(table(run.report)))
     return 0
@@ -83,8 +88,7 @@ class Run:
         """Every step. Those of the shapes in turn, so that a peer that takes long delays no model."""
         options = self._options
         if "limits" in options.steps:
-            small = options.provider == "cpu"
-            self._step(("limits",), 15, measure_limits, (options.provider, small))
+            self._step(("limits",), 15, measure_limits, (options.provider, options.provider == "cpu"))
         for shape in options.shape:
             for decoder in options.decoder:
                 self._model(shape, decoder)
@@ -116,7 +120,7 @@ class Run:
         place = ("shapes", shape, "transformers")
         former = {} if options.again else at(self.report, place)
         arguments = (setup, options.peer_dtype, former, max(0.0, self._left_s()))
-        seconds = 30 + 4 * bundle_bytes(shape, "bf16") / 1e9  # most of it the compiler's, for each context
+        seconds = 30 + 3 * model_options(shape).num_hidden_layers  # a second per layer and compiled context
         self._step(place, seconds, measure_transformers, arguments, goes_on=True)
 
     def _step(
@@ -161,6 +165,14 @@ class Run:
 
     def _save(self) -> None:
         save(self._options.out, self.report)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what no step could be run with."""
+    if options.max_context < LEAST_CONTEXT:
+        raise UsageError(f"--max-context is {options.max_context}, expected {LEAST_CONTEXT} or more.")
+    if not options.out.absolute().parent.is_dir():
+        raise UsageError(f"{options.out} has no folder to lie in. Make it, or choose another --out.")
 
 
 def _check_disk(options: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ class MemoryUse:
     """The driver's free memory before anything is loaded, less the least that was found after a measurement.
 
     Sampled between the measurements: a question to the driver while a step is captured could be a prohibited call.
-    Neither onnxruntime nor torch gives memory back to the driver between runs, so what is in use after a measurement is
-    the most that runs needed until then; what loading takes and gives back again is not seen. It counts what any
+    Neither onnxruntime nor torch gives memory back to the driver by itself, so what is in use after a measurement is
+    the most that its runs needed; what loading takes and gives back again is not seen. It counts what any
     process takes meanwhile, and not the CUDA context, which is there at the first question. On the CPU it is the peak
     resident memory of this process.
     """

@@ -6,6 +6,7 @@ the compiler, is left out with its reason, and the rest goes on.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import itertools
@@ -49,6 +50,7 @@ def measure_transformers(setup: Setup, dtype: str, former: dict[str, Any], budge
             return
         attempt(tell, place, lambda: measure(*arguments))
         tell(("peak_memory_bytes",), max(memory.sample() or 0, former.get("peak_memory_bytes", 0)))
+        peer.give_back()
 
     for context in setup.contexts:
         stage(("decode", "dynamic", str(context)), peer.decode, context, "dynamic")
@@ -172,6 +174,12 @@ class Peer:
                 **options,
             )
         self._wait()
+
+    def give_back(self) -> None:
+        """Free what torch keeps for later, so that one variant's memory is not another's lack."""
+        gc.collect()
+        if self._setup.provider == "cuda":
+            self._torch.cuda.empty_cache()
 
     def _num_graphs(self) -> int:
         """Graphs that torch has compiled up to now, which it does on a GPU alone here."""

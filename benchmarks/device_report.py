@@ -1,4 +1,16 @@
-"""The report of `device.py`: one JSON file that steps fill, kept as long as settings and machine stay the same."""
+"""The report of `device.py`: one JSON file that steps fill, kept as long as settings and machine stay the same.
+
+    machine, max_context, peer_dtype, ...   what the figures depend on
+    limits                                  copy_bytes_per_s, matrix_ops_per_s
+    shapes/14b/models/int4                  decode/1024, vision/10, pictures/2.9k, loop_overhead_ms, peak_memory_bytes
+    shapes/14b/transformers                 decode/dynamic/1024, decode/static/1024, vision/10, pictures/2.9k
+    shapes/14b/times_transformers/int4      decode/1024/static, vision/10, pictures/2.9k, memory
+    shapes/14b/profile/int4                 operators/decode, kernels/decode, and the same of prefill and vision
+    aims                                    on an H200
+
+Anything may be `{"left_out": reason}`, which is measured by the next run, or `{"does_not_apply": reason}`. `step_s` are
+the seconds that a step took, with all that it made and loaded.
+"""
 
 from __future__ import annotations
 

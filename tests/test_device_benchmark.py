@@ -154,11 +154,11 @@ def test_other_settings_or_another_machine_start_an_empty_report(
 ) -> None:
     run("--steps", "limits")
     assert "limits" in run("--steps", "transformers")[1]
-    assert "limits" not in run("--steps", "transformers", "--max-context", "64")[1]
+    assert "limits" not in run("--steps", "transformers", "--max-context", "160")[1]
     assert "has another max_context: starting anew" in capfd.readouterr().err
-    run("--steps", "limits", "--max-context", "64")
+    run("--steps", "limits", "--max-context", "160")
     monkeypatch.setattr(device_report, "machine", lambda provider: {"onnxruntime": "2"})
-    _, report = run("--steps", "transformers", "--max-context", "64")
+    _, report = run("--steps", "transformers", "--max-context", "160")
     assert (report["machine"], "limits" in report) == ({"onnxruntime": "2"}, False)
     assert "has another machine: starting anew" in capfd.readouterr().err
 
@@ -169,6 +169,16 @@ def test_a_file_that_is_no_report_is_left_as_it_is(run: Run, tmp_path: Path, cap
         assert run()[0] == 1
         assert "is no report of this program, expected one or nothing there" in capfd.readouterr().err
         assert (tmp_path / "device.json").read_text() == content
+
+
+def test_what_no_step_could_run_with_is_one_line(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("--max-context", "100")[0] == 1
+    assert capfd.readouterr().err == "--max-context is 100, expected 128 or more.\n"
+    assert run("--out", str(tmp_path / "none" / "x.json"))[0] == 1
+    assert "has no folder to lie in. Make it, or choose another --out." in capfd.readouterr().err
+    (tmp_path / "work").write_text("")
+    assert run()[0] == 1
+    assert capfd.readouterr().err == f"{tmp_path / 'work'}: File exists. Choose another --out or --folder.\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--decoder", "bf16"], ["--keep"]])
@@ -270,6 +280,9 @@ class FakePeer:
         if cache == "static":
             raise MemoryError("CUDA out of memory")
         return {"ms": 1.0}
+
+    def give_back(self) -> None:
+        pass
 
     def vision(self, num_tiles: int) -> dict[str, Any]:
         return {"ms": 2.0 * num_tiles}
