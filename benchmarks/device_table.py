@@ -19,6 +19,7 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     ):
         if key in limits:
             yield f"{label:<{LABEL}}{limits[key] / unit:>{COLUMN},.2f}"
+    yield "Beside a time: its fraction of the device's limit; how many times as fast as transformers, the faster cache."
     for shape, found in report.get("shapes", {}).items():
         yield ""
         yield from _shape(shape, found)
@@ -53,7 +54,6 @@ def _shape(shape: str, found: dict[str, Any]) -> Iterator[str]:
             theirs = (place[0], cache, *place[1:]) if place[:1] == ("decode",) else place
             cells.append(_cell(_at(peer, theirs), key, scale, "") if theirs != place or index == 0 else NOTHING)
         yield f"  {label:<{LABEL - 2}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)
-    yield "  Beside a time: its fraction of the device's limit; how many times transformers' speed, the faster cache."
     for name, profile in found.get("profile", {}).items():
         yield from _profile(f"{shape} {name}", profile)
 

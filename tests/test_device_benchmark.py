@@ -181,15 +181,21 @@ def test_what_no_step_could_run_with_is_one_line(run: Run, tmp_path: Path, capfd
     assert capfd.readouterr().err == f"{tmp_path / 'work'}: File exists. Choose another --out or --folder.\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--decoder", "bf16"], ["--keep"]])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [([], "35.1"), (["--decoder", "int4"], "16.1"), (["--keep"], "72.7"), (["--steps", "profile"], "35.1")],
+)
 def test_too_little_disk_is_refused_before_anything_is_written(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    arguments: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10 << 30})())
     paths = ["--folder", str(tmp_path / "new" / "work"), "--out", str(tmp_path / "o")]
     monkeypatch.setattr(sys, "argv", ["device.py", *paths, *arguments])
     assert device.main() == 1
-    expected = "71.7" if arguments == ["--keep"] else "35.0"  # all bundles at once, or one
     assert f"has 10.7 GB of free disk, expected {expected} GB" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
 
