@@ -38,7 +38,7 @@ def model_options(shape: str) -> TinyOptions:
 
 
 def bundle_bytes(shape: str, decoder: str) -> int:
-    """About what the bundle takes on disk, and its token table once more."""
+    """About what the bundle takes on disk."""
     options = model_options(shape)
     text = options.num_hidden_layers * (
         options.hidden_size * options.hidden_size * 2
@@ -50,14 +50,19 @@ def bundle_bytes(shape: str, decoder: str) -> int:
         * options.vision_hidden_size
         * (4 * options.vision_hidden_size + 2 * options.vision_intermediate_size)
     )
-    ends = 3 * options.vocab_size * options.hidden_size  # table, table in the decoder, head
+    ends = 2 * options.vocab_size * options.hidden_size  # token rows and head
     per_weight = {"int4": 0.5625, "int8": 1.0625, "fp8": 1.0}.get(decoder, 2.0)
     return int(text * per_weight + (vision + ends) * 2)
 
 
+def bundle_path(folder: Path, shape: str, decoder: str) -> Path:
+    """Where the bundle of a shape in one precision lies."""
+    return folder / f"{shape}-{decoder}"
+
+
 def make_bundle(folder: Path, shape: str, decoder: str, max_context: int) -> Path:
-    """`folder/decoder`, made unless it is there already."""
-    bundle = folder / f"{shape}-{decoder}"
+    """`bundle_path`, made unless it is there already."""
+    bundle = bundle_path(folder, shape, decoder)
     if (bundle / "bundle.json").exists():
         return bundle
     checkpoint = make_checkpoint(folder, shape)

@@ -1,0 +1,1 @@
+"""What `benchmarks/device.py` measures, piece by piece."""

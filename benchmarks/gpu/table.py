@@ -1,0 +1,130 @@
+"""A report as a table for people: a column per precision and per cache of transformers, a row per figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+LABEL, COLUMN = 32, 22
+NOTHING = "-"
+
+
+def table(report: dict[str, Any]) -> Iterator[str]:
+    """Lines: the machine and its limits, each shape, the aims, what is left out, and where the time goes."""
+    machine, limits = report["machine"], report.get("limits", {})
+    yield f"{machine.get('gpu', 'CPU')}, onnxruntime {machine['onnxruntime']}, {report['max_context']:,} positions"
+    for label, key, unit in (
+        ("copy bandwidth, GB/s", "copy_bytes_per_s", 1e9),
+        ("matrix rate, TFLOP/s", "matrix_ops_per_s", 1e12),
+    ):
+        if key in limits:
+            yield f"{label:<{LABEL}}{limits[key] / unit:>{COLUMN},.2f}"
+    yield "Beside a time: its fraction of the device's limit; how many times as fast as transformers, the faster cache."
+    for shape, found in report.get("shapes", {}).items():
+        yield ""
+        yield from _shape(shape, found)
+    if report.get("aims"):
+        yield ""
+        yield from map(_aim, report["aims"])
+    yield from (f"left out: {' '.join(place)}: {why}" for place, why in left_out(report))
+
+
+def left_out(figures: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where something is missing, and why."""
+    if isinstance(figures, dict):
+        for key, value in figures.items():
+            if key in ("left_out", "does_not_apply"):
+                yield place, value
+            else:
+                yield from left_out(value, (*place, key))
+
+
+def _shape(shape: str, found: dict[str, Any]) -> Iterator[str]:
+    models, peer = found.get("models", {}), found.get("transformers", {})
+    times = found.get("times_transformers", {})
+    caches = list(peer.get("decode", {}))
+    headings = [*models, *(f"transformers {cache}" for cache in caches)]
+    yield f"{shape:<{LABEL}}" + "".join(f"{heading:>{COLUMN}}" for heading in headings)
+    for label, place, key, scale in _rows(models, peer):
+        cells = [
+            _cell(_at(model, place), key, scale, _times(_at(times.get(name, {}), place)))
+            for name, model in models.items()
+        ]
+        for index, cache in enumerate(caches):
+            theirs = (place[0], cache, *place[1:]) if place[:1] == ("decode",) else place
+            cells.append(_cell(_at(peer, theirs), key, scale, "") if theirs != place or index == 0 else NOTHING)
+        yield f"  {label:<{LABEL - 2}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)
+    for name, profile in found.get("profile", {}).items():
+        yield from _profile(f"{shape} {name}", profile)
+
+
+def _rows(models: dict[str, Any], peer: dict[str, Any]) -> Iterator[tuple[str, Any, str, float]]:
+    """Label, place, key and scale of every row that some column has."""
+
+    def names(kind: str) -> list[str]:
+        return list(dict.fromkeys(name for one in (*models.values(), peer) for name in one.get(kind, {})))
+
+    contexts = [context for one in models.values() for context in one.get("decode", {})]
+    contexts += [context for cache in peer.get("decode", {}).values() for context in cache]
+    for context in dict.fromkeys(contexts):
+        yield f"ms per token at {int(context):,}", ("decode", context), "ms", 1
+    for step in names("steps"):
+        label = "a token that is drawn, ms" if step == "drawn" else f"a step of {step} tokens, ms"
+        yield label, ("steps", step), "ms", 1
+    for tiles in names("vision"):
+        yield f"vision, ms for {tiles} tile{'s' if tiles != '1' else ''}", ("vision", tiles), "ms", 1
+    for label in names("pictures"):
+        picture = ("pictures", label)
+        yield f"{label} tokens: vision, ms", picture, "vision_ms", 1
+        yield f"{label} tokens: packing, ms", picture, "packing_ms", 1
+        yield f"{label} tokens: prefill, ms", (*picture, "prefill"), "ms", 1
+        yield f"{label} tokens: first token, ms", picture, "first_token_ms", 1
+        yield f"{label} tokens: TTFT of a call, ms", picture, "ttft_ms", 1
+    yield "loop overhead, ms per token", (), "loop_overhead_ms", 1
+    yield "peak memory, GB", (), "peak_memory_bytes", 1e-9
+    yield "loading, s", (), "load_s", 1
+
+
+def _at(figures: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        figures = figures.get(name) if isinstance(figures, dict) else None
+    return figures
+
+
+def _cell(entry: Any, key: str, scale: float, times: str) -> str:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, int | float):
+        return NOTHING
+    fraction = f" {entry['fraction_of_limit']:.0%}" if key == "ms" and "fraction_of_limit" in entry else ""
+    return f"{value * scale:,.2f}{fraction}{times if key in ('ms', 'first_token_ms') else ''}"
+
+
+def _times(ratio: Any) -> str:
+    """By cache, where there are several, the least: the faster cache."""
+    if isinstance(ratio, dict):
+        ratio = min((one for one in ratio.values() if isinstance(one, float)), default=None)
+    return f" {ratio:.1f}x" if isinstance(ratio, float) else ""
+
+
+def _aim(aim: dict[str, Any]) -> str:
+    verdict = "met" if aim["met"] else "missed"
+    if "aim" in aim:
+        return f"{aim['what']}: aim {aim['aim']:.1f}, got {aim['got']:.1f}: {verdict}"
+    limit = f", limit {aim['limit_ms']:.1f}" if aim.get("limit_ms") else ""
+    return f"{aim['what']}: aim {aim['aim_ms']:.1f} ms, got {aim['got_ms']:.1f}{limit}: {verdict}"
+
+
+def _profile(label: str, profile: dict[str, Any]) -> Iterator[str]:
+    for kind in ("operators", "kernels"):
+        for phase, found in profile.get(kind, {}).items():
+            if not isinstance(found, dict) or "wall_ms" not in found:
+                continue
+            yield (
+                f"{label}, {phase}, {kind}: {found['wall_ms']:.2f} ms, of which {found['total_ms']:.2f} in {kind} and "
+                f"{found['gap_ms']:.2f} between them"
+            )
+            for row in found[kind]:
+                read = f"{row['bytes'] / 1e6:>12,.1f} MB" if row.get("bytes") else ""
+                limit = f"{row['limit_ms']:>9.3f} ms by bandwidth" if "limit_ms" in row else ""
+                name = row.get("operator") or row["kernel"]
+                yield f"  {name[:60]:<60}{row['count']:>8.0f} x{row['ms']:>10.3f} ms{read}{limit}"
