@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.config import ModelConfig, TextConfig, VisionConfig, read_config
+from varco_export.config import ModelConfig, TextConfig, VisionConfig
+from varco_export.config_reader import read_config
 from varco_export.names import canonical_name
 from varco_export.precision import Stored
 from varco_export.quantisation import Quantisation, read_quantisation, refuse_unstated, stored_format
