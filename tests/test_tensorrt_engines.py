@@ -19,10 +19,22 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.conftest import export_bundle
-from varco_export import engine_builder, engines
-from varco_export.engine_builder import Builder, Built, PeakMemory, check_python
+from varco_export import (
+    build_callbacks,
+    build_checks,
+    build_log,
+    engine_builder,
+    engines,
+    peak_memory,
+    timing_cache,
+)
+from varco_export.build_callbacks import build_monitor, engine_writer
+from varco_export.build_log import open_log, process_logger
+from varco_export.engine_builder import Builder, Built, check_python
 from varco_export.engines import EngineOptions, EngineReport, build_engines
 from varco_export.output import HashedFile
+from varco_export.peak_memory import PeakMemory
+from varco_export.timing_cache import load_timings, save_timings
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle, read_manifest
 from varco_runtime.cli.main import main
@@ -405,24 +417,24 @@ def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path, monkeypa
             return self.cache
 
     builder, config = Builder("tensorrt", as_tensorrt()), Config()
-    path = engine_builder._load_timings(builder, config, 87)
-    engine_builder._save_timings(path, config)
+    path = load_timings(builder.name, builder.version, config, 87)
+    save_timings(path, config)
     assert path == tmp_path / "cache" / "timings-11.4.0.106-sm87.cache"
-    engine_builder._load_timings(builder, config, 87)
+    load_timings(builder.name, builder.version, config, 87)
     path.write_bytes(b"broken")
-    engine_builder._load_timings(builder, config, 87)
+    load_timings(builder.name, builder.version, config, 87)
     assert given == [b"", b"timed", b"broken", b""]
-    assert engine_builder._load_timings(Builder("tensorrt_rtx", trt), config, 89) is None
+    assert load_timings("tensorrt_rtx", trt.__version__, config, 89) is None
 
 
 def test_without_a_home_no_timings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(engine_builder, "cache_folder", no_home)
+    monkeypatch.setattr(timing_cache, "cache_folder", no_home)
     builder = Builder("tensorrt", as_tensorrt())
-    assert engine_builder._load_timings(builder, None, 87) is None
-    engine_builder._save_timings(None, None)
+    assert load_timings(builder.name, builder.version, None, 87) is None
+    save_timings(None, None)
 
 
 # --- graphs that TensorRT would build into something else -------------------------------------------------------------
@@ -467,7 +479,7 @@ def test_an_input_that_nothing_reads_fails_the_build(tmp_path: Path) -> None:
 
 def test_a_warning_about_something_unused_fails_the_build(tmp_path: Path) -> None:
     """Whatever it is about: the engine would build cleanly and answer nonsense."""
-    with engine_builder._log(trt, tmp_path / "log", "g.onnx") as log:
+    with open_log(trt, tmp_path / "log", "g.onnx") as log:
         log.add("WARNING", "Make sure input position_ids has Int64 binding.")
         log.check()
         log.add("WARNING", "Unused Input: nonpad_kv_seqlen")
@@ -480,7 +492,7 @@ def test_a_warning_about_something_unused_fails_the_build(tmp_path: Path) -> Non
 def test_warnings_that_go_elsewhere_fail_the_build(tmp_path: Path) -> None:
     """TensorRT keeps the first logger of a process: that of an engine that runs, for instance."""
     with (
-        engine_builder._log(trt, tmp_path / "log", "g.onnx") as log,
+        open_log(trt, tmp_path / "log", "g.onnx") as log,
         pytest.raises(ExportError, match=r"TensorRT's warnings go to another part of this program"),
     ):
         log.check()
@@ -489,7 +501,7 @@ def test_warnings_that_go_elsewhere_fail_the_build(tmp_path: Path) -> None:
 def test_warnings_are_seen_while_an_earlier_builder_is_alive(int4: Path, tmp_path: Path) -> None:
     manifest = read_manifest(int4)
     builder, tensors = Builder.load(is_target_named=True), contract(manifest, CONTEXT)["embedding"]
-    kept = trt.Builder(engine_builder._logger(trt))
+    kept = trt.Builder(process_logger(trt))
     for name in ("first", "second"):
         builder.check(int4 / "embedding.onnx", tensors, 89, tmp_path / name)
         assert "token_ids has Int64 binding" in (tmp_path / name).read_text()
@@ -521,9 +533,9 @@ def test_a_cache_that_is_not_updated_natively_fails_the_build(tmp_path: Path) ->
 
 
 def test_a_plugin_fails_the_build(int4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = engine_builder._count_layers
+    count = engine_builder.count_layers
     monkeypatch.setattr(
-        engine_builder, "_count_layers", lambda network: count(network) + count(network).__class__(["PLUGIN_V3"])
+        engine_builder, "count_layers", lambda network: count(network) + count(network).__class__(["PLUGIN_V3"])
     )
     manifest = read_manifest(int4)
     with pytest.raises(ExportError, match=r"projector.onnx was parsed into PLUGIN_V3 layers, expected none"):
@@ -598,7 +610,7 @@ def test_the_interrupt_key_ends_a_build_in_order() -> None:
     with pytest.raises(KeyboardInterrupt):
         engine_builder._run(work, cancelled)
     assert ended == [True]
-    monitor = engine_builder._monitor(trt, lambda *_: None, cancelled)
+    monitor = build_monitor(trt, lambda *_: None, cancelled)
     monitor.phase_start("tactics", None, 4)
     assert monitor.step_complete("tactics", 0) is False
 
@@ -616,14 +628,14 @@ def test_a_library_without_streams_gives_the_engine_whole(tmp_path: Path) -> Non
     content = memoryview(b"engine")
     builder = types.SimpleNamespace(build_serialized_network=lambda network, config: content)
     with HashedFile(tmp_path / "engine") as file:
-        writer = engine_builder._writer(types.SimpleNamespace(), file)
+        writer = engine_writer(types.SimpleNamespace(), file)
         assert engine_builder._build_to(builder, None, None, writer)
     assert (tmp_path / "engine").read_bytes() == b"engine"
 
 
 def test_the_engine_builder_needs_neither_onnx_nor_numpy_types() -> None:
     """A Jetson builds engines without the extra 'export'."""
-    for module in (engine_builder, engines):
+    for module in (engines, engine_builder, build_callbacks, build_checks, build_log, peak_memory, timing_cache):
         source = Path(importlib.import_module(module.__name__).__file__ or "").read_text()
         assert "import onnx" not in source
         assert "ml_dtypes" not in source
