@@ -21,7 +21,8 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tests import broken
-from varco_export.export import ExportOptions, Silent, export
+from varco_export.export import ExportOptions, export
+from varco_export.progress import Silent
 from varco_export.tiny import Scales, TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle
 from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend

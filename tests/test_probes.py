@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 
 from tests import broken
-from tests.conftest import Silent, export_bundle
+from tests.conftest import export_bundle
 from tests.exported_weights import export_exactly
 from tests.gptq_packer import GptqPacking, pack_checkpoint
 from varco_export import export as export_module
 from varco_export import probes as probes_module
 from varco_export.probes import add_probes
+from varco_export.progress import Silent
 from varco_export.tiny import Scales, TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle, read_manifest, write_manifest
 from varco_runtime.cli.main import main

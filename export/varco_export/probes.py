@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -23,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from varco_export.checkpoint import Checkpoint
 from varco_export.output import HashedFile
+from varco_export.progress import Progress
 from varco_export.quantised import Fp8Weight
 from varco_export.reference_pass import Advance, Array, LinearFormat, Logits, ReferencePass, Sequence
 from varco_export.tensor import Tensor
@@ -45,9 +45,6 @@ from varco_runtime.probes import (
 )
 from varco_runtime.prompt import Message, Prompter
 from varco_runtime.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from varco_export.export import Progress
 
 PROBES_BELOW_PARAMETERS = 10**9
 """Parameters below which `varco export` makes probes unasked: the pass takes a minute there, many for the 14B."""

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import Silent, export_bundle
+from tests.conftest import export_bundle
 from tests.reference.oracle import Oracle, photo, relative_error, user_message
 from varco_export import probes as probes_module
 from varco_export.checkpoint import Checkpoint
 from varco_export.names import disk_name
 from varco_export.probes import add_probes
+from varco_export.progress import Silent
 from varco_export.reference_pass import ReferencePass, Sequence
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle
