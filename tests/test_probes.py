@@ -30,10 +30,11 @@ from varco_export.progress import Silent
 from varco_export.tiny import Scales, TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle, read_manifest, write_manifest
 from varco_runtime.cli.main import main
+from varco_runtime.digest import digest, digest_error
 from varco_runtime.errors import BundleError, ExportError
 from varco_runtime.manifest import FileFacts
 from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
-from varco_runtime.probes import Check, digest, digest_error, read_probes, replay
+from varco_runtime.probes import Check, read_probes, replay
 
 GENTLE = Scales(query_key=1.0, attention=0.5, mlp=0.5, logits=2.0)
 OPTIONS = TinyOptions(seed=11, image_size=114, scales=GENTLE)
