@@ -13,7 +13,7 @@ from PIL import Image
 from tests.conftest import export_bundle
 from tests.recording_cuda import CudaError, Device
 from tests.recording_tensorrt import add_engines, runs
-from tests.tensorrt.conftest import shorter, MAX_CONTEXT, backend_of, close, text_inputs
+from tests.tensorrt.conftest import MAX_CONTEXT, backend_of, close, shorter, text_inputs
 from varco_runtime import Varco
 from varco_runtime.errors import BackendError, ContextError, ImageError
 from varco_runtime.storage import to_stored

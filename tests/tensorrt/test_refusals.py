@@ -13,7 +13,7 @@ import pytest
 
 from tests.recording_cuda import Device
 from tests.recording_tensorrt import RTX_VERSION, add_engines
-from tests.tensorrt.conftest import shorter, MAX_CONTEXT, refused
+from tests.tensorrt.conftest import MAX_CONTEXT, refused, shorter
 from varco_runtime import Varco
 from varco_runtime.bundle import read_manifest, write_manifest
 from varco_runtime.errors import BackendError, BundleError, MissingExtraError, UsageError
