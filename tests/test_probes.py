@@ -48,13 +48,6 @@ PRECISIONS: dict[str, dict[str, str]] = {
     "int4-head": {"decoder": "int4", "lm_head": "int4"},
     "vision-int8": {"decoder": "int8", "vision": "int8"},
 }
-FAULTS: dict[Callable[[Path], None], str] = {
-    broken.swapped_scales: "decoder, text",
-    broken.transposed_projection: "decoder, text",
-    broken.wrong_zero_points: "decoder, text",
-    broken.skipped_newline: "newlines",
-    broken.transposed_vision_projection: "vision",
-}
 QUICK = ("fp16", "int8-int8", "int4")
 QUANTISED_ONLY = (broken.swapped_scales, broken.wrong_zero_points)
 
@@ -96,7 +89,7 @@ def test_a_good_bundle_passes(bundles: Callable[[str], Path], precision: str) ->
     assert len(checks) == 9
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", broken.FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize(
     "precision", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in PRECISIONS]
 )
@@ -106,7 +99,7 @@ def test_a_broken_bundle_fails_where_it_is_broken(
     if precision.startswith("fp") and fault in QUANTISED_ONLY:
         pytest.skip("floats have no scales and no zero points")
     checks = checks_of(broken.broken(bundles(precision), tmp_path / "broken", fault))
-    assert FAULTS[fault] in failed(checks), f"{fault.__name__} passes: {checks}"
+    assert broken.FAULTS[fault] in failed(checks), f"{fault.__name__} passes: {checks}"
 
 
 def test_a_fault_of_the_decoder_is_not_blamed_on_the_picture(bundles: Callable[[str], Path], tmp_path: Path) -> None:
