@@ -15,13 +15,14 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tests import broken
-from varco_export.export import ExportOptions, Silent, export
+from varco_export.export import ExportOptions, export
+from varco_export.progress import Silent
 from varco_export.tiny import Scales, TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle
 from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -43,13 +44,6 @@ PRECISIONS: dict[str, dict[str, str]] = {
     "int4": {"decoder": "int4"},
     "int4, int8 activations": {"decoder": "int4", "activations": "int8"},
     "int4, int8 vision": {"decoder": "int4", "vision": "int8"},
-}
-FAULTS: dict[Callable[[Path], None], str] = {
-    broken.swapped_scales: "decoder, text",
-    broken.transposed_projection: "decoder, text",
-    broken.wrong_zero_points: "decoder, text",
-    broken.skipped_newline: "newlines",
-    broken.transposed_vision_projection: "vision",
 }
 
 
@@ -95,7 +89,7 @@ def _measure(
         _print(label, precision, "good", checks)
         # The answers' KL is the model's own business where its weights are wild.
         row["good"].append(max(_in_limits(check) for check in checks if check.component != "answers"))
-        for fault, component in FAULTS.items():
+        for fault, component in broken.FAULTS.items():
             if precision.startswith("fp") and fault in (broken.swapped_scales, broken.wrong_zero_points):
                 continue
             checks = _checks(broken.broken(good, Path(name) / fault.__name__, fault))

@@ -39,7 +39,8 @@ from benchmarks.divergence import ByAnswer, distance, divergence
 from benchmarks.folder_quality import measure_folder
 from training.evaluate import evaluate, transformers_answer
 from training.pictures import held_out_seeds
-from varco_export.export import ExportOptions, Silent, export
+from varco_export.export import ExportOptions, export
+from varco_export.progress import Silent
 from varco_export.quantize.calibration import read_samples
 from varco_runtime import Varco
 from varco_runtime.bundle import read_manifest

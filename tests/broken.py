@@ -156,3 +156,13 @@ class _Weights:
         entries = {entry.key: entry.value for entry in self.places[name].external_data}
         start = int(entries["offset"])
         return start, start + int(entries["length"])
+
+
+FAULTS: dict[Callable[[Path], None], str] = {
+    swapped_scales: "decoder, text",
+    transposed_projection: "decoder, text",
+    wrong_zero_points: "decoder, text",
+    skipped_newline: "newlines",
+    transposed_vision_projection: "vision",
+}
+"""Each way to break a bundle, and the component whose check must show it."""

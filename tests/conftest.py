@@ -11,7 +11,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
-from varco_export.export import ExportOptions, Silent, export
+from varco_export.export import ExportOptions, export
+from varco_export.progress import Silent
 from varco_export.tiny import TinyOptions, make_tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from varco_runtime.backend import PromptInputs
+from varco_runtime.backend import Features, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.image import PackingPlan
 
@@ -60,6 +60,12 @@ class GraphBackend:
     def pack(self, features: Array, plan: PackingPlan) -> Array:
         indices, weights = plan.indices.astype(np.int64), plan.weights.astype(self.dtype)
         return self.run("packing", image_features=features, indices=indices, weights=weights)["image_tokens"]
+
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        patch_features = self.patch_features(pixel_values)
+        image_features = self.run("projector", patch_features=patch_features)["image_features"]
+        tokens = self.pack(image_features, plan)
+        return Features(patch_features, image_features, tokens, tokens)
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total, rows = len(inputs.ids), []

@@ -13,7 +13,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from varco_export.checkpoint import Checkpoint, Tensor, find_license
+from varco_export.checkpoint import Checkpoint
+from varco_export.provenance import find_license
+from varco_export.tensor import Tensor
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.errors import CheckpointError, MissingExtraError
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from varco_export.checkpoint import expected_shapes
-from varco_export.config import ModelConfig, Shapes, read_config
+from varco_export.config import ModelConfig, Shapes
+from varco_export.config_reader import read_config
+from varco_export.expected_shapes import expected_shapes
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.errors import CheckpointError
 

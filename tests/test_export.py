@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 from tests.conftest import export_bundle
-from varco_export.export import ExportOptions, Silent, export
+from varco_export.export import ExportOptions, export
 from varco_export.precision import decoder_precision, vision_precision
+from varco_export.progress import Silent
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.bundle import read_manifest

@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from varco_export.checkpoint import expected_shapes
-from varco_export.config import read_config
+from varco_export.config_reader import read_config
+from varco_export.expected_shapes import expected_shapes
 from varco_export.names import PREFIXES, Scheme, canonical_name, disk_name
 from varco_export.tiny import TinyOptions
 

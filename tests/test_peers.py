@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks import charts, peers, scaling, startup
 from benchmarks.machine import line_fit, power_fit, read_bandwidth, spread, write_json
+from benchmarks.peer.contest import Contestant
 from benchmarks.peer.material import Facts, make_material, write_text_checkpoint
 from benchmarks.peer.process import PeerError, PeerProcess
 from benchmarks.peer.protocol import prompt_ids
@@ -78,9 +79,9 @@ def test_transformers_and_ours_run_the_same_network(material: Path, capsys: pyte
 
 
 def test_the_check_tells_another_network_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    def contestant(name: str, logits: list[float] | None, tokens: list[int]) -> peers.Contestant:
+    def contestant(name: str, logits: list[float] | None, tokens: list[int]) -> Contestant:
         answer = {64: {"logits": logits, "tokens": tokens}}
-        return peers.Contestant(name, "fp32", None, {}, answers=answer)  # type: ignore[arg-type]
+        return Contestant(name, "fp32", None, {}, answers=answer)  # type: ignore[arg-type]
 
     right = contestant("transformers", [1.0, 2.0], [1, 2])
     assert peers._check([right, contestant("ours", [1.0, 2.0001], [1, 2])], []) == 0

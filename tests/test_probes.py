@@ -20,19 +20,21 @@ import numpy as np
 import pytest
 
 from tests import broken
-from tests.conftest import Silent, export_bundle
+from tests.conftest import export_bundle
 from tests.exported_weights import export_exactly
 from tests.gptq_packer import GptqPacking, pack_checkpoint
 from varco_export import export as export_module
 from varco_export import probes as probes_module
 from varco_export.probes import add_probes
+from varco_export.progress import Silent
 from varco_export.tiny import Scales, TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle, read_manifest, write_manifest
 from varco_runtime.cli.main import main
+from varco_runtime.digest import digest, digest_error
 from varco_runtime.errors import BundleError, ExportError
 from varco_runtime.manifest import FileFacts
 from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
-from varco_runtime.probes import Check, digest, digest_error, read_probes, replay
+from varco_runtime.probes import Check, read_probes, replay
 
 GENTLE = Scales(query_key=1.0, attention=0.5, mlp=0.5, logits=2.0)
 OPTIONS = TinyOptions(seed=11, image_size=114, scales=GENTLE)
@@ -45,13 +47,6 @@ PRECISIONS: dict[str, dict[str, str]] = {
     "int4-int8": {"decoder": "int4", "activations": "int8"},
     "int4-head": {"decoder": "int4", "lm_head": "int4"},
     "vision-int8": {"decoder": "int8", "vision": "int8"},
-}
-FAULTS: dict[Callable[[Path], None], str] = {
-    broken.swapped_scales: "decoder, text",
-    broken.transposed_projection: "decoder, text",
-    broken.wrong_zero_points: "decoder, text",
-    broken.skipped_newline: "newlines",
-    broken.transposed_vision_projection: "vision",
 }
 QUICK = ("fp16", "int8-int8", "int4")
 QUANTISED_ONLY = (broken.swapped_scales, broken.wrong_zero_points)
@@ -94,7 +89,7 @@ def test_a_good_bundle_passes(bundles: Callable[[str], Path], precision: str) ->
     assert len(checks) == 9
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", broken.FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize(
     "precision", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in PRECISIONS]
 )
@@ -104,7 +99,7 @@ def test_a_broken_bundle_fails_where_it_is_broken(
     if precision.startswith("fp") and fault in QUANTISED_ONLY:
         pytest.skip("floats have no scales and no zero points")
     checks = checks_of(broken.broken(bundles(precision), tmp_path / "broken", fault))
-    assert FAULTS[fault] in failed(checks), f"{fault.__name__} passes: {checks}"
+    assert broken.FAULTS[fault] in failed(checks), f"{fault.__name__} passes: {checks}"
 
 
 def test_a_fault_of_the_decoder_is_not_blamed_on_the_picture(bundles: Callable[[str], Path], tmp_path: Path) -> None:

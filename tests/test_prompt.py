@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.tiny_tokenizer import MARKUP, SPECIAL, tiny_json
 from varco_runtime import prompt as module
-from varco_runtime import template as template_module
+from varco_runtime import template_sandbox
 from varco_runtime.errors import BundleError, PromptError
 from varco_runtime.prompt import Message, Prompter
 from varco_runtime.settings import PromptSettings
@@ -264,6 +264,6 @@ def test_a_template_that_is_not_usable_is_refused_when_it_is_loaded(template: st
 
 
 def test_a_render_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_module, "MAX_RENDER_S", -1.0)
+    monkeypatch.setattr(template_sandbox, "MAX_RENDER_S", -1.0)
     with pytest.raises(PromptError, match="more work than"):
         ChatTemplate(CHATML).render([{"role": "user", "content": "x"}], True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_tokenizer import MARKUP, SPECIAL, tiny_document
-from varco_export import prompts as module
+from varco_export import tokenizer_file
 from varco_export.prompts import LLAVA_NEXT_IMAGE_ID, QWEN_1_5, PromptAssets, load_prompts
 from varco_runtime.errors import CheckpointError
 from varco_runtime.prompt import Message, Prompter
@@ -245,6 +245,6 @@ def test_qwen_1_5_needs_the_tokens_of_its_turns(tmp_path: Path) -> None:
 
 
 def test_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TOKENIZER_BYTES", 10)
+    monkeypatch.setattr(tokenizer_file, "MAX_TOKENIZER_BYTES", 10)
     with pytest.raises(CheckpointError, match="more than 10 bytes"):
         load(checkpoint(tmp_path))

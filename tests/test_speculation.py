@@ -109,6 +109,24 @@ def test_a_source_that_is_wrong_is_no_longer_asked_and_tried_again_later() -> No
     assert chances.of("zero") > 0.8
 
 
+def test_chances_drift_as_if_every_mean_were_moved_at_every_token() -> None:
+    chances, naive = Chances(), dict[str, float]()
+    rng = np.random.default_rng(4)
+    sources = ["open", "zero", "repeat 2", "repeat 3", "digit 1 of number 2"]
+    starts = {source: Chances().of(source) for source in sources}
+    for _ in range(4000):
+        if rng.random() < 0.8:
+            chances.drift()
+            naive = {source: mean + 0.002 * (starts[source] - mean) for source, mean in naive.items()}
+        else:
+            source, right = str(rng.choice(sources)), bool(rng.random() < 0.5)
+            chances.count(source, right)
+            mean = naive.get(source, starts[source])
+            naive[source] = mean + 0.1 * (float(right) - mean)
+        assert all(chances.of(source) == pytest.approx(mean, rel=1e-12) for source, mean in naive.items())
+    assert naive.keys() == starts.keys()
+
+
 def test_costs_are_learnt_from_the_steps() -> None:
     costs = StepCosts()
     costs.count(1, 9.0)  # the first of each length makes its buffers, and does not count

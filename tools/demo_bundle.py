@@ -12,7 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from varco_export.export import ExportOptions, Silent, export
+from varco_export.export import ExportOptions, export
+from varco_export.progress import Silent
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "models" / "varco-tiny"

@@ -1,1 +1,1 @@
-"""The peers of `benchmarks.peers`: one file each, and the protocol their processes speak."""
+"""The peers of `benchmarks.peers`: one file each, the protocol their processes speak, the contest and its report."""

@@ -99,7 +99,8 @@ class Ours(Peer):
 def make_bundle(material: Path, name: str, checkpoint: str, options: dict[str, str]) -> Path:
     """The bundle `material/ours/name` of `material/checkpoint`, exported again when the exporter has changed."""
     import varco_export
-    from varco_export.export import ExportOptions, Silent, export  # a measured process does not hold it
+    from varco_export.export import ExportOptions, export  # a measured process does not hold it
+    from varco_export.progress import Silent
 
     digest = hashlib.sha256()
     for path in sorted(Path(varco_export.__file__).parent.rglob("*.py")):

@@ -8,16 +8,18 @@ beside the plain tensors from then on.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from varco_export.config import ModelConfig, TextConfig, VisionConfig, read_config
+from varco_export.config import ModelConfig
+from varco_export.config_reader import read_config
+from varco_export.expected_shapes import expected_shapes
 from varco_export.names import canonical_name
 from varco_export.precision import Stored
+from varco_export.provenance import read_provenance
 from varco_export.quantisation import Quantisation, read_quantisation, refuse_unstated, stored_format
 from varco_export.quantised import QuantisedWeight
 from varco_export.quantised_entries import QuantisedEntries
@@ -83,7 +85,7 @@ class Checkpoint:
         skipped = _find_skipped(entries, config, plain) | _zero_biases(entries, plain, weights)
         tensors = _checked(entries, plain, skipped, config)
         _check_tied_head(entries, tensors, config)
-        provenance = _provenance(folder, repo_id, list(shards), config)
+        provenance = read_provenance(folder, repo_id, list(shards), config)
         if vision_source is not None:
             provenance["vision_source"] = home_id or home.resolve().name
         return cls(home, config, provenance, tensors, skipped, weights, quantisation)
@@ -138,58 +140,6 @@ class Checkpoint:
     def _resolve(self, name: str) -> str:
         tied = self.config.text.tie_word_embeddings and name == "lm_head.weight"
         return "language_model.embed_tokens.weight" if tied else name
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of every tensor that the network needs, in the order of its forward pass."""
-    vision, text = config.vision, config.text
-    shapes = _vision_shapes(vision)
-    for name, columns in (("linear_1", vision.hidden_size), ("linear_2", text.hidden_size)):
-        shapes[f"multi_modal_projector.{name}.weight"] = (text.hidden_size, columns)
-        shapes[f"multi_modal_projector.{name}.bias"] = (text.hidden_size,)
-    shapes["image_newline"] = (text.hidden_size,)
-    return shapes | _text_shapes(text)
-
-
-def _vision_shapes(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
-    width, inner = vision.hidden_size, vision.intermediate_size
-    num_patches = (vision.image_size // vision.patch_size) ** 2
-    embeddings = "vision_tower.embeddings"
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{embeddings}.patch_embedding.weight": (width, 3, vision.patch_size, vision.patch_size),
-        f"{embeddings}.patch_embedding.bias": (width,),
-        f"{embeddings}.position_embedding.weight": (num_patches, width),
-    }
-    for index in range(vision.num_hidden_layers):
-        layer = f"vision_tower.encoder.layers.{index}"
-        for norm in ("layer_norm1", "layer_norm2"):
-            shapes[f"{layer}.{norm}.weight"] = shapes[f"{layer}.{norm}.bias"] = (width,)
-        linears = [(f"self_attn.{name}", width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
-        for name, rows, columns in [*linears, ("mlp.fc1", inner, width), ("mlp.fc2", width, inner)]:
-            shapes[f"{layer}.{name}.weight"] = (rows, columns)
-            shapes[f"{layer}.{name}.bias"] = (rows,)
-    return shapes
-
-
-def _text_shapes(text: TextConfig) -> dict[str, tuple[int, ...]]:
-    width, inner = text.hidden_size, text.intermediate_size
-    queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"language_model.embed_tokens.weight": (text.vocab_size, width)}
-    for index in range(text.num_hidden_layers):
-        layer = f"language_model.layers.{index}"
-        shapes[f"{layer}.input_layernorm.weight"] = (width,)
-        for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-            shapes[f"{layer}.self_attn.{name}.weight"] = (rows, width)
-            shapes[f"{layer}.self_attn.{name}.bias"] = (rows,)
-        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, queries)
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, width)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, width)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (width, inner)
-    shapes["language_model.norm.weight"] = (width,)
-    if not text.tie_word_embeddings:
-        shapes["lm_head.weight"] = (text.vocab_size, width)
-    return shapes
 
 
 # --- names, shapes and what is left out -------------------------------------------------------------------------------
@@ -301,51 +251,3 @@ def _check_tied_head(entries: dict[str, Entry], tensors: dict[str, Tensor], conf
             f"{head.disk_name} differs from the embedding table and config.json says tie_word_embeddings, expected one "
             "or the other. Set tie_word_embeddings to false if the head is a trained one, else remove it."
         )
-
-
-# --- provenance -------------------------------------------------------------------------------------------------------
-
-
-def _provenance(folder: Path, repo_id: str | None, shards: list[Path], config: ModelConfig) -> dict[str, Any]:
-    source = repo_id or folder.resolve().name
-    return {
-        "source": source,
-        "revision": folder.name if repo_id else None,  # the hub's cache names a snapshot's folder by its commit
-        "format": config.family,
-        "shards": [{"name": shard.name, "size": shard.stat().st_size} for shard in shards],
-        "license": find_license(folder, source),
-        "notes": list(config.notes),
-    }
-
-
-def find_license(folder: Path, source: str) -> str:
-    """The licence as README.md's front matter names it, as its LICENSE file reads, or "unknown"."""
-    front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---", _head(folder / "README.md"), re.DOTALL)
-    if front:
-        for key in ("license_name", "license"):
-            stated = re.search(rf"^{key}:[ \t]*(?:\r?\n[ \t]*-[ \t]*)?[\"']?([\w.+-]+)", front[1], re.MULTILINE)
-            if stated and stated[1] != "other":
-                return stated[1].lower()
-    for path in sorted(folder.glob("LICENSE*")):
-        text = f"{path.name} {_head(path)[:2000]}".lower().replace("-", " ")
-        for words, name in _LICENSE_WORDS:
-            if words in text:
-                return name
-    return "cc-by-nc-4.0" if "varco-vision" in source.lower() else "unknown"
-
-
-_LICENSE_WORDS = (
-    ("attribution noncommercial 4.0", "cc-by-nc-4.0"),
-    ("cc by nc 4.0", "cc-by-nc-4.0"),
-    ("apache license", "apache-2.0"),
-    ("mit license", "mit"),
-    ("tongyi qianwen", "tongyi-qianwen"),
-)
-
-
-def _head(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(65536)
-    except OSError:
-        return ""

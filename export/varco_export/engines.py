@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from varco_export.engine_builder import Builder, Built, Lengths, OnStep
+from varco_export.build_callbacks import OnStep
+from varco_export.engine_builder import Builder, Built, Lengths
 from varco_runtime.bundle import check_file, read_manifest, write_manifest
 from varco_runtime.contract import COMPONENTS, contract
 from varco_runtime.cuda import Cuda

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import ml_dtypes
 import numpy as np
@@ -26,6 +24,8 @@ from varco_export.pixels import emit_pixels
 from varco_export.precision import Precision, check_decoder_options, decoder_precision, vision_precision
 from varco_export.precision_gpu import GPU_DEVICES, check_gpu_options, gpu_precisions
 from varco_export.probes import PROBES_BELOW_PARAMETERS, write_probes
+from varco_export.progress import Progress
+from varco_export.progress import Silent as Silent  # benchmarks/device_model.py takes it from here
 from varco_export.projector import emit_projector
 from varco_export.prompts import load_prompts
 from varco_export.sampling import emit_sampling
@@ -64,20 +64,6 @@ class ExportOptions:
     vision_from: str | None = None
     probes: bool | None = None
     embedding: str = "auto"
-
-
-class Progress(Protocol):
-    """What a progress bar offers: a bar per component."""
-
-    def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
-        """A bar of `steps`; the value is called once per step."""
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
-        return nullcontext(lambda: None)
 
 
 def export(source: str | Path, target: Path, options: ExportOptions, progress: Progress) -> Manifest:

@@ -1,7 +1,7 @@
 """Acceptance probes made: drawn pictures, fixed answers, and what the exact model says about them.
 
 The file goes into the bundle beside the graphs, under a name made of its hash, so that a bundle gets other probes by
-one atomic exchange of the manifest. `varco_runtime/probes.py` holds its schema and replays it.
+one atomic exchange of the manifest. `varco_runtime/probe_schema.py` holds its schema, `probes.py` there replays it.
 """
 
 from __future__ import annotations
@@ -10,72 +10,31 @@ import dataclasses
 import hashlib
 import io
 import os
-import re
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from PIL import Image, ImageDraw, ImageFont
 
 from varco_export.checkpoint import Checkpoint
+from varco_export.held_formats import coarsest, held_formats, linear_formats
 from varco_export.output import HashedFile
-from varco_export.quantised import Fp8Weight
-from varco_export.reference_pass import Advance, Array, LinearFormat, Logits, ReferencePass, Sequence
-from varco_export.tensor import Tensor
+from varco_export.probe_questions import Drawn, Question, draw_pictures, encode_answer, questions
+from varco_export.progress import Progress
+from varco_export.reference_pass import Advance, Array, Logits, ReferencePass, Sequence
 from varco_runtime.bundle import Bundle, write_manifest
+from varco_runtime.digest import digest, newline_digest
 from varco_runtime.errors import ExportError
 from varco_runtime.image import normalise, pack, packing_plan, tile
 from varco_runtime.manifest import FileFacts, Manifest
-from varco_runtime.markup import MARKUP_TOKENS, OCR_PROMPT, Box, Parsed, Region, ground_prompt, render
 from varco_runtime.picture import load_picture
-from varco_runtime.probes import (
-    MAX_BYTES,
-    NUM_TOP,
-    Probe,
-    ProbePicture,
-    Probes,
-    digest,
-    kept_ids,
-    newline_digest,
-    to_json,
-)
+from varco_runtime.probe_schema import MAX_BYTES, NUM_TOP, Probe, ProbePicture, Probes, kept_ids, to_json
 from varco_runtime.prompt import Message, Prompter
 from varco_runtime.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from varco_export.export import Progress
 
 PROBES_BELOW_PARAMETERS = 10**9
 """Parameters below which `varco export` makes probes unasked: the pass takes a minute there, many for the 14B."""
 MAX_ANSWER_TOKENS = 96
 """Longer answers, where the tokenizer knows few words, are cut: what more positions would tell is little."""
-WORDS = ("EXIT 24", "MENU", "OPEN")
-
-_QUANTISED = re.compile(r"(?P<name>.+)\.weight_(?P<kind>int4|int8|fp8)")
-_LINEARS = (*(f"self_attn.{part}_proj" for part in "qkvo"), *(f"mlp.{part}_proj" for part in ("gate", "up", "down")))
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A probe before the model has seen it. `picture` is a position in the list of pictures."""
-
-    task: str
-    picture: int | None
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """A picture, and where its things are."""
-
-    name: str
-    image: Image.Image
-    regions: tuple[Region, ...]
 
 
 def add_probes(source: str | Path, target: Path, progress: Progress, vision_from: str | None = None) -> Manifest:
@@ -153,8 +112,8 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
     ]
     logits = reference.logits(sequences, manifest.prompt.image_token_id, advance)
     return Probes(
-        vision=_coarsest(_held(folder / manifest.vision.file).values(), manifest.vision.compute),
-        decoder=_coarsest(formats.values(), manifest.decoder.compute),
+        vision=coarsest(held_formats(folder / manifest.vision.file).values(), manifest.vision.compute),
+        decoder=coarsest(formats.values(), manifest.decoder.compute),
         noise=_noise(logits),
         pictures=tuple(pictures),
         probes=tuple(_probe(question, ids, one) for (question, ids, _), one in zip(asked, logits, strict=True)),
@@ -162,7 +121,7 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
 
 
 def _look(
-    reference: ReferencePass, drawn: list[_Drawn], manifest: Manifest, advance: Advance
+    reference: ReferencePass, drawn: list[Drawn], manifest: Manifest, advance: Advance
 ) -> tuple[list[ProbePicture], list[Array]]:
     """Digests of what the exact networks make of each picture, and its image tokens. All tiles go together."""
     seen = [load_picture(one.image) for one in drawn]
@@ -185,7 +144,7 @@ def _look(
     return pictures, all_tokens
 
 
-def _probe(question: _Question, ids: Array, logits: Logits) -> Probe:
+def _probe(question: Question, ids: Array, logits: Logits) -> Probe:
     """What is kept of the logits `[num_answer, vocab]`."""
     num_answer, vocab_size = logits.exact.shape
     # Stable, so that equal logits come in the same order everywhere.
@@ -221,135 +180,6 @@ def _noise(logits: list[Logits]) -> float:
     return float(np.sqrt(difference / spread)) if spread else 0.0
 
 
-# --- pictures and answers ---------------------------------------------------------------------------------------------
-
-
-def draw_pictures(tile_px: int) -> list[_Drawn]:
-    """Shapes on one tile and words on two, each a little shorter than its grid, so that there is padding to cut off."""
-    return [_draw_shapes(tile_px, tile_px * 9 // 10), _draw_words(tile_px * 2, tile_px * 3 // 4)]
-
-
-def _draw_shapes(width: int, height: int) -> _Drawn:
-    y, x = np.mgrid[0:height, 0:width]
-    background = np.stack([200 + 40 * x // width, 230 - 60 * y // height, 210 + 30 * (x + y) // (width + height)], 2)
-    image = Image.fromarray(background.astype(np.uint8))
-    pen = ImageDraw.Draw(image)
-    things = (
-        ("red circle", "ellipse", (210, 30, 40), Box(0.1, 0.15, 0.45, 0.55)),
-        ("blue square", "rectangle", (30, 60, 200), Box(0.58, 0.3, 0.9, 0.66)),
-        ("green bar", "rectangle", (20, 140, 60), Box(0.2, 0.75, 0.8, 0.88)),
-    )
-    for _, shape, colour, box in things:
-        getattr(pen, shape)(box.pixels(width, height), fill=colour)
-    regions = tuple(Region("object", name, (box,), 0, 0) for name, _, _, box in things)
-    return _Drawn("shapes", image, regions)
-
-
-def _draw_words(width: int, height: int) -> _Drawn:
-    image = Image.new("RGB", (width, height), (245, 240, 225))
-    pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=height // 5)
-    regions = []
-    for index, word in enumerate(WORDS):
-        place = (width * (2 + 7 * index) // 40, height * (1 + 3 * index) // 10)
-        left, top, right, bottom = pen.textbbox(place, word, font=font)
-        box = tuple(round(value, 2) for value in (left / width, top / height, right / width, bottom / height))
-        pen.text(place, word, font=font, fill=(40, 30, 60 + 40 * index))
-        regions.append(Region("text", word, (Box(*box),), 0, 0))
-    return _Drawn("words", image, tuple(regions))
-
-
-def questions(drawn: list[_Drawn]) -> list[_Question]:
-    """One per task. The chat has no picture: its error is the decoder's alone."""
-    shapes, words = drawn
-    return [
-        _Question(
-            "chat",
-            None,
-            "대한민국의 수도는 어디인가요? Answer in one sentence.",
-            "대한민국의 수도는 서울입니다. Seoul lies on the Han River, and 9 million people live there.",
-        ),
-        _Question(
-            "ground",
-            0,
-            ground_prompt("Describe this image."),
-            "There is a {}, a {} and a {}.".format(*map(_markup, shapes.regions)),
-        ),
-        _Question("ocr", 1, OCR_PROMPT, "\n".join(map(_markup, words.regions))),
-    ]
-
-
-def _markup(region: Region) -> str:
-    """A region in the words that a model would write."""
-    whole = dataclasses.replace(region, start=0, end=len(region.text))
-    return render(Parsed(region.text, (whole,), ()))
-
-
-def encode_answer(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of an answer, its tags as the added tokens that the tokenizer has for them."""
-    ids: list[int] = []
-    for piece in re.split(f"({'|'.join(MARKUP_TOKENS)})", text):
-        known = tokenizer.added_token_ids.get(piece)
-        ids += [known] if known is not None else tokenizer.encode_plain(piece) if piece else []
-    return ids
-
-
-# --- what the graphs hold ---------------------------------------------------------------------------------------------
-
-
-def linear_formats(checkpoint: Checkpoint, path: Path) -> dict[str, LinearFormat]:
-    """How a decoder's graph holds the checkpoint's linears, those that are not exact.
-
-    Of the graph only the operators are read, never the weights: these are what the probes judge.
-    """
-    held, weights_only = _held(path), _fp8_weights_only(path)
-    names = ["lm_head"]
-    for layer in range(checkpoint.config.text.num_hidden_layers):
-        names += [f"language_model.layers.{layer}.{linear}" for linear in _LINEARS]
-    formats = {}
-    for name in names:
-        weight = checkpoint.weight(name)
-        # A graph may hold query, key and value as one linear, and so gate and up.
-        fused = re.sub("[qkv]_proj$", "qkv_proj", re.sub("(gate|up)_proj$", "gate_up_proj", name))
-        found = held.get(name, held.get(fused))
-        stays_float = bool(weights_only & {name, fused})
-        if isinstance(weight, Fp8Weight) and weight.activations != "float" and not stays_float:
-            formats[name] = LinearFormat("fp8", activations="fp8", input_scale=weight.input_scale)
-        elif found is not None:
-            formats[name] = dataclasses.replace(found, rounds_weight=isinstance(weight, Tensor))
-    return formats
-
-
-def _held(path: Path) -> dict[str, LinearFormat]:
-    """The quantised linears of a graph by name, those of either dialect."""
-    held = {}
-    for node in onnx.load(path, load_external_data=False).graph.node:
-        numbers = {entry.name: entry.i for entry in node.attribute}
-        for found in filter(None, map(_QUANTISED.fullmatch, node.input)):
-            held[found["name"]] = LinearFormat(
-                kind=found["kind"],
-                block_size=numbers.get("block_size", 0),
-                positive_scales=node.op_type == "DequantizeLinear",
-                activations="int8" if numbers.get("accuracy_level") == 4 else "float",
-            )
-    return held
-
-
-def _fp8_weights_only(path: Path) -> set[str]:
-    """FP8 linears whose input the graph leaves as it is, whatever the checkpoint asks for (`dialect_cuda.py`)."""
-    return {
-        found["name"]
-        for node in onnx.load(path, load_external_data=False).graph.node
-        if node.op_type == "MatMulBlockQuantizedFp8Weight" and not any(node.input[3:4])
-        for found in filter(None, map(_QUANTISED.fullmatch, node.input))
-    }
-
-
-def _coarsest(formats: Iterable[LinearFormat], compute: str) -> str:
-    """`int4`, `fp8`, `int8`, or the type that the network computes in."""
-    return min((one.kind for one in formats), key=("int4", "fp8", "int8").index, default=compute)
-
-
 def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
     model, text, vision = bundle.manifest.model, checkpoint.config.text, checkpoint.config.vision
     for what, got, expected in (
@@ -366,9 +196,6 @@ def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
                 f"{checkpoint.folder.name} has {what} {got}, the bundle {bundle.folder} has {expected}. Give the "
                 "checkpoint that the bundle was exported from."
             )
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def _write(path: Path, content: bytes) -> FileFacts:

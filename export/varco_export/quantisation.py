@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from varco_export.compressed_config import CompressedConfig
 from varco_export.compressed_tensors import CompressedTensors
-from varco_export.config import read_json
 from varco_export.gptq import GptqConfig, zero_point_format
+from varco_export.json_fields import read_json
 from varco_export.precision import Stored
 from varco_export.quantised import Fp8Weight, IntegerWeight, QuantisedWeight
 from varco_export.quantised_entries import QuantisedEntries

@@ -18,92 +18,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from varco_export.checkpoint import Checkpoint
 from varco_export.integers import unpack
-from varco_export.linear import Weight, quantise_rows
+from varco_export.linear import Weight
+from varco_export.linear_format import LinearFormat
 from varco_export.quantised import Fp8Weight, IntegerWeight
+from varco_export.reference_functions import attention, gelu_erf, gelu_tanh, rms_norm, rotate
 from varco_export.tensor import Tensor
 
 BLOCK_BYTES = 8 << 20
 """Of a weight at a time, as stored."""
-FP8_MAX = 448
-"""The largest E4M3 number."""
 
 Array = np.ndarray[Any, Any]
 Advance = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class LinearFormat:
-    """What a graph does to a linear that is not exact.
-
-    `kind`: `int4`, `int8` or `fp8`, integers in blocks of `block_size` input features. Where `rounds_weight` the
-    exporter made them by round-to-nearest, for TensorRT with `positive_scales`; else they are the checkpoint's own.
-    `activations`: what the input is rounded to, `float` for nothing; `input_scale`: the scale of `fp8` activations
-    where it is fixed, else each token has its own.
-    """
-
-    kind: str = "float"
-    block_size: int = 0
-    positive_scales: bool = False
-    rounds_weight: bool = False
-    activations: str = "float"
-    input_scale: float | None = None
-
-    def weight(self, rows: Array) -> Array:
-        """Rows `[n, k]` fp32 as the graph should hold them."""
-        if not self.rounds_weight:
-            return rows
-        if self.kind == "fp8":
-            scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / np.float32(FP8_MAX), np.float32(1e-12))
-            return np.asarray(_to_fp8(rows / scales) * scales)
-        half = 1 << (int(self.kind.removeprefix("int")) - 1)
-        if self.positive_scales:
-            blocks = rows.reshape(len(rows), -1, self.block_size)
-            high, low = blocks.max(axis=2, keepdims=True), blocks.min(axis=2, keepdims=True)
-            scales = np.maximum(np.maximum(high / np.float32(half - 1), low / np.float32(-half)), np.float32(1e-12))
-            values = np.clip(np.rint(blocks / scales), -half, half - 1)
-        else:
-            unsigned, scales = quantise_rows(rows, int(self.kind.removeprefix("int")), self.block_size)
-            values, scales = unsigned.astype(np.float32) - np.float32(half), scales[:, :, None]
-        rounded: Array = (values * scales).reshape(len(rows), -1)[:, : rows.shape[1]]
-        return rounded
-
-    @property
-    def cuts_off(self) -> bool:
-        """Whether a fixed scale bounds the input."""
-        return self.activations == "fp8" and self.input_scale is not None
-
-    def bounded(self, x: Array) -> Array:
-        """Activations `[n, k]` within what a fixed scale can hold, not rounded: +-448 times the scale."""
-        if not self.cuts_off:
-            return x
-        bound = np.float32(FP8_MAX) * np.float32(self.input_scale)
-        cut: Array = np.clip(x, -bound, bound)
-        return cut
-
-    def input(self, x: Array) -> Array:
-        """Activations `[n, k]` as a kernel may multiply them: int8 as onnxruntime's CPU does on x86, in the weight's
-        blocks; FP8 E4M3 as vLLM does."""
-        if self.activations == "int8":
-            blocks = np.pad(x, ((0, 0), (0, -x.shape[1] % self.block_size))).reshape(len(x), -1, self.block_size)
-            scales = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
-            rounded = np.rint(np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0)) * scales
-            flat: Array = rounded.reshape(len(x), -1)[:, : x.shape[1]]
-            return flat
-        if self.activations == "fp8":
-            largest = np.abs(x).max(axis=1, keepdims=True)
-            scale = np.maximum(largest / FP8_MAX, 1e-12) if self.input_scale is None else np.array(self.input_scale)
-            return _to_fp8(x / scale.astype(np.float32)) * scale.astype(np.float32)
-        return x
-
-
-def _to_fp8(x: Array) -> Array:
-    """The nearest FP8 (E4M3) numbers, in fp32."""
-    return np.clip(x, -FP8_MAX, FP8_MAX).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +78,17 @@ class ReferencePass:
             h = self._layer_norm(x, f"{layer}.layer_norm1", config.layer_norm_eps)
             q, k, v = (self._linear(h, f"{layer}.self_attn.{part}_proj") for part in "qkv")
             for one in range(num_tiles):
-                h[one] = _attention(q[one], k[one], v[one], config.num_attention_heads)
+                h[one] = attention(q[one], k[one], v[one], config.num_attention_heads)
             x += self._linear(h, f"{layer}.self_attn.out_proj")
             h = self._layer_norm(x, f"{layer}.layer_norm2", config.layer_norm_eps)
-            x += self._linear(_gelu_tanh(self._linear(h, f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2")
+            x += self._linear(gelu_tanh(self._linear(h, f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2")
             advance()
         return x
 
     def image_features(self, patch_features: Array) -> Array:
         """`[T, P, C]` to the language model's width `[T, P, D]`."""
         hidden = self._linear(patch_features, "multi_modal_projector.linear_1")
-        return self._linear(_gelu_erf(hidden), "multi_modal_projector.linear_2")
+        return self._linear(gelu_erf(hidden), "multi_modal_projector.linear_2")
 
     def newline(self) -> Array:
         """The vector `[D]` at the end of each row of a picture."""
@@ -198,7 +127,7 @@ class ReferencePass:
             advance()
         last = [np.arange(span.stop - one.num_logits, span.stop) for one, span in zip(sequences, spans, strict=True)]
         norm, rows = self._vector("language_model.norm.weight"), np.concatenate(last)
-        normed = {name: _rms_norm(x[rows], norm, config.rms_norm_eps) for name, x in streams.items()}
+        normed = {name: rms_norm(x[rows], norm, config.rms_norm_eps) for name, x in streams.items()}
         logits = self._linears(normed, "lm_head")
         advance()
         starts = np.cumsum([one.num_logits for one in sequences])[:-1]
@@ -219,7 +148,7 @@ class ReferencePass:
         """Add the layer's two halves to every stream `[N, D]`, in place."""
         config = self._checkpoint.config.text
         norm = self._vector(f"{layer}.input_layernorm.weight")
-        normed = {name: _rms_norm(x, norm, config.rms_norm_eps) for name, x in streams.items()}
+        normed = {name: rms_norm(x, norm, config.rms_norm_eps) for name, x in streams.items()}
         projected = {}
         for part in "qkv":
             projected[part] = self._linears(normed, f"{layer}.self_attn.{part}_proj")
@@ -231,13 +160,13 @@ class ReferencePass:
             q, k, v = (projected[part].pop(name) for part in "qkv")
             for span in spans:
                 positions = np.arange(span.stop - span.start)
-                one_q, one_k = (_rotate(one[span], positions, config.head_dim, config.rope_theta) for one in (q, k))
-                q[span] = _attention(one_q, one_k, v[span], config.num_attention_heads, causal=True)
+                one_q, one_k = (rotate(one[span], positions, config.head_dim, config.rope_theta) for one in (q, k))
+                q[span] = attention(one_q, one_k, v[span], config.num_attention_heads, causal=True)
             attended[name] = q
         self._add(streams, self._linears(attended, f"{layer}.self_attn.o_proj"))
 
         norm = self._vector(f"{layer}.post_attention_layernorm.weight")
-        normed = {name: _rms_norm(x, norm, config.rms_norm_eps) for name, x in streams.items()}
+        normed = {name: rms_norm(x, norm, config.rms_norm_eps) for name, x in streams.items()}
         gates = self._linears(normed, f"{layer}.mlp.gate_proj")
         ups = self._linears(normed, f"{layer}.mlp.up_proj")
         for name, up in ups.items():
@@ -305,65 +234,3 @@ def _integer_rows(weight: IntegerWeight) -> Iterator[Array]:
             values = in_order
         yield values
         start += len(block)
-
-
-# --- functions --------------------------------------------------------------------------------------------------------
-
-
-def _attention(q: Array, k: Array, v: Array, num_heads: int, causal: bool = False) -> Array:
-    """q `[S, H * d]`, k and v `[S, KV * d]` to `[S, H * d]`; H / KV query heads share a key and a value head."""
-    length, head_dim = len(q), q.shape[1] // num_heads
-    group = num_heads * head_dim // k.shape[1]
-    hidden = np.triu(np.ones((length, length), bool), 1) if causal else None
-    output = np.empty_like(q)
-    for head in range(num_heads):
-        mine = slice(head * head_dim, (head + 1) * head_dim)
-        shared = slice(head // group * head_dim, (head // group + 1) * head_dim)
-        scores = q[:, mine] @ k[:, shared].T
-        scores *= np.float32(head_dim**-0.5)
-        if hidden is not None:
-            scores[hidden] = -np.inf
-        scores -= scores.max(axis=1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=1, keepdims=True)
-        output[:, mine] = scores @ v[:, shared]
-    return output
-
-
-def _rotate(x: Array, positions: Array, head_dim: int, theta: float) -> Array:
-    """Rotary positions: entries i and i + d/2 of each head turn by position * theta^(-2 i / d)."""
-    half = head_dim // 2
-    frequencies = np.float32(theta) ** -(np.arange(half, dtype=np.float32) / np.float32(half))
-    angles = positions.astype(np.float32)[:, None, None] * frequencies.astype(np.float32)  # [S, 1, d/2]
-    cos, sin = np.cos(angles), np.sin(angles)
-    first, second = np.split(x.reshape(len(x), -1, head_dim), 2, axis=2)  # [S, heads, d/2]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2).reshape(x.shape)
-
-
-def _rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
-    normed: Array = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + np.float32(epsilon)) * weight
-    return normed
-
-
-def _gelu_tanh(x: Array) -> Array:
-    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
-    gelu: Array = np.float32(0.5) * x * (1 + np.tanh(inner))
-    return gelu
-
-
-def _gelu_erf(x: Array) -> Array:
-    """x * (1 + erf(x / sqrt 2)) / 2, in blocks: erf needs float64 on the way."""
-    gelu = np.empty_like(x)
-    flat, out = x.reshape(-1), gelu.reshape(-1)
-    for start in range(0, len(flat), 1 << 20):
-        part = flat[start : start + (1 << 20)].astype(np.float64)
-        out[start : start + (1 << 20)] = 0.5 * part * (1 + _erf(part / np.sqrt(2)))
-    return gelu
-
-
-def _erf(x: Array) -> Array:
-    """Abramowitz and Stegun 7.1.26: at most 1.5e-7 off."""
-    t = 1 / (1 + 0.3275911 * np.abs(x))
-    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    erf: Array = np.sign(x) * (1 - tail * np.exp(-np.square(x)))
-    return erf

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.config import read_json
+from varco_export.json_fields import read_json
 from varco_export.tensor import SAFETENSORS_DTYPES, Dtype, Tensor
 from varco_runtime.errors import CheckpointError, MissingExtraError
 

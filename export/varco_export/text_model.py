@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from varco_export.config import ModelConfig, read_text_config
+from varco_export.config import ModelConfig
+from varco_export.config_reader import read_text_config
 from varco_export.shards import Entry, short
 from varco_runtime.errors import CheckpointError
 

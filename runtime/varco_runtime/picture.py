@@ -15,15 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 import re
 import stat
-import sys
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
@@ -32,6 +27,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from varco_runtime.errors import ImageError
+from varco_runtime.quiet_decoders import quiet_libtiff, quiet_pillow
 
 MAX_PIXELS = 89_478_485
 """Largest width x height that is decoded: Pillow's own limit, 256 MiB of RGB."""
@@ -41,8 +37,6 @@ MAX_SIDE_PX = 1_000_000
 
 MAX_FILE_BYTES = 256 * 2**20
 """Largest file or stream that is read."""
-
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # Pillow's log is no message to the user unless asked for
 
 _REFUSED = {"EPS": "runs Ghostscript", "IPTC": "may wrap a file of any format, EPS included"}
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
@@ -169,7 +163,7 @@ def _check_file_size(num_bytes: int, name: str) -> None:
 
 
 def _decode(source: BinaryIO | io.BytesIO | Image.Image, name: str) -> Picture:
-    with _quiet_pillow():
+    with quiet_pillow():
         try:
             if isinstance(source, Image.Image):
                 return _picture(_upright_rgb(source, name, may_alias=True))
@@ -192,47 +186,6 @@ def _decode(source: BinaryIO | io.BytesIO | Image.Image, name: str) -> Picture:
             ) from None
 
 
-_quiet_lock = threading.Lock()
-
-
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings, and turn the one about decompression bombs into an error.
-
-    `catch_warnings` swaps state of the whole process, so two threads inside it at once could restore each other's
-    filters for good: one picture is decoded at a time.
-    """
-    with _quiet_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-@contextmanager
-def _quiet_libtiff() -> Iterator[None]:
-    """Point the process's standard error to nowhere: libtiff prints there, past Python, what is wrong with a file.
-
-    Only while there is one thread, so that nobody else's message is lost; in a server libtiff's lines join the log.
-    """
-    if threading.active_count() > 1:
-        yield
-        return
-    try:
-        sys.stderr.flush()
-        saved = os.dup(2)
-    except (OSError, ValueError, AttributeError):  # standard error is closed: nothing to silence
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
 def _upright_rgb(image: Image.Image, name: str, *, may_alias: bool) -> Image.Image:
     """Check, decode, turn and convert; `may_alias` says that the caller keeps `image`, so pixels must be copied."""
     if image.format in _REFUSED:
@@ -241,7 +194,7 @@ def _upright_rgb(image: Image.Image, name: str, *, may_alias: bool) -> Image.Ima
             " PNG or JPEG; convert it to one of them."
         )
     _check_pixels(image.size, name)
-    with _quiet_libtiff() if image.format == "TIFF" else nullcontext():
+    with quiet_libtiff() if image.format == "TIFF" else nullcontext():
         image.load()
     _check_pixels(image.size, name)  # some formats learn their true size only now
     upright = _UPRIGHT.get(_orientation(image))

@@ -19,28 +19,35 @@ _RATE = 0.1  # of forgetting, in the running means
 _DRIFT = 0.002  # per token
 _FIRST_SLOPE, _SLOPE_DRIFT = 0.4, 0.0002
 
-
 _FIRST_CHANCES = {"open": 0.9, "comma": 0.9, "zero": 0.9, "close": 0.9, "repeat 3": 0.6}
 _FIRST_CHANCE = 0.4
 
 
 @dataclass(slots=True)
 class Chances:
-    """How often each source of drafts is right, as running means, shared by all answers of a model."""
+    """How often each source of drafts is right, as running means, shared by all answers of a model.
 
-    current: dict[str, float] = field(default_factory=dict)
+    What is not tried cannot show that it would be right again: with every token each mean goes a little back to its
+    start, by `_DRIFT` of the way. After n tokens (1 - `_DRIFT`)^n of it is left, which is worked out when a mean is
+    looked at, so that a token costs the same however many sources there are.
+    """
+
+    _means: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """By source: its mean, and the number of tokens at which it was that."""
+    _num_tokens: int = 0
 
     def of(self, source: str) -> float:
-        return self.current.get(source, _FIRST_CHANCES.get(source, _FIRST_CHANCE))
+        start = _FIRST_CHANCES.get(source, _FIRST_CHANCE)
+        mean, at = self._means.get(source, (start, 0))
+        return start + (mean - start) * (1 - _DRIFT) ** (self._num_tokens - at)
 
     def count(self, source: str, right: bool) -> None:
         chance = self.of(source)
-        self.current[source] = chance + _RATE * (float(right) - chance)
+        self._means[source] = chance + _RATE * (float(right) - chance), self._num_tokens
 
     def drift(self) -> None:
-        """What is not tried cannot show that it would be right again: every mean slowly goes back to its start."""
-        for source, chance in self.current.items():
-            self.current[source] = chance + _DRIFT * (_FIRST_CHANCES.get(source, _FIRST_CHANCE) - chance)
+        """One token has passed."""
+        self._num_tokens += 1
 
 
 @dataclass(slots=True)

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import Silent, export_bundle
+from tests.conftest import export_bundle
 from tests.reference.oracle import Oracle, photo, relative_error, user_message
+from tests.reference.test_parity import CHECKPOINTS as PARITY_CHECKPOINTS
 from varco_export import probes as probes_module
 from varco_export.checkpoint import Checkpoint
 from varco_export.names import disk_name
 from varco_export.probes import add_probes
+from varco_export.progress import Silent
 from varco_export.reference_pass import ReferencePass, Sequence
-from varco_export.tiny import TinyOptions, make_tiny
+from varco_export.tiny import make_tiny
 from varco_runtime.bundle import Bundle
 from varco_runtime.image import normalise, pack, packing_plan, tile
 from varco_runtime.picture import load_picture
@@ -24,21 +26,8 @@ from varco_runtime.probes import read_probes
 
 torch = pytest.importorskip("torch", reason="the reference needs torch")
 
-CHECKPOINTS = {
-    "plain": TinyOptions(seed=1),
-    "odd": TinyOptions(
-        seed=2,
-        num_hidden_layers=3,
-        hidden_size=96,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        intermediate_size=200,
-        vocab_size=517,
-        dtype="bf16",
-        num_shards=3,
-    ),
-    "tied": TinyOptions(seed=3, tie_word_embeddings=True, num_key_value_heads=1, names="new", dtype="fp16"),
-    "real-geometry": TinyOptions(seed=5, image_size=384, vision_hidden_size=32, num_vision_heads=2, max_grid=(2, 2)),
+CHECKPOINTS = {name: PARITY_CHECKPOINTS[name] for name in ("plain", "odd", "tied")} | {
+    "real-geometry": replace(PARITY_CHECKPOINTS["real-geometry"], max_grid=(2, 2))
 }
 LIMIT = 1e-4
 

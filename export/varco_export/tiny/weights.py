@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.checkpoint import expected_shapes
+from varco_export.expected_shapes import expected_shapes
 from varco_export.names import Scheme, disk_name
 from varco_export.tensor import NUMPY_DTYPES, Array, Dtype
 from varco_export.tiny.options import TinyOptions

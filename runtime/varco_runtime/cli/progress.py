@@ -34,7 +34,7 @@ class _Bars:
 
 
 class ExportProgress(_Bars):
-    """A bar per component of an export, as `varco_export.export.Progress` asks for; a context manager."""
+    """A bar per component of an export, as `varco_export.progress.Progress` asks for; a context manager."""
 
     @contextmanager
     def component(self, name: str, steps: int) -> Iterator[Callable[[], None]]:

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.robustness`: one file for each way in which things are damaged."""

@@ -1,0 +1,109 @@
+"""JSON objects of a checkpoint, read key by key with checks that name file and key."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varco_runtime.errors import CheckpointError
+
+REQUIRED = object()
+"""Stands for a default where there is none."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.name} is missing from {path.parent}. Copy it from the checkpoint's original repository."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({_line(error)}). Copy it again.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {show(value)}, expected a JSON object. Copy it again.")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A JSON object and where it stands, read key by key with checks that name the key."""
+
+    values: dict[str, Any]
+    where: str
+
+    def sub(self, key: str) -> Fields:
+        """The object under `key`; empty where the file has none."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self.refusal(key, value, "an object")
+        return Fields(value or {}, f"{self.where}: {key}")
+
+    def whole(self, key: str, default: object, maximum: int) -> int:
+        value = self._get(key, default)
+        if type(value) is not int or not 1 <= value <= maximum:
+            raise self.refusal(key, value, f"a whole number from 1 to {maximum}")
+        return value
+
+    def number(self, key: str, default: object) -> float:
+        value = self._get(key, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf or abs(value) > 1e30:
+            raise self.refusal(key, value, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if type(value) is not bool:
+            raise self.refusal(key, value, "true or false")
+        return value
+
+    def triple(self, key: str, default: list[float], positive: bool = False) -> tuple[float, float, float]:
+        value = self._get(key, default)
+        numbers = as_list(value)
+        if len(numbers) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+            raise self.refusal(key, value, "three numbers")
+        if positive and min(numbers) <= 0:
+            raise self.refusal(key, value, "three positive numbers")
+        return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+    def expect(self, key: str, only: Any, reason: str, also: tuple[Any, ...] = (), absent: Any = REQUIRED) -> Any:
+        """The value under `key`; any but `only` is refused with the reason. `absent` stands for a key left out."""
+        value = self.values.get(key, only if absent is REQUIRED else absent)
+        if not any(type(value) is type(good) and value == good for good in (only, *also)):
+            raise self.refusal(key, value, f"{show(only)} ({reason})")
+        return value
+
+    def refusal(self, key: str, got: object, expected: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.where}: {key} is {show(got)}, expected {expected}. Compare the file with its original repository; "
+            "a model that differs here cannot be exported."
+        )
+
+    def _get(self, key: str, default: object) -> Any:
+        value = self.values.get(key)
+        if value is None and default is REQUIRED:
+            raise self.refusal(key, None, "a value")
+        return default if value is None else value
+
+
+def as_list(value: object) -> list[Any]:
+    """A list as it is, anything else as the only item of one."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def show(value: object) -> str:
+    """A value as JSON spells it, cut to one short line."""
+    try:
+        text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(type(value))
+    text = "missing" if value is None else text
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

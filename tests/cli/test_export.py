@@ -1,0 +1,59 @@
+"""`varco export`: what it reports, and what it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Captured, fail, run
+from varco_runtime.cli import progress
+
+
+def test_export_reports_what_was_chosen(tiny_checkpoint: Path, tmp_path: Path, capsys: Captured) -> None:
+    target = tmp_path / "a bundle"
+    out, err = run(capsys, "export", tiny_checkpoint, target, "--decoder", "int4", "--max-context", 500)
+    assert "int4 (blocks of 32, fp32 activations), head int8" in out
+    assert "500 tokens" in out
+    assert "apache-2.0" in out
+    for component in ("vision", "projector", "embedding", "decoder"):
+        assert f"{component} exported in " in err
+    assert f"Next: varco run '{target}' PICTURE" in err
+    assert json.loads(run(capsys, "inspect", target, "--json")[0])["max_context"] == 500
+
+
+def test_export_replaces_only_when_asked(tiny_checkpoint: Path, tmp_path: Path, capsys: Captured) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    assert "add --overwrite" in fail(capsys, 1, "export", tiny_checkpoint, target)
+    assert list(target.iterdir()) == []
+    run(capsys, "export", tiny_checkpoint, target, "--overwrite")
+    run(capsys, "verify", target)
+
+
+@pytest.mark.parametrize("module", ["onnx", "ml_dtypes"])
+def test_export_without_its_extra_names_it(module: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['{module}'] = None; from varco_runtime.cli.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "export", "c", "b"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "varco: Exporting needs the extra 'export'. Install it with: pip install 'varco-edge[export]'\n"
+    )
+
+
+def test_export_shows_a_bar_per_component_on_a_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.ExportProgress() as bars:
+        for name, steps in (("vision", 2), ("decoder", 3)):
+            with bars.component(name, steps) as advance:
+                for _ in range(steps):
+                    advance()
+    err = capsys.readouterr().err
+    assert "vision" in err
+    assert "3/3" in err

@@ -1,0 +1,149 @@
+"""`varco inspect`, `verify`, `doctor` and `demo`: what they tell of a bundle and a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Captured, fail, run
+from tests.conftest import export_bundle
+from varco_export.tiny import TinyOptions, make_tiny
+from varco_runtime import __version__
+from varco_runtime.cli import doctor, progress
+from varco_runtime.cli.demo import demonstrate
+from varco_runtime.cli.main import main
+from varco_runtime.errors import VarcoError
+
+
+def test_inspect_shows_costs_and_settings(tiny_bundle: Path, capsys: Captured) -> None:
+    out, err = run(capsys, "inspect", tiny_bundle)
+    for expected in ("licence of the weights   apache-2.0", "<|im_end|>", "512 bytes per token", "5.24 MB at 10,240"):
+        assert expected in out
+    assert "varco verify hashes every file" in out
+    assert err == ""
+    assert "\x1b" not in out
+    derived = json.loads(run(capsys, "inspect", tiny_bundle, "--json")[0])["derived"]
+    assert derived["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, width, fp32
+    assert derived["kv_bytes_max_context"] == 10_240 * derived["kv_bytes_per_token"]
+    assert derived["end_tokens"] == ["<|im_end|>"]
+
+
+def test_inspect_warns_of_the_licence_and_keeps_suggestions_apart(tmp_path: Path, capsys: Captured) -> None:
+    checkpoint = make_tiny(tmp_path / "tiny", TinyOptions(format="llava-next", repetition_penalty=1.05))
+    (checkpoint / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n", encoding="utf-8")
+    generation = json.loads((checkpoint / "generation_config.json").read_text(encoding="utf-8"))
+    generation |= {"do_sample": True, "temperature": 0.7, "top_k": 20}
+    (checkpoint / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    out, _ = run(capsys, "inspect", export_bundle(checkpoint, tmp_path / "bundle"))
+    assert "cc-by-nc-4.0: non-commercial use only, of the bundle too" in out
+    assert "1.05, over the answer alone" in out
+    assert "temperature 0.7, top_k 20 (not applied unless asked)" in out
+
+
+def test_inspect_works_where_a_large_file_is_bad(broken_bundle: Path, capsys: Captured) -> None:
+    run(capsys, "inspect", broken_bundle)
+    (broken_bundle / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert "tokenizer.json has 2 bytes, expected" in fail(capsys, 1, "inspect", broken_bundle)
+
+
+def test_piped_tables_are_never_cut(tiny_bundle: Path, tmp_path: Path, capsys: Captured) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / ("long" * 40))
+    assert str(bundle) in run(capsys, "inspect", bundle)[0].splitlines()[0]
+
+
+def test_verify_accepts_a_whole_bundle(tiny_bundle: Path, capsys: Captured) -> None:
+    out, err = run(capsys, "verify", tiny_bundle)
+    num_files = len(list(tiny_bundle.iterdir())) - 1
+    assert sum(line.startswith("ok ") for line in out.splitlines()) == num_files
+    assert err == ""
+    assert json.loads(run(capsys, "verify", tiny_bundle, "--json")[0])["ok"] is True
+
+
+def test_verify_names_every_bad_file(broken_bundle: Path, capsys: Captured) -> None:
+    assert main(["verify", str(broken_bundle)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("BAD")] == ["embedding.bin", "vision.onnx"]
+    assert "embedding.bin has been altered" in err
+    assert err.splitlines()[-1].startswith("varco: ")
+    assert "vision.onnx is missing" in err.splitlines()[-1]
+    assert main(["verify", str(broken_bundle), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is False
+    assert {entry["file"] for entry in document["files"] if not entry["ok"]} == {"embedding.bin", "vision.onnx"}
+
+
+def test_a_broken_bundle_is_not_run(broken_bundle: Path, picture: Path, capsys: Captured) -> None:
+    assert "embedding.bin has been altered" in fail(capsys, 1, "run", broken_bundle, picture, "hi")
+
+
+def test_hashing_large_files_is_announced_once(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hash_twice() -> str:
+        with progress.HashProgress({"big.data": 2000, "small.data": 10}, quiet_bytes=1000) as hashed:
+            for name in ("big.data", "big.data", "small.data"):
+                hashed(name, 1000)
+        return capsys.readouterr().err
+
+    assert hash_twice() == "Checking the sha256 of big.data (2 kB).\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "100 %" in hash_twice()
+
+
+def test_doctor_reports_this_machine(capsys: Captured) -> None:
+    out, _ = run(capsys, "doctor")
+    for expected in ("python", "onnxruntime", "CPU", "memory", "cache folder", os.environ["VARCO_EDGE_CACHE"]):
+        assert expected in out
+    report = json.loads(run(capsys, "doctor", "--json")[0])
+    assert report["versions"]["varco-edge"] == __version__
+    assert report["providers"][-1] == "CPU"
+    assert report["num_cores"] >= 1
+
+
+def test_doctor_names_what_is_missing(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if "onnx" in name else installed(name))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    out, _ = run(capsys, "doctor")
+    assert "pip install 'varco-edge[cpu]'" in out
+    assert "pip install 'varco-edge[export]'" in out
+    assert "Install the extra 'cpu' to run bundles." in out
+
+
+def test_doctor_warns_of_two_onnxruntimes(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0" if name == "onnxruntime-gpu" else installed(name))
+    assert "WARNING: onnxruntime and onnxruntime-gpu are both installed" in run(capsys, "doctor")[0]
+
+
+def test_doctor_survives_a_broken_onnxruntime(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    out, _ = run(capsys, "doctor")
+    assert "WARNING: onnxruntime is installed but cannot be imported" in out
+
+
+def test_doctor_finds_gpus(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034 MiB, 8.9, 580.65.06'\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    gpu = "NVIDIA L4 (23034 MiB, compute capability 8.9, driver 580.65.06)"
+    assert json.loads(run(capsys, "doctor", "--json")[0])["gpus"] == [gpu]
+
+
+def test_demo_needs_a_folder(tmp_path: Path, tiny_bundle: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(VarcoError, match=r"cannot be made: .*Choose another folder"):
+        demonstrate(tiny_bundle, tmp_path / "file", can_read=True)
+
+
+def test_demo_without_its_bundle_says_what_to_do(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("varco_runtime.cli.demo.BUNDLE", tmp_path / "nothing")
+    assert "In a checkout of the project, type: make demo" in fail(capsys, 1, "demo", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
