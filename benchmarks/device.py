@@ -46,7 +46,7 @@ MAX_CONTEXT = {"cuda": 10_240, "cpu": 2048}
 LEAST_CONTEXT = 128
 PEER_DTYPE = {"cuda": "bf16", "cpu": "fp32"}
 SPARE_BYTES = 3 << 30
-"""Free disk beyond the largest bundle: 35 GB in all for the 14B in 16 bits."""
+"""Free disk beyond the largest bundle: 34 GB in all for the 14B in 16 bits."""
 STOP_AFTER_S = 300
 """How much longer than the budget a step may run before it counts as stuck."""
 

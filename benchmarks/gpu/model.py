@@ -15,8 +15,9 @@ from unittest import mock
 
 import numpy as np
 
-from varco_export.export import ExportOptions, Silent, export
+from varco_export.export import ExportOptions, export
 from varco_export.graph import DTYPES, Graph
+from varco_export.progress import Silent
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_export.tiny.options import SHAPES
 

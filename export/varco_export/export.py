@@ -25,7 +25,6 @@ from varco_export.precision import Precision, check_decoder_options, decoder_pre
 from varco_export.precision_gpu import GPU_DEVICES, check_gpu_options, gpu_precisions
 from varco_export.probes import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.progress import Progress
-from varco_export.progress import Silent as Silent  # benchmarks/device_model.py takes it from here
 from varco_export.projector import emit_projector
 from varco_export.prompts import load_prompts
 from varco_export.sampling import emit_sampling
