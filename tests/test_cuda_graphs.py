@@ -329,6 +329,15 @@ def test_the_acceptance_probes_pass_on_the_cpu(tiny_checkpoint: Path, tmp_path: 
     assert {check.component for check in checks} >= {"vision", "projector", "answers"}
     assert [check for check in checks if not check.passed] == []
 
+    class Dark(CudaBackend):
+        """Takes every pixel for half as bright as it is."""
+
+        def encode_pixels(self, tiles: Any) -> Any:
+            return super().encode_pixels(tiles // 2)
+
+    checks = replay(varco.bundle, read_probes(varco.bundle), Dark(varco.bundle, place="cpu", threads=1))
+    assert "decoder, pictures" in {check.component for check in checks if not check.passed}
+
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
