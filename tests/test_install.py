@@ -33,8 +33,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name.startswith(("export/", "runtime/", "pyproject", "LICENSE", "README")) and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-index", "--no-build-isolation"]
+    built = subprocess.run(
+        [*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True, text=True
+    )
+    # Whoever types `make demo` or `pip install` sees the warnings of setuptools, a screen full for each.
+    assert "BuildBackendWarning" not in built.stdout + built.stderr
+    assert "absent from the `packages`" not in built.stdout + built.stderr
     (path,) = folder.glob("*.whl")
     return path
 
