@@ -8,11 +8,13 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import Literal, TextIO
 
 # C0 and C1 controls, line and paragraph separators, bidirectional overrides, surrogates that no encoding takes.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _CONTROLS_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+GAP = 3  # blanks between columns
+LONG_WORD = 24  # a longer one, such as a path, is cut where its column ends
 PIPED_WIDTH = 500
 """Columns where there is no terminal: enough for any line, so that nothing is wrapped or cut."""
 
@@ -84,28 +86,48 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
 
     `right` names the columns aligned to the right.
     """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    width = len(header) or 2
-    for index in range(width):
-        name = header[index] if header else ""
-        # A long value goes on below itself; names keep to their line.
-        table.add_column(name, justify="right" if index in right else "left", no_wrap=index == 0, overflow="fold")
-    for row in rows:
-        first, *rest = (one_line(cell) for cell in row)
-        table.add_row(Text(first, style="" if header else "dim"), *(Text(cell) for cell in rest))
     # Colours and wrapping on a terminal, neither into a file or pipe.
     terminal = _is_terminal(sys.stdout)
     lines = io.StringIO()
     console = Console(file=lines, force_terminal=terminal, width=None if terminal else PIPED_WIDTH, highlight=False)
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    columns = list(zip(*([header] if header else []), *cells, strict=True))
+    natural = [max(map(cell_len, column)) for column in columns]
+    least = list(natural)  # names and numbers keep to their line; a long value goes on below itself
+    for index in range(1, len(columns)):
+        if index not in right:
+            words = [cell_len(word) for cell in columns[index] for word in cell.split()]
+            least[index] = min(LONG_WORD, max(words, default=0))
+    widths = _narrowed(natural, least, console.width - GAP * len(columns))
+    # A terminal too narrow for whole words wraps the lines itself: better than columns of two letters.
+    console.width = max(console.width, sum(widths) + GAP * len(columns))
+    table = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for index, width in enumerate(widths):
+        justify: Literal["left", "right"] = "right" if index in right else "left"
+        table.add_column(header[index] if header else "", justify=justify, width=width, overflow="fold")
+    for first, *rest in cells:
+        table.add_row(Text(first, style="" if header else "dim"), *(Text(cell) for cell in rest))
     if title.startswith("\n"):
         console.print()
     console.print(Text(one_line(title.strip()), style="bold"))
     console.print(table)
     write("".join(f"{line.rstrip()}\n" for line in lines.getvalue().splitlines()))
+
+
+def _narrowed(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Widths that fit into `room`, the widest narrowed first; wider where every column is at its `least` width."""
+    widths = list(natural)
+    while sum(widths) > room:
+        wide = [index for index, width in enumerate(widths) if width > least[index]]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
 
 
 def size_text(num_bytes: int) -> str:
