@@ -288,6 +288,11 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     assert "holds only PyTorch .bin files, expected model.safetensors" in refusal(lambda: Checkpoint.open(tmp_path))
 
 
+def test_a_bundle_is_not_taken_for_a_checkpoint(tiny_bundle: Path) -> None:
+    """Its embedding.bin is no PyTorch file."""
+    assert "is a bundle, expected what a bundle is made of" in refusal(lambda: Checkpoint.open(tiny_bundle))
+
+
 # --- tensors that do not fit the configuration ------------------------------------------------------------------------
 
 

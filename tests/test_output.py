@@ -217,6 +217,12 @@ def test_overwrite_never_removes_what_is_no_bundle(tmp_path: Path) -> None:
     assert names(photographs) == ["cat.jpg"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_root_of_the_file_system_is_no_bundle(overwrite: bool) -> None:
+    with pytest.raises(ExportError, match=r"^/ is the root of the file system"), whole_folder(Path("/"), overwrite):
+        pytest.fail("a folder was given")
+
+
 def test_a_failed_overwrite_leaves_the_former_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with whole_folder(tmp_path / "bundle") as folder:
         fill(folder, "former")

@@ -78,6 +78,8 @@ def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     empty folder, if another run is writing it, and for whatever the disk refuses.
     """
     target = Path(os.path.abspath(target))
+    if not target.name:
+        raise ExportError(f"{target} is the root of the file system, expected a folder to make. Name one below it.")
     if not overwrite:
         _check_target(target, overwrite)
     with _one_line(target), _parents_of(target), _lock_of(target):

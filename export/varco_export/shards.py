@@ -18,6 +18,7 @@ from typing import Any
 from varco_export.json_fields import read_json
 from varco_export.tensor import SAFETENSORS_DTYPES, Dtype, Tensor
 from varco_runtime.errors import CheckpointError, MissingExtraError
+from varco_runtime.schema import MANIFEST
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16}
@@ -96,6 +97,11 @@ def read_shards(folder: Path) -> dict[Path, list[Entry]]:
     if single.exists():
         return {single: _read_header(single)}
     if not index.exists():
+        if (folder / MANIFEST).is_file():
+            raise CheckpointError(
+                f"{folder} is a bundle, expected what a bundle is made of: a checkpoint's folder of safetensors, or a "
+                "Hugging Face repository id. Name that, or ask the bundle with varco run."
+            )
         found = "only PyTorch .bin files" if any(folder.glob("*.bin")) else "neither"
         raise CheckpointError(
             f"{folder} holds {found}, expected model.safetensors or model.safetensors.index.json. Convert or "
