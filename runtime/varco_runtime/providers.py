@@ -68,10 +68,9 @@ def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int 
             reason = str(error)
     if not runs_on_cpu(bundle):
         precision = bundle.manifest.decoder.precision
-        before = "" if name == "cpu" else f"{reason} "
-        raise BackendError(
-            f"{before}The CPU cannot run this bundle, it has no kernels for {precision}. {_export('cpu')}"
-        )
+        # What is wrong with the GPU ends with its own advice, often this one.
+        rest = f". {_export('cpu')}" if name == "cpu" else f", nor can the GPU: {reason}"
+        raise BackendError(f"The CPU cannot run this bundle, it has no kernels for {precision}{rest}")
     backend = CudaBackend(bundle, max_context, "cpu", threads)
     if name == "cpu":
         return Provider(backend, "cpu (as asked; the bundle was exported for CUDA, whose fp16 is slow here)")
