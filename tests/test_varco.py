@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from PIL import Image
 
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
-from varco_runtime.errors import ContextError, PromptError, UsageError
+from varco_runtime.errors import ContextError, ImageError, PromptError, UsageError, VarcoError
 from varco_runtime.onnxruntime_backend import CHUNK_TOKENS, OnnxRuntimeBackend
 
 
@@ -215,6 +219,7 @@ def test_a_failed_turn_leaves_a_conversation_as_it_was(varco: Varco, image: Imag
         ({"provider": "gpu"}, "provider 'gpu' is unknown"),
         ({"verify": "maybe"}, "verify='maybe' is unknown"),
         ({"threads": 0}, "threads=0"),
+        ({"threads": 100_000}, "threads=100000 is too many"),
         ({"max_context": 5}, "max_context=5 is out of range"),
         ({"max_context": 10**9}, "max_context=1000000000 is out of range"),
     ],
@@ -224,9 +229,56 @@ def test_wrong_arguments_are_one_clear_line(tiny_bundle: Path, arguments: dict[s
         Varco.load(tiny_bundle, **arguments)  # type: ignore[arg-type]
 
 
+def test_tab_completion_offers_the_names_that_are_imported_late() -> None:
+    code = "import varco_runtime as v; print(set(v.__all__) <= set(dir(v)), 'PIL' in __import__('sys').modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_no_tokens_asked_for_is_refused(varco: Varco) -> None:
     with pytest.raises(UsageError, match="max_new_tokens=0"):
         varco.ask(None, "Hello", max_new_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ("Hello", {"max_tokens": 5}, UsageError, "max_tokens is no option of a question. Did you mean max_new_tokens?"),
+        ("Hello", {"beams": 5}, UsageError, "beams is no option of a question. Expected one of: system, "),
+        ("Hello", {"max_new_tokens": 2.5}, UsageError, "max_new_tokens=2.5 is no whole number"),
+        ("Hello", {"system": 3}, PromptError, "The text is of type int, expected a string"),
+        (None, {}, PromptError, "The text is of type NoneType, expected a string"),
+    ],
+)
+def test_what_is_no_question_is_one_clear_line(
+    varco: Varco, prompt: Any, options: dict[str, Any], error: type[VarcoError], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        varco.ask(None, prompt, **options)
+
+
+def test_a_task_about_a_picture_needs_one(varco: Varco) -> None:
+    """None is what other libraries return for a picture that they could not read."""
+    missing: Any = None
+    for ask in (
+        lambda: varco.ocr(missing),
+        lambda: varco.ground(missing, "What is where?"),
+        lambda: varco.refer(missing, "What is {object}?", "this", (0, 0, 1, 1)),
+    ):
+        with pytest.raises(ImageError, match="looks at a picture, got None"):
+            ask()
+
+
+@pytest.mark.parametrize("token_ids", [[10**9, 1], [-1], [1.5], ["1"]])
+def test_scoring_takes_the_models_tokens_alone(varco: Varco, token_ids: Any) -> None:
+    with pytest.raises(UsageError, match="none of this model's"):
+        varco.score(None, "Hello", token_ids)
+
+
+def test_scoring_takes_an_array_and_no_second_picture(varco: Varco, image: Image.Image) -> None:
+    np.testing.assert_array_equal(varco.score(None, "Hi", np.array([5, 6])), varco.score(None, "Hi", [5, 6]))
+    with pytest.raises(UsageError, match="stands for a picture"):
+        varco.score(image, "Hello", [varco.bundle.manifest.prompt.image_token_id, 5])
 
 
 def test_the_step_reuses_its_buffers(varco: Varco) -> None:

@@ -141,7 +141,9 @@ class StreamDecoder:
 
 
 def check_encodable(text: str) -> None:
-    """Raise `PromptError` when `text` cannot be written as UTF-8."""
+    """Raise `PromptError` when `text` is no text, or cannot be written as UTF-8."""
+    if not isinstance(text, str):
+        raise PromptError(f"The text is of type {type(text).__name__}, expected a string. Give the question as one.")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -3,12 +3,14 @@ regions."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from numbers import Integral
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -16,7 +18,8 @@ import numpy as np
 from varco_runtime.answer import Answer, Piece, Timings, Usage
 from varco_runtime.backend import Array, Backend, NormalisesPixels, PromptInputs, VerifyingBackend
 from varco_runtime.bundle import Bundle
-from varco_runtime.errors import ContextError, UsageError
+from varco_runtime.cores import usable_cores
+from varco_runtime.errors import ContextError, ImageError, UsageError
 from varco_runtime.generation import Transcript, generate_tokens
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.markup import OCR_PROMPT, Box, ground_prompt, refer_prompt
@@ -29,6 +32,8 @@ from varco_runtime.speculation import Chances, Drafter, StepCosts
 from varco_runtime.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 1024
+LEAST_MOST_THREADS = 64
+"""So many threads are allowed on any machine; more only where there are as many cores."""
 
 
 class Options(TypedDict, total=False):
@@ -111,6 +116,10 @@ class Varco:
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads} is too few. Expected at least 1.")
+        # Threads beyond the cores wait for each other: 1,000 on two cores need minutes for what two do in a second.
+        most = max(LEAST_MOST_THREADS, os.cpu_count() or 1)
+        if threads is not None and threads > most:
+            raise UsageError(f"threads={threads} is too many. Expected at most {most}; the cores are {usable_cores()}.")
         if memory_mb < 0:
             raise UsageError(f"memory_mb={memory_mb} is too few. Expected 0 (the latest picture alone) or more.")
         opened = Bundle.open(bundle, verify, progress)
@@ -143,10 +152,12 @@ class Varco:
 
     def ocr(self, image: Source, **options: Unpack[Options]) -> Answer:
         """Read the text in a picture: regions of kind `text`."""
+        _need_picture(image, "ocr")
         return self.ask(image, OCR_PROMPT, **options)
 
     def ground(self, image: Source, prompt: str, **options: Unpack[Options]) -> Answer:
         """Ask for an answer that locates what it names: regions of kind `object`."""
+        _need_picture(image, "ground")
         return self.ask(image, ground_prompt(prompt), **options)
 
     def refer(
@@ -158,6 +169,7 @@ class Varco:
         **options: Unpack[Options],
     ) -> Answer:
         """Ask about a region: `{object}` in the prompt becomes `text` with its `box` (x1, y1, x2, y2 in 0..1)."""
+        _need_picture(image, "refer")
         return self.ask(image, refer_prompt(prompt, text, box), **options)
 
     def score(self, image: Source | None, prompt: str, token_ids: Sequence[int], system: str | None = None) -> Array:
@@ -165,8 +177,9 @@ class Varco:
 
         Row i is what the model would say after the prompt and the answer's first i tokens. To compare precisions.
         """
-        if not token_ids:
+        if len(token_ids) == 0:  # an array of them has no truth value
             raise UsageError("There is no answer to score. Give at least one token id.")
+        self._check_ids(token_ids, image is not None)
         picture = None if image is None else load_picture(image)
         plan = None if picture is None else packing_plan(picture.size_hw, self.bundle.manifest.image)
         ids = self._prompter.encode(
@@ -185,10 +198,13 @@ class Varco:
 
     def _stream(self, image: Source | None, messages: list[Message], options: Options) -> Stream:
         started = time.perf_counter()
+        _check_options(options)
         picture = None if image is None else load_picture(image)
         sampling = _sampling(options)
         stop = _stop_strings(options)
         max_new_tokens = options.get("max_new_tokens", MAX_NEW_TOKENS)
+        if not isinstance(max_new_tokens, Integral):
+            raise UsageError(f"max_new_tokens={max_new_tokens!r} is no whole number. Expected at least 1.")
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens={max_new_tokens} is too few. Expected at least 1.")
 
@@ -200,6 +216,21 @@ class Varco:
         speculate = options.get("speculate", True)
         new_tokens = min(max_new_tokens, room)
         return Stream(self, _Request(ids, num_image_tokens, sampling, stop, new_tokens, speculate, picture, started))
+
+    def _check_ids(self, token_ids: Sequence[int], has_image: bool) -> None:
+        """Raise `UsageError` for an answer that holds what no token is, or a place for a second picture."""
+        manifest = self.bundle.manifest
+        vocab_size, image_token_id = manifest.model.vocab_size, manifest.prompt.image_token_id
+        for id_ in token_ids:
+            if not isinstance(id_, Integral) or not 0 <= id_ < vocab_size:
+                raise UsageError(
+                    f"The answer's token id {id_!r} is none of this model's. Expected whole numbers from 0 to "
+                    f"{vocab_size - 1}; take them from an Answer's token_ids."
+                )
+            if has_image and id_ == image_token_id:
+                raise UsageError(
+                    f"The answer's token id {id_} stands for a picture, expected words. Leave it out of the answer."
+                )
 
     def _check_room(self, num_tokens: int, num_image_tokens: int) -> int:
         """How many more tokens the context holds; `ContextError` if none."""
@@ -408,6 +439,22 @@ class Chat:
 def _messages(prompt: str, has_image: bool, system: str | None) -> list[Message]:
     messages = [] if system is None else [Message("system", system)]
     return [*messages, Message("user", prompt, image=has_image)]
+
+
+def _need_picture(image: Source | None, what: str) -> None:
+    """Refuse None, which other libraries return for a picture that they could not read."""
+    if image is None:
+        raise ImageError(f"{what} looks at a picture, got None. Give a picture, or ask(None, prompt) without one.")
+
+
+def _check_options(options: Options) -> None:
+    """Refuse what is no option: a misspelled one would silently change nothing."""
+    known = Options.__annotations__
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"Did you mean {close[0]}?" if close else f"Expected one of: {', '.join(known)}."
+            raise UsageError(f"{name} is no option of a question. {hint}")
 
 
 def _sampling(options: Options) -> SamplingSettings:
