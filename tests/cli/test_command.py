@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from tests.cli.conftest import Captured, fail, run, shell
 from varco_runtime import __version__
 from varco_runtime.cli import console, doctor
-from varco_runtime.cli.main import main
+from varco_runtime.cli.main import app, main
 from varco_runtime.errors import VarcoError
 
 COMMANDS = ("export", "engines", "quantize", "run", "inspect", "verify", "probe", "bench", "demo", "doctor")
@@ -31,6 +32,13 @@ def test_help_names_every_command(arguments: list[str], capsys: Captured) -> Non
 def test_every_command_has_help(command: str, capsys: Captured) -> None:
     out, _ = run(capsys, command, "--help")
     assert f"Usage: varco {command}" in out
+
+
+def test_help_wraps_where_the_terminal_ends() -> None:
+    """Line breaks inside a later paragraph are kept, so that each paragraph is one line of its own."""
+    for command in app.registered_commands:
+        _, *paragraphs = inspect.cleandoc(command.callback.__doc__ or "").split("\n\n")
+        assert not [paragraph for paragraph in paragraphs if "\n" in paragraph], command.callback
 
 
 def test_version_is_printed(capsys: Captured) -> None:

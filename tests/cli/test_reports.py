@@ -14,7 +14,7 @@ from tests.cli.conftest import Captured, fail, run
 from tests.conftest import export_bundle
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import __version__
-from varco_runtime.cli import doctor, progress
+from varco_runtime.cli import console, doctor, progress
 from varco_runtime.cli.demo import demonstrate
 from varco_runtime.cli.main import main
 from varco_runtime.errors import VarcoError
@@ -54,6 +54,16 @@ def test_inspect_works_where_a_large_file_is_bad(broken_bundle: Path, capsys: Ca
 def test_piped_tables_are_never_cut(tiny_bundle: Path, tmp_path: Path, capsys: Captured) -> None:
     bundle = shutil.copytree(tiny_bundle, tmp_path / ("long" * 40))
     assert str(bundle) in run(capsys, "inspect", bundle)[0].splitlines()[0]
+
+
+def test_a_narrow_terminal_folds_no_word(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that cannot get narrower is left to the terminal, which wraps its lines."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    row = ("decoder.onnx.data", "12.2 MB", "blocks of 32", "45a3bf981891f22d")
+    console.print_table("bundle", ("file", "size", "weights", "sha256"), [row], right=(1,))
+    words = set(capsys.readouterr().out.replace("\x1b[", " ").split())
+    assert words >= {word for cell in row for word in cell.split()}
 
 
 def test_verify_accepts_a_whole_bundle(tiny_bundle: Path, capsys: Captured) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import Captured, fail, run
+from tests.cli.conftest import Captured, fail, run, shell
 from varco_runtime import Varco
 from varco_runtime.cli.run import save_picture
 from varco_runtime.errors import VarcoError
@@ -61,6 +61,13 @@ def test_standard_input_must_not_be_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert "got a terminal" in fail(capsys, 2, "run", tiny_bundle, "-", "hi")
+
+
+def test_a_closed_standard_input_is_one_line(tiny_bundle: Path) -> None:
+    done = shell(f"varco run {tiny_bundle} - hi <&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith("varco: - reads a picture from standard input, none is open.")
+    assert done.stderr.count("\n") == 1
 
 
 def test_tasks_ask_as_the_model_card_does(varco: Varco, tiny_bundle: Path, picture: Path, capsys: Captured) -> None:

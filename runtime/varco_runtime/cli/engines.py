@@ -32,8 +32,8 @@ def engines(
         int | None,
         typer.Option(
             metavar="N",
-            help="Tiles of a picture that are encoded at a time; fewer take less memory.",
-            show_default="5",
+            help="Tiles of a picture that are encoded at a time, 5 unless given; fewer take less memory.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:

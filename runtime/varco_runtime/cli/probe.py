@@ -27,8 +27,9 @@ def probe(
 ) -> None:
     """Put questions with the exact model's answers into a bundle, for varco verify --numerics.
 
-    Needs the extra 'export', but no torch. Computes in fp32 on the processor, one layer in memory at a time: seconds
-    for a small model, many minutes for the 14B.
+    Needs the extra 'export', but no torch.
+
+    Computes in fp32 with one layer in memory at a time: seconds for a small model, many minutes for the 14B.
     """
     try:
         from varco_export.probes import add_probes

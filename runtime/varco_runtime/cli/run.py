@@ -162,8 +162,10 @@ def _check_question(
     if image is None and not no_image:
         expected = "IMAGE --task ocr" if task == "ocr" else "IMAGE PROMPT, or --no-image and a prompt."
         raise UsageError(f"No picture was given. Expected: varco run BUNDLE {expected}")
-    if image == STDIN and sys.stdin.isatty():
-        raise UsageError("- reads a picture from standard input, got a terminal. Expected: varco run BUNDLE - < IMAGE")
+    # None: whoever started the command closed it.
+    if image == STDIN and (sys.stdin is None or sys.stdin.isatty()):
+        got = "none is open" if sys.stdin is None else "got a terminal"
+        raise UsageError(f"- reads a picture from standard input, {got}. Expected: varco run BUNDLE - < IMAGE")
     if task == "ocr" and prompt is not None:
         raise UsageError("--task ocr takes no prompt: it reads all text in the picture. Leave the prompt out.")
     if task == "refer" and (text is None or box is None):

@@ -25,7 +25,7 @@ def verify(
         typer.Option("--numerics", help="Run the bundle's probes too and compare with the exact model's answers."),
     ] = False,
     provider: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to run the probes on; auto unless given.")
+        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to run the probes on.")
     ] = "auto",
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Processor threads; all unless given.", show_default=False)
