@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,7 @@ def test_the_steps_of_the_progress_bar_are_the_steps_taken(tiny_checkpoint: Path
     ("arguments", "message"),
     [
         (("bf16", "auto", 32, "float", "cpu"), "--decoder bf16 has no kernels on the CPU"),
+        (("int4", "bf16", 32, "float", "cpu"), "--lm-head bf16 has no kernels on the CPU"),
         (("fp8", "auto", 32, "float", "cpu"), "--decoder fp8 needs a checkpoint in FP8, this one is not quantised"),
         (("q3", "auto", 32, "float", "cpu"), "--decoder q3 cannot be exported. Expected one of: auto, fp32"),
         (("int4", "auto", 48, "float", "cpu"), "--block-size 48 has no kernel"),
@@ -145,9 +147,16 @@ def test_a_precision_that_does_not_exist_is_refused_by_name(
         decoder_precision(*arguments)
 
 
-def test_a_vision_precision_that_does_not_exist_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="--vision int4 cannot be exported"):
-        vision_precision("int4")
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("int4", "--vision int4 cannot be exported. Expected one of: auto, fp32, fp16, int8."),
+        ("bf16", "--vision bf16 has no kernels on the CPU. Use --vision fp32 (exact) or int8 (fast)."),
+    ],
+)
+def test_a_vision_precision_that_does_not_exist_is_refused_by_name(precision: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        vision_precision(precision)
 
 
 @pytest.mark.parametrize("max_context", [15, 40_000])

@@ -68,13 +68,17 @@ def choose(value: str, option: str, allowed: tuple[str, ...], later: tuple[str, 
     raise UsageError(f"{option} {value} cannot be exported{note}. Expected one of: {', '.join(allowed)}.")
 
 
+def _refuse_bf16(option: str, value: str, fast: str) -> None:
+    """A type of the options' lists that is for GPUs alone."""
+    if value == "bf16":
+        raise UsageError(f"{option} bf16 has no kernels on the CPU. Use {option} fp32 (exact) or {fast} (fast).")
+
+
 def check_decoder_options(decoder: str, lm_head: str, block_size: int, activations: str, device: str) -> None:
     """Refuse by name what no checkpoint could be exported with, before one is opened."""
     choose(device, "--device", ("cpu", "cuda", "tensorrt"))
-    if decoder == "bf16":
-        raise UsageError(
-            "--decoder bf16 has no kernels on the CPU. Use --decoder fp32 (exact) or int4 (small and fast)."
-        )
+    _refuse_bf16("--decoder", decoder, "int4")
+    _refuse_bf16("--lm-head", lm_head, "int4")
     choose(decoder, "--decoder", ("auto", *FLOATS, "int8", "int4", "fp8"))
     choose(lm_head, "--lm-head", ("auto", *FLOATS, "int8", "int4"))
     choose(activations, "--activations", ("float", "int8"))
@@ -148,8 +152,9 @@ def vision_precision(vision: str) -> Precision:
     int8 means weights and activations, each row with one scale: the tower is bound by arithmetic, and a CPU multiplies
     whole int8 matrices faster than floats or blocks.
     """
+    _refuse_bf16("--vision", vision, "int8")
+    choose(vision, "--vision", ("auto", *FLOATS, "int8"))
     vision = "fp32" if vision == "auto" else vision
-    choose(vision, "--vision", (*FLOATS, "int8"))
     if vision == "int8":
         return Precision("fp32", "int8", "int8", int8_activations=True, row_scales=True)
     return Precision(vision, vision, vision)
