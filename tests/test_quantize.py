@@ -405,6 +405,17 @@ def test_two_runs_do_not_fill_one_folder(checkpoint: Path, pictures: Path, tmp_p
     assert not leftover.exists()
 
 
+def test_an_existing_target_is_refused_before_pictures_are_read(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    class Silent(Quiet):
+        def note(self, text: str) -> None:
+            pytest.fail(f"it went on: {text}")
+
+    with pytest.raises(ExportError, match="exists already"):
+        quantize(checkpoint, tmp_path, QuantizeOptions("gptq", pictures, group_size=32), Silent())
+
+
 def test_activations_of_another_size_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "activations.bin"
     samples = [np.ones((2, 3), np.float32), np.zeros((1, 3), np.float32)]

@@ -26,7 +26,7 @@ from varco_export.quantize.options import GROUP_SIZES, QuantizeOptions
 from varco_export.quantize.scheme import make_scheme, quantization_config
 from varco_export.quantize.shard import Stored, read_sizes, write_shard
 from varco_export.quantize.weights import TORCH_DTYPES, read_weight
-from varco_export.quantize.work import Work, resumable_folder
+from varco_export.quantize.work import Work, check_target, resumable_folder
 from varco_export.shards import read_shards
 from varco_export.tensor import SAFETENSORS_DTYPES, Tensor
 from varco_runtime.errors import CheckpointError, UsageError
@@ -83,6 +83,7 @@ class _Run:
 
 def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: Progress) -> Outcome:
     """`varco_export.quantize.quantize`, the options checked and the libraries there."""
+    check_target(out)
     run = _prepare(source, options, progress)
     with resumable_folder(out, _asked(run), run.num_layers + 2) as work:
         _quantise_layers(run, work)
@@ -122,7 +123,9 @@ def _prepare(source: str | Path, options: QuantizeOptions, progress: Progress) -
         prompter = Prompter(prompts.chat_template, prompts.prompt, Tokenizer.from_json(prompts.tokenizer_json))
         found = read_samples(options.calibration, prompts.prompt.markup_tokens, options.max_samples)
         samples = encode_samples(found, prompter, config.image, config.text.max_position_embeddings)
-        progress.note(f"Calibrating with {len(samples)} samples, {sum(len(one.ids) for one in samples):,} tokens.")
+        plural = "" if len(samples) == 1 else "s"
+        num_tokens = sum(len(one.ids) for one in samples)
+        progress.note(f"Calibrating with {len(samples)} sample{plural}, {num_tokens:,} tokens.")
     return _Run(checkpoint, prompts, options, make_scheme(options), samples, progress, torch.device(options.device))
 
 

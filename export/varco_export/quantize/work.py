@@ -64,6 +64,20 @@ class Work:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def check_target(target: Path) -> None:
+    """Raise `ExportError` if `target` exists: before minutes of reading pictures, rather than after."""
+    work = _work_of(target)
+    if os.path.lexists(work.target):
+        if not work.checkpoint.exists():  # killed after the rename
+            shutil.rmtree(work.folder, ignore_errors=True)
+        raise _exists(work.target)
+
+
+def _work_of(target: Path, num_shards: int = 0) -> Work:
+    target = Path(os.path.abspath(target))
+    return Work(target.with_name(f".{target.name}.varco-quantize"), target, num_shards)
+
+
 @contextmanager
 def resumable_folder(target: Path, asked: dict[str, Any], num_shards: int) -> Iterator[Work]:
     """Open the work folder of `target`, making it or finding it as an earlier run of the same `asked` left it.
@@ -71,12 +85,8 @@ def resumable_folder(target: Path, asked: dict[str, Any], num_shards: int) -> It
     Raises `ExportError` if `target` exists, if another run fills the folder or an earlier one was asked for something
     else, and for whatever the disk refuses.
     """
-    target = Path(os.path.abspath(target))
-    work = Work(target.with_name(f".{target.name}.varco-quantize"), target, num_shards)
-    if os.path.lexists(target):
-        if not work.checkpoint.exists():  # killed after the rename
-            shutil.rmtree(work.folder, ignore_errors=True)
-        raise _exists(target)
+    check_target(target)
+    work = _work_of(target, num_shards)
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
         with _locked(work):

@@ -103,4 +103,5 @@ def _scales(columns: int | None) -> str:
 
 
 def _calibration(num_samples: int, num_tokens: int) -> str:
-    return f"{num_samples} samples, {num_tokens:,} tokens" if num_samples else "none needed"
+    plural = "" if num_samples == 1 else "s"
+    return f"{num_samples} sample{plural}, {num_tokens:,} tokens" if num_samples else "none needed"
