@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
     version = document["format_version"]
     if type(version) is not int or version != FORMAT_VERSION:
         newer = type(version) is int and version > FORMAT_VERSION
-        step = "Upgrade varco-edge, or export the bundle again." if newer else _AGAIN
+        step = "Upgrade varco-edge, or export the bundle again." if newer else "Export the bundle again."
         raise BundleError(
             f"{path} has format version {short(version)}, this varco-edge reads version {FORMAT_VERSION}. {step}"
         )
