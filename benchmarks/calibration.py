@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pictures", type=int, default=64, metavar="N")
     given = parser.parse_args(arguments)
+    if given.folder.exists():
+        parser.error(f"{given.folder} exists already. Choose another folder or remove it.")
     print(make_calibration(given.folder, given.pictures))
 
 

@@ -1,8 +1,8 @@
-"""Charts of what `benchmarks.peers` and `benchmarks.scaling` found, as PNG beside their JSON.
+"""Charts of what `benchmarks.peers` and `benchmarks.scaling` found, as PNG in the folder `plots` beside their JSON.
 
     python -m benchmarks.charts benchmarks/peers.json benchmarks/scaling.json
 
-`NAME.json` becomes `NAME-SUBJECT.png`, one file per chart.
+`NAME.json` becomes `plots/NAME-SUBJECT.png`, one file per chart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path} is a report of {report.get('benchmark')!r}, expected one of: {', '.join(CHARTS)}.")
             return 1
         for subject, chart in CHARTS[report["benchmark"]](report):
-            target = path.with_name(f"{path.stem}-{subject}.png")
+            target = path.parent / "plots" / f"{path.stem}-{subject}.png"
+            target.parent.mkdir(exist_ok=True)
             save(chart, target)
             print(target)
     return 0

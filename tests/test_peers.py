@@ -203,10 +203,10 @@ def test_charts_are_drawn_of_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert study["fit"]["line"]["slope"] == pytest.approx(2)
     write_json(tmp_path / "scaling.json", {"benchmark": "scaling", "studies": [study]})
     assert charts.main([str(tmp_path / "peers.json"), str(tmp_path / "scaling.json")]) == 0
-    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    drawn = sorted(path.name for path in (tmp_path / "plots").glob("*.png"))
     assert drawn == ["peers-context.png", "peers-memory.png", "scaling-decode-by-size.png"]
     for name in drawn:
-        with Image.open(tmp_path / name) as image:
+        with Image.open(tmp_path / "plots" / name) as image:
             assert len(image.getcolors(1 << 20) or []) > 10
     write_json(tmp_path / "other.json", {"benchmark": "other"})
     assert charts.main([str(tmp_path / "other.json")]) == 1

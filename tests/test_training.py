@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
+from benchmarks import calibration
 from training import tasks, tiles, tokenizer
 from training.evaluate import Tally, evaluate, iou, is_well_formed, score_ocr
 from training.lexicon import DIGITS, LATIN, SYLLABLES
@@ -196,3 +197,16 @@ def test_the_checkpoint_loads_in_transformers_and_reads_a_word() -> None:
     assert report["well_formed"] == 1
     assert report["word_accuracy"] > 0.5
     assert report["mean_iou"] > 0.6
+
+
+def test_a_calibration_folder_holds_pictures_and_answers_and_replaces_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path / "folder"), "--pictures", "2"]
+    calibration.main(arguments)
+    lines = [json.loads(line) for line in (tmp_path / "folder" / "calibration.jsonl").read_text().splitlines()]
+    assert {line["image"] for line in lines} == {path.name for path in (tmp_path / "folder").glob("*.png")}
+    assert all(line["prompt"] and line["answer"] for line in lines)
+    with pytest.raises(SystemExit):
+        calibration.main(arguments)
+    assert "exists already. Choose another folder or remove it." in capsys.readouterr().err
