@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two test processes of one thread each use two cores better than one process of two.
 WORKERS ?= 2
+# setuptools warns that an editable installation depends on the folder, which is meant; tests/test_install.py reads the
+# other warnings.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .PHONY: demo test test-full lint format clean
@@ -31,11 +34,11 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,export]'
+	$(INSTALL) '.[cpu,export]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	touch $@ $(VENV)/.demo
 
 clean:
