@@ -2,14 +2,16 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# onnxruntime-gpu cannot live beside onnxruntime.
+PROVIDER_VENV := .venv-provider
 # Two test processes of one thread each use two cores better than one process of two.
 WORKERS ?= 2
 # setuptools warns that an editable installation depends on the folder, which is meant; tests/test_install.py reads the
 # other warnings.
-INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: demo test test-full lint format clean
+.PHONY: demo test test-full test-provider lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tools.demo demo
@@ -19,6 +21,11 @@ test: lint
 
 test-full: $(VENV)/.dev
 	$(PYTEST) -m "full or not full"
+
+# A worker keeps what it observed of one bundle, so a bundle's tests stay together.
+test-provider $(PROVIDER_VENV)/.ready: BIN := $(PROVIDER_VENV)/bin
+test-provider: $(PROVIDER_VENV)/.ready
+	$(PYTEST) --dist loadgroup tests/provider
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -41,5 +48,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(INSTALL) '.[dev]'
 	touch $@ $(VENV)/.demo
 
+$(PROVIDER_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(PROVIDER_VENV) || python3 -m venv $(PROVIDER_VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(INSTALL) '.[dev-provider]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build demo *.egg-info
+	rm -rf $(VENV) $(PROVIDER_VENV) build demo *.egg-info
