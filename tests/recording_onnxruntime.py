@@ -136,7 +136,8 @@ class Binding:
 class Session:
     """A session that really runs on the CPU. `runs` are the shapes of each run by name of the bound value."""
 
-    def __init__(self, gpu: Gpu, path: str, options: Any, providers: list[Any]) -> None:
+    def __init__(self, gpu: Gpu, path: str, options: Any, providers: list[Any], disabled_optimizers: Any) -> None:
+        self.disabled_optimizers = disabled_optimizers
         self.gpu = gpu
         self.name = path.rpartition("/")[2].removesuffix(".onnx")
         gpu.note("load", self.name)
@@ -211,9 +212,11 @@ def onnxruntime_gpu(gpu: Gpu) -> types.ModuleType:
         for name in gpu.missing:
             print(f"Failed to load {name}: cannot open shared object file")
 
-    def session(path: str, options: Any, providers: list[Any], enable_fallback: int = 1) -> Session:
+    def session(
+        path: str, options: Any, providers: list[Any], enable_fallback: int = 1, disabled_optimizers: Any = None
+    ) -> Session:
         assert not enable_fallback, "what fails would be printed, and tried again on the CPU"
-        return Session(gpu, path, options, providers)
+        return Session(gpu, path, options, providers, disabled_optimizers)
 
     module.__version__ = "1.31.1"  # type: ignore[attr-defined]
     module.OrtValue = Values  # type: ignore[attr-defined]
@@ -222,6 +225,7 @@ def onnxruntime_gpu(gpu: Gpu) -> types.ModuleType:
     module.InferenceSession = session  # type: ignore[attr-defined]
     module.get_available_providers = lambda: list(gpu.providers)  # type: ignore[attr-defined]
     module.preload_dlls = preload_dlls  # type: ignore[attr-defined]
+    module.set_default_logger_severity = lambda level: None  # type: ignore[attr-defined]
     return module
 
 

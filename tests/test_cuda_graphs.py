@@ -40,12 +40,12 @@ FUSED = TinyOptions(
 
 CUDA_KERNELS = {
     "": {
-        *("Add", "And", "Cast", "Concat", "CumSum", "Div", "Exp", "Gather", "GatherElements", "Gelu", "Greater"),
-        *("GreaterOrEqual", "LayerNormalization", "Less", "MatMul", "Mul", "RMSNormalization", "Reshape"),
+        *("Add", "And", "Attention", "Cast", "Concat", "CumSum", "Div", "Exp", "Gather", "GatherElements", "Gelu"),
+        *("Greater", "GreaterOrEqual", "LayerNormalization", "Less", "MatMul", "Mul", "RMSNormalization", "Reshape"),
         *("ScatterElements", "Sigmoid", "Slice", "Split", "Sub", "TopK", "Transpose", "Unsqueeze", "Where"),
     },
     "com.microsoft": {
-        *("FusedMatMul", "GroupQueryAttention", FP8_OPERATOR, "MatMulNBits", "MultiHeadAttention"),
+        *("FusedMatMul", "GroupQueryAttention", FP8_OPERATOR, "MatMulNBits"),
         "SkipSimplifiedLayerNormalization",
     },
 }
@@ -140,18 +140,14 @@ def test_gptq_groups_become_blocks_of_32_with_the_same_weights(
     assert_equal_bit_for_bit({name: got[name] for name in named}, named)
 
 
-@pytest.mark.parametrize(
-    ("packing", "vision"),
-    [(GptqPacking(group_size=64, sym=False), "fp16"), (GptqPacking(group_size=64), "bf16")],
-    ids=["asymmetric", "bf16"],
-)
-def test_groups_stay_where_the_fused_kernel_is_out_of_reach(
-    fused_checkpoint: Path, tmp_path: Path, packing: GptqPacking, vision: str
+@pytest.mark.parametrize(("sym", "vision", "block_size"), [(False, "fp16", 64), (True, "bf16", 32)])
+def test_only_symmetric_groups_are_cut_for_the_fused_kernel(
+    fused_checkpoint: Path, tmp_path: Path, sym: bool, vision: str, block_size: int
 ) -> None:
-    pack_checkpoint(fused_checkpoint, tmp_path / "packed", packing)
+    pack_checkpoint(fused_checkpoint, tmp_path / "packed", GptqPacking(group_size=64, sym=sym))
     bundle = export_bundle(tmp_path / "packed", tmp_path / "bundle", device="cuda", vision=vision, max_context=64)
     for node in ExportedDecoder(bundle).nodes("MatMulNBits"):
-        assert {attribute.name: attribute.i for attribute in node.attribute}["block_size"] == 64
+        assert {attribute.name: attribute.i for attribute in node.attribute}["block_size"] == block_size
 
 
 # --- FP8 --------------------------------------------------------------------------------------------------------------

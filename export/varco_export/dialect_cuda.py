@@ -6,10 +6,11 @@ Differences from the CPU's form, each for a condition of the provider (onnxrunti
 - Every node has a CUDA kernel, so that a decode step can be captured: no Identity and no Pad, whose kernels do not
   reach opset 23; positions whose logits are wanted come as indices on the device, not as a slice's bounds on the host.
 - Nothing needs cuDNN, which onnxruntime-gpu neither contains nor requires: the patch convolution is a reshape and a
-  product, the packing's sum is a product, and the next token comes from TopK.
+  product, the packing's sum is a product, the next token comes from TopK, and the tower attends with ONNX's Attention,
+  as MultiHeadAttention asks for cuDNN whichever kernel it takes (1.31).
 - The decoder looks its tokens up itself and puts the picture's rows in between, so a decode step is one run.
 - Floats that the host fills are fp32: a cast on the device is cheaper than one on the host, and numpy has no bf16.
-- Symmetric integers go in blocks of 32, which `fpA_intB` takes in fp16; FP8 is `MatMulBlockQuantizedFp8Weight`.
+- Symmetric integers go in blocks of 32, which `fpA_intB` takes; FP8 is `MatMulBlockQuantizedFp8Weight`.
 """
 
 from __future__ import annotations
@@ -127,6 +128,9 @@ class CudaDialect(OnnxRuntimeDialect):
         y = graph.node("FusedMatMul", [flat, w], domain=MICROSOFT, transB=1)
         return self.add(y, self.vector(bias))
 
+    def attention(self, qkv: tuple[str, str, str], num_heads: int) -> str:
+        return self.graph.node("Attention", list(qkv), q_num_heads=num_heads, kv_num_heads=num_heads)
+
     def weighted_sum(self, rows: str, weights: str, output: str) -> None:
         graph = self.graph
         product = graph.node("MatMul", [graph.node("Unsqueeze", [weights, graph.ints(1)]), rows])  # [N, 1, D]
@@ -150,7 +154,7 @@ class CudaDialect(OnnxRuntimeDialect):
         """32 where that makes the fused kernel possible, else the checkpoint's own, which reads fewer scales."""
         own = super()._block_size(part)
         fused = (
-            self.precision.compute == "fp16"
+            self.precision.compute != "fp32"
             and part.zeros() is None
             and own % FUSED_BLOCK_SIZE == 0
             and part.in_features % FUSED_BLOCK_SIZE == 0

@@ -25,6 +25,7 @@ from varco_runtime.cuda_memory import buffer_shapes, check_memory, shortage, siz
 from varco_runtime.cuda_sampling import SamplingStep
 from varco_runtime.cuda_session import Device, Network
 from varco_runtime.cuda_step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
+from varco_runtime.cuda_thread import DeviceThreads, on_device_thread
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
 from varco_runtime.device_memory import Sizes
 from varco_runtime.embedding import EmbeddingTable
@@ -37,6 +38,9 @@ from varco_runtime.storage import to_stored
 
 CAPTURED = ("decoder", "sampling")
 """The networks whose runs can be replayed; prompts, in the decoder's session, ask for no graph."""
+PROFILED_ROWS = "1,2,4,8,16,64,256,1024,2048,4096"
+"""Numbers of rows for which the fused kernel for integers seeks its best form at loading: a step's, a draft's, those of
+prompts and of whole runs. Others it would seek when they first come, which for the largest takes seconds."""
 NO_TOKEN = -1
 """The device's choice among logits that are not finite."""
 
@@ -56,6 +60,7 @@ class CudaBackend:
         self._max_context = max_context or manifest.max_context
         self._sizes = sizes_of(manifest, self._max_context)
         self._threads = threads or usable_cores()
+        self.device_threads = DeviceThreads()
         missing: list[str] = []
         if place == "cuda":
             self._gpu = find_gpu()
@@ -94,10 +99,22 @@ class CudaBackend:
         self._steps: dict[int, DecodeStep] = {}
         self._sampling = SamplingStep(device, networks["sampling"], self._step(1).logits_buffer)
         if self._gpu is not None:
-            # The captures, and with them whatever is missing or does not fit, before the first question. What this
-            # leaves at position 0 is overwritten before it is seen.
-            self._run_step((0,), 0)
-            self._sampling.run(FIRST_OF_THE_GREATEST)
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Everything once, before the first question: what is missing or does not fit shows now.
+
+        The longest run of a prompt and a whole batch of tiles come before the captures: memory is taken once in its
+        greatest sizes, and kernels are chosen. What this leaves in the caches is finite, and overwritten before it is
+        seen.
+        """
+        side = self._manifest.image.tile_px
+        self._vision.encode_pixels(np.zeros((self._sizes.batch_tiles, 3, side, side), np.uint8))
+        ids = np.zeros(self._sizes.prefill_tokens, np.int64)
+        self.prefill(PromptInputs(ids, self._manifest.prompt.image_token_id, None), 0, self._sizes.num_logits)
+        for num_tokens in range(1, MAX_STEP_TOKENS + 1):
+            self._run_step((0,) * num_tokens, 0)
+        self._sampling.run(FIRST_OF_THE_GREATEST)
 
     def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
         """One network. Without CUDA's libraries it would run on the CPU unasked, or fail for the lack of a kernel."""
@@ -116,20 +133,25 @@ class CudaBackend:
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
+    @on_device_thread
     def encode(self, pixel_values: Array) -> DeviceFeatures:
         return self._vision.encode(pixel_values)
 
+    @on_device_thread
     def encode_pixels(self, tiles: Array) -> DeviceFeatures:
         return self._vision.encode_pixels(tiles)
 
+    @on_device_thread
     def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
         return self._vision.pack(features, plan)
 
+    @on_device_thread
     def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
         return self._vision.features(pixel_values, plan)
 
     # -- prefill ------------------------------------------------------------------------------------------------------
 
+    @on_device_thread
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
         check_length(total, self._max_context)
@@ -188,19 +210,24 @@ class CudaBackend:
 
     # -- decode -------------------------------------------------------------------------------------------------------
 
+    @on_device_thread
     def decode_step(self, token_id: int, position: int) -> Array:
         row: Array = self.decode_steps((token_id,), position)[0]
         return row
 
+    @on_device_thread
     def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
         return self._watched(self._run_step(token_ids, position).logits())
 
+    @on_device_thread
     def decode_greedy(self, token_id: int, position: int) -> int:
         return self.decode_greedy_steps((token_id,), position)[0]
 
+    @on_device_thread
     def decode_greedy_steps(self, token_ids: Sequence[int], position: int) -> list[int]:
         return self._checked(self._run_step(token_ids, position).chosen(), position)
 
+    @on_device_thread
     def decode_sampled(self, token_id: int, position: int, draw: Draw) -> int:
         self._run_step((token_id,), position)
         return self._checked([self._sampling.run(draw)], position)[0]
@@ -281,20 +308,25 @@ def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: st
 
 
 def _provider_options(name: str) -> dict[str, str]:
-    """For the CUDA provider."""
+    """For the CUDA provider. Without cuDNN a bundle runs alike whether that is installed or not, and no plan is built
+    for each new length of a prompt."""
     return {
         "device_id": "0",
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": "0",
+        "enable_cudnn": "0",
         "enable_cuda_graph": "1" if name in CAPTURED else "0",
     }
 
 
 def _session_entries(compute: str) -> dict[str, str]:
-    """For the session. The fused kernel for integers takes fp16 alone in the published build."""
-    fused = "1" if compute == "fp16" else "0"
-    # Weights outside the arena: a repacked weight's first copy is then given back.
-    return {"ep.cuda.fpa_intb_gemm": fused, "session.use_device_allocator_for_initializers": "1"}
+    """For the session."""
+    return {
+        "ep.cuda.fpa_intb_gemm": "0" if compute == "fp32" else "1",
+        "ep.cuda.fpa_intb_profile_m": PROFILED_ROWS,
+        # Weights outside the arena: a repacked weight's first copy is then given back.
+        "session.use_device_allocator_for_initializers": "1",
+    }
 
 
 def _host_onnxruntime() -> Any:

@@ -22,6 +22,8 @@ LEAST_CUDA = (13, 0)
 """What the driver must run: onnxruntime-gpu and the libraries of the extra are made for CUDA 13."""
 LEAST_CAPABILITY = {"fp32": (7, 5), "fp16": (7, 5), "bf16": (8, 0), "fp8": (8, 0)}
 """CUDA 13 has no code for GPUs before 7.5; those before 8.0 have no bf16, and FP8's operator is not made for them."""
+WITHOUT_CODE = (10, 11)
+"""Major versions of compute capability for which onnxruntime-gpu 1.31 holds no code, nor any to be translated."""
 _XQA = "ORT_ENABLE_XQA"
 _REINSTALL = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'varco-edge[cuda]'"
 
@@ -33,6 +35,11 @@ def check_capability(gpu: GpuFacts, manifest: Manifest) -> None:
         raise BackendError(
             f"The NVIDIA driver supports CUDA {got}, expected {expected} or later. Update the driver, or export for "
             "the CPU: varco export CHECKPOINT BUNDLE --device cpu"
+        )
+    if gpu.capability[0] in WITHOUT_CODE:
+        raise BackendError(
+            f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, for which onnxruntime-gpu has "
+            "no code, expected 7.5, 8.x, 9.0 or 12.x. Use another GPU, or export with --device tensorrt."
         )
     decoder = manifest.decoder
     kind = "fp8" if "fp8" in decoder.precision else decoder.compute
@@ -72,7 +79,21 @@ def load_onnxruntime() -> tuple[Any, list[str]]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # it prints what it cannot find
         ort.preload_dlls()
+    ort.set_default_logger_severity(3)  # it warns of its own defaults, six times at every loading
+    _take_no_more_than_asked()
     return ort, re.findall(r"Failed to load (\S+?):", said.getvalue())
+
+
+def _take_no_more_than_asked() -> None:
+    """Buffers, unlike sessions, come from one arena of the process, which would take twice as much each time it grows.
+
+    It keeps what it took: a model that is loaded after another has gone finds its memory there. Where a later
+    onnxruntime lacks the setting, only memory is lost.
+    """
+    state = importlib.import_module("onnxruntime.capi._pybind_state")
+    choose = getattr(state, "set_arena_extend_strategy", None)
+    if choose is not None:
+        choose(state.ArenaExtendStrategy.kSameAsRequested)
 
 
 def runs_on_cuda(session: Any) -> bool:

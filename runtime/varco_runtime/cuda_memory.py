@@ -16,8 +16,12 @@ PREFILL_TOKENS = 4096
 """Prompt positions in one run. A picture of 2,929 tokens takes one; integer weights are unpacked once per run."""
 NUM_LOGITS = 16
 """Rows of logits kept at once: one is an answer's, many are a measurement's."""
-WORK_BYTES = 1 << 30
-"""What is set aside for activations, unpacked weights and libraries. An estimate: no GPU has measured it."""
+PACK_TOKENS = 1024
+"""Image tokens in one run of the packing, which gathers four rows for each."""
+LIBRARY_BYTES = 512 << 20
+PROMPT_ROWS, TOWER_ROWS = 16, 12
+"""What is set aside for kernels and libraries, and for activations, in rows of hidden size for each position of a run
+and each patch of a batch. Estimates: no GPU has measured them."""
 
 
 def sizes_of(manifest: Manifest, max_context: int) -> Sizes:
@@ -54,7 +58,19 @@ def needed_bytes(manifest: Manifest, sizes: Sizes) -> tuple[int, int]:
         name: math.prod(shape) * ITEM_BYTES[dtype] for name, (dtype, shape) in buffer_shapes(manifest, sizes).items()
     }
     caches = num_bytes.pop("cache") * 2 * manifest.model.num_layers
-    return weights + sum(num_bytes.values()) + caches + WORK_BYTES, caches
+    work = _work_bytes(manifest, sizes)
+    # A picture is packed with its newline behind it, in a copy.
+    return weights + sum(num_bytes.values()) + num_bytes["image_features"] + caches + work, caches
+
+
+def _work_bytes(manifest: Manifest, sizes: Sizes) -> int:
+    """Of the largest runs; sessions keep what they once took."""
+    model, item = manifest.model, ITEM_BYTES[manifest.decoder.compute]
+    prompt = PROMPT_ROWS * sizes.prefill_tokens * model.hidden_size * item
+    tower = TOWER_ROWS * sizes.batch_tiles * manifest.image.patches_per_tile * model.vision_hidden_size * item
+    packing = 4 * PACK_TOKENS * model.hidden_size * item
+    choice = 4 * sizes.num_logits * model.vocab_size * ITEM_BYTES["fp64"]
+    return LIBRARY_BYTES + prompt + tower + packing + choice
 
 
 def check_memory(manifest: Manifest, sizes: Sizes, gpu: GpuFacts) -> None:

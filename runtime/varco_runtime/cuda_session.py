@@ -92,15 +92,19 @@ class Device:
         """
         options = self.ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = 1 if self.place == "cuda" else self._threads
         options.inter_op_num_threads = 1
         for key, text in entries.items():
             options.add_session_config_entry(key, text)
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.place == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", provider))
+        # Folding a bias into a product of integers costs that product its fused kernel.
+        disabled = {"MatMulNBitsFusion"} if self.place == "cuda" else set()
         try:
-            session = self.ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            session = self.ort.InferenceSession(
+                str(path), options, providers=providers, enable_fallback=0, disabled_optimizers=disabled
+            )
         except Exception as error:
             if _is_shortage(error):
                 raise self._shortage(f"the loading of {path.name}") from None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.backend import Array, Features
+from varco_runtime.cuda_memory import PACK_TOKENS
 from varco_runtime.cuda_session import Buffer, Device, Network
 from varco_runtime.device_memory import Sizes
 from varco_runtime.errors import ContextError
@@ -107,7 +108,7 @@ class CudaVision:
         self._networks["projector"].run(binding)
 
     def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
-        """The plan goes to the device, once per picture; the rows it gathers never leave it."""
+        """The plan goes to the device, a part at a time; the rows it gathers never leave it."""
         rows, tokens = self._buffers["image_features"], self._buffers["image_tokens"]
         assert features is self._picture, "Bug: features of an earlier picture"
         num_rows = features.num_tiles * rows.shape[1]
@@ -119,12 +120,14 @@ class CudaVision:
                 "Use a smaller picture, or load with a larger max_context."
             )
         self._picture = None
-        binding = self._networks["packing"].binding()
-        binding.input("image_features", rows, (features.num_tiles, *rows.shape[1:]))
-        binding.value("indices", self._device.upload(plan.indices.astype(np.int64)))
-        binding.value("weights", self._device.upload(plan.weights.astype(np.float32)))
-        binding.output("image_tokens", tokens, (plan.num_tokens, tokens.shape[1]))
-        self._networks["packing"].run(binding)
+        for first in range(0, plan.num_tokens, PACK_TOKENS):
+            indices, weights = (part[first : first + PACK_TOKENS] for part in (plan.indices, plan.weights))
+            binding = self._networks["packing"].binding()
+            binding.input("image_features", rows, (features.num_tiles, *rows.shape[1:]))
+            binding.value("indices", self._device.upload(indices.astype(np.int64)))
+            binding.value("weights", self._device.upload(weights.astype(np.float32)))
+            binding.output("image_tokens", tokens, (len(indices), tokens.shape[1]), first * tokens.shape[1])
+            self._networks["packing"].run(binding)
         self._picture = DeviceImageTokens(plan.num_tokens)
         return self._picture
 

@@ -22,11 +22,13 @@ GEMV8_VALUES = 256
 """What a warp of the 8-bit kernel reads at once, a multiple of the block."""
 FUSED_ROWS = {4: 64, 8: 32}
 FUSED_BLOCK_SIZE = 32
+FP8_ROWS = 32
+"""Seen in the provider's dispatch (tests/provider); its documentation says 8."""
 XQA_HEADS = (64, 128, 256)
 XQA_GROUPS = (1, 2, 4, 5, 8, 16, 32)
-AMPERE, HOPPER = (8, 0), (9, 0)
+AMPERE = (8, 0)
 _PRODUCTS = ("MatMulNBits", "MatMulBlockQuantizedFp8Weight", "FusedMatMul", "MatMul")
-_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention")
+_ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ def _node(node: Any, dims: dict[str, list[int]]) -> _Node:
         settings["head_dim"] = 2 * dims[node.input[7]][1]
         heads, kv_heads = settings["num_heads"], settings["kv_num_heads"]
         shape = f"{heads} heads over {kv_heads} of {settings['head_dim']}"
+    elif node.op_type == "Attention":
+        shape = f"{settings['q_num_heads']} heads"
     elif node.op_type == "MultiHeadAttention":
         shape = f"{settings['num_heads']} heads"
     decides = node.op_type in (*_PRODUCTS, *_ATTENTION)
@@ -116,25 +120,24 @@ def _on_cuda(node: _Node, compute: str, capability: tuple[int, int]) -> tuple[st
     settings = dict(node.settings)
     match node.operator:
         case "MatMulNBits":
-            return _integers_on_cuda(settings, node.num_inputs > 3, compute)
+            return _integers_on_cuda(settings, node.num_inputs > 3)
         case "MatMulBlockQuantizedFp8Weight":
             return _fp8_on_cuda(settings, capability)
         case "GroupQueryAttention":
             return _cached_attention_on_cuda(settings, capability)
-        case "MultiHeadAttention":
-            kernel = _prompt_attention(capability, auto_cudnn=False)
+        case "Attention":
+            kernel = _prompt_attention(capability)
             return kernel, kernel
         case "FusedMatMul" | "MatMul":
             return f"cuBLAS, {compute}", f"cuBLAS, {compute}"
     return PLAIN, PLAIN
 
 
-def _integers_on_cuda(settings: dict[str, int], has_zeros: bool, compute: str) -> tuple[str, str]:
+def _integers_on_cuda(settings: dict[str, int], has_zeros: bool) -> tuple[str, str]:
     n, k, bits, block = (settings[key] for key in ("N", "K", "bits", "block_size"))
     missed = [
         reason
         for reason, holds in (
-            ("not fp16, see --vision fp16", compute == "fp16"),
             (f"block {block}", block == FUSED_BLOCK_SIZE),
             ("zero points", not has_zeros),
             (f"N % {FUSED_ROWS[bits]}", n % FUSED_ROWS[bits] == 0),
@@ -157,23 +160,21 @@ def _fp8_on_cuda(settings: dict[str, int], capability: tuple[int, int]) -> tuple
     if k % 16 or block % 16:
         return f"{many} (K or block % 16)", many
     if capability >= AMPERE and k % 64 == 0 and k >= 256 and block % 64 == 0:
-        return "FP8 GEMV on tensor cores, up to 8 rows", many
+        return f"FP8 GEMV on tensor cores, up to {FP8_ROWS} rows", many
     return "FP8 GEMV, up to 8 rows", many
 
 
 def _cached_attention_on_cuda(settings: dict[str, int], capability: tuple[int, int]) -> tuple[str, str]:
     group, head_dim = settings["num_heads"] // settings["kv_num_heads"], settings["head_dim"]
-    prompt = _prompt_attention(capability, auto_cudnn=True)
+    prompt = _prompt_attention(capability)
     if capability >= AMPERE and head_dim in XQA_HEADS and group in XQA_GROUPS:
         return f"XQA, head group of {group}", prompt
     missed = f"head size {head_dim}" if head_dim not in XQA_HEADS else f"head group of {group}"
     return f"{prompt} (no XQA: {missed})" if capability >= AMPERE else prompt, prompt
 
 
-def _prompt_attention(capability: tuple[int, int], auto_cudnn: bool) -> str:
-    if capability < AMPERE:
-        return "memory-efficient attention"
-    return "cuDNN if installed, else Flash" if auto_cudnn and capability >= HOPPER else "Flash attention"
+def _prompt_attention(capability: tuple[int, int]) -> str:
+    return "Flash attention" if capability >= AMPERE else "memory-efficient attention"
 
 
 # --- CPU --------------------------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def _on_cpu(node: _Node, compute: str) -> tuple[str, str]:
             kernel = f"MLAS SGEMM{converted}"
         case "MatMulBlockQuantizedFp8Weight":
             kernel = "none: there is no CPU kernel"
-        case "GroupQueryAttention" | "MultiHeadAttention":
+        case "Attention" | "GroupQueryAttention" | "MultiHeadAttention":
             kernel = f"the CPU's own attention{converted}"
         case _:
             kernel = f"{PLAIN}{converted}"

@@ -1,0 +1,56 @@
+"""Which thread asks the GPU: the one that loaded the model, or one more for all others.
+
+The provider keeps captured graphs and its libraries' handles for each thread until the session ends. A server that
+answers each request on a new thread would capture anew every time and never get that memory back.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class DeviceThreads:
+    """Runs calls here if this is the thread that made it, and else on a thread of its own, one after the other."""
+
+    def __init__(self) -> None:
+        self._home = threading.current_thread()
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+        self._own: threading.Thread | None = None
+
+    def run(self, call: Callable[[], T]) -> T:
+        if threading.current_thread() in (self._home, self._own):
+            return call()
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="varco-cuda")
+                self._own = self._executor.submit(threading.current_thread).result()
+        return self._executor.submit(call).result()
+
+
+class _AsksDevice(Protocol):
+    @property
+    def device_threads(self) -> DeviceThreads: ...
+
+
+Owner = TypeVar("Owner", bound=_AsksDevice)
+
+
+def on_device_thread(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenate[Owner, P], T]:
+    """The method, run by its object's `device_threads`."""
+
+    @functools.wraps(method)
+    def run(self: Owner, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def call() -> T:
+            return method(self, *args, **kwargs)
+
+        return self.device_threads.run(call)
+
+    return run
