@@ -48,17 +48,18 @@ class Section:
     synchronisations: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     """Calls that failed, as CUDA forbids them while a stream is captured."""
-    num_captures: int = 0
+    captures: list[list[Launch]] = field(default_factory=list)
+    """What a replay launches, for each graph that was captured."""
     num_replays: int = 0
 
-    @property
-    def captured(self) -> list[Launch]:
-        """What a replay of the section's captures launches."""
-        return [launch for launch in self.launches if launch.in_capture]
+    def add(self, launch: Launch) -> None:
+        self.launches.append(launch)
+        if launch.in_capture:
+            self.captures[-1].append(launch)
 
 
 def read_log(path: Path) -> dict[str, Section]:
-    """The sections by name, in their order."""
+    """The sections by name, in their order, without what lies between them."""
     sections: dict[str, Section] = {}
     names: dict[str, str] = {}
     section = Section()
@@ -66,6 +67,8 @@ def read_log(path: Path) -> dict[str, Section]:
         kind, captures, *fields = line.split("\t")
         in_capture = captures == "1"
         match kind, fields:
+            case "mark", [""]:
+                section = Section()
             case "mark", [name]:
                 assert name not in sections, f"two sections are named {name!r}"
                 section = sections[name] = Section()
@@ -73,22 +76,22 @@ def read_log(path: Path) -> dict[str, Section]:
                 names[number] = name
             case "kernel", [number, grid, _block, _shared_bytes]:
                 x, y, z = map(int, grid.split(","))
-                section.launches.append(Launch(names[number], (x, y, z), in_capture))
+                section.add(Launch(names[number], (x, y, z), in_capture))
             case "blas", [name, m, n, k]:
-                section.launches.append(Launch(name, (int(m), int(n), int(k)), in_capture))
+                section.add(Launch(name, (int(m), int(n), int(k)), in_capture))
             case "copy", [how, direction, num_bytes]:
                 section.copies.append(Copy(direction, int(num_bytes), how == "synchronous", in_capture))
-            case ("allocate" | "free"), [place, num_bytes]:
+            case (("allocate" | "free"), [place, num_bytes]):
                 section.allocations.append(Allocation(place, int(num_bytes), kind == "free", in_capture))
             case "wait", [what]:
                 section.synchronisations.append(what)
             case "refused", [call]:
                 section.refused.append(call)
-            case "capture", [which]:
-                section.num_captures += which == "begin"
+            case "capture", ["begin"]:
+                section.captures.append([])
             case "replay", _:
                 section.num_replays += 1
-            case ("fill" | "host function"), _:
+            case ("capture", ["end"]) | (("fill" | "host function"), _):
                 pass
             case _:
                 raise ValueError(f"a line of the log that nobody wrote: {line!r}")

@@ -1,0 +1,114 @@
+"""Which kernels the provider takes, and that `varco inspect --kernels` says so."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import pytest
+
+from tests.provider.conftest import A100, CASES, MODEL, Observed, params
+from tests.provider.kernel_families import claimed, families
+from tests.provider.scenario import LOAD, LONG_PROMPT, PROMPTS
+from varco_runtime.backend import MAX_STEP_TOKENS
+from varco_runtime.bundle import read_manifest
+from varco_runtime.kernels import FP8_ROWS, _node, kernel_uses
+
+AMPERE_ON = [case for case in CASES if case.capability >= A100]
+INTEGERS = [case for case in CASES if case.is_integer]
+FP8 = [case for case in CASES if case.decoder == "fp8"]
+PROMPT = "prompt of 650"
+PRODUCTS = ("cuBLAS", "fpA_intB", "n-bit", "FP8", "unpacking")
+
+
+def claims(observed: Observed, *networks: str, one_row: bool = False) -> list[str]:
+    """What `varco inspect --kernels` announces for networks run one after the other, node by node."""
+    manifest = read_manifest(observed.bundle)
+    uses = kernel_uses(observed.bundle, manifest, observed.case.capability)
+    by_node = {(use.network, use.operator, use.shape): use for use in uses}
+    found = []
+    for network in networks:
+        path = observed.bundle / manifest.components[network].file
+        graph = onnx.load(path, load_external_data=False).graph
+        dims = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+        for node in graph.node:
+            use = by_node[network, node.op_type, _node(node, dims).shape]
+            found += claimed(use.one_row if one_row else use.many_rows, use.shape)
+    return found
+
+
+def agree(got: list[str], expected: list[str]) -> None:
+    """Every launch is of the family that was announced for its node, and there is no other."""
+    assert len(got) == len(expected), f"{got}\nand not\n{expected}"
+    assert [(one, claim) for one, claim in zip(got, expected, strict=True) if not one.startswith(claim)] == []
+
+
+def step(observed: Observed, num_tokens: int) -> list[str]:
+    """The families of the step of so many tokens, captured at loading."""
+    return families(observed.sections[LOAD].captures[num_tokens - 1])
+
+
+def test_a_step_takes_the_kernels_that_are_announced(observed: Observed) -> None:
+    agree(step(observed, 1), claims(observed, "decoder", one_row=True))
+
+
+def test_a_prompt_takes_the_kernels_that_are_announced(observed: Observed) -> None:
+    agree(families(observed.sections[PROMPT].launches), claims(observed, "decoder"))
+
+
+def test_a_picture_takes_the_kernels_that_are_announced(observed: Observed) -> None:
+    networks = ("pixels", "vision", "projector", "packing", "decoder")
+    agree(families(observed.sections["prompt with a small picture"].launches), claims(observed, *networks))
+
+
+def test_the_draw_multiplies_nothing(observed: Observed) -> None:
+    assert families(observed.sections[LOAD].captures[-1]) == []
+    assert claims(observed, "sampling", one_row=True) == []
+
+
+def test_the_tower_attends_without_cudnn(observed: Observed) -> None:
+    names = [name for name in families(observed.sections["small picture"].launches) if not name.startswith("cuBLAS")]
+    assert names == ["Flash" if observed.case.capability >= A100 else "memory-efficient"] * 2
+
+
+@pytest.mark.parametrize("observed", params(AMPERE_ON), indirect=True)
+def test_one_token_attends_with_xqa_for_the_head_group_of_five(observed: Observed) -> None:
+    layers = read_manifest(observed.bundle).model.num_layers
+    assert [name for name in step(observed, 1) if not name.startswith(PRODUCTS)] == ["XQA of 5"] * layers
+
+
+def test_drafts_and_prompts_attend_with_the_kernel_of_prompts(observed: Observed) -> None:
+    layers = read_manifest(observed.bundle).model.num_layers
+    expected = ["Flash" if observed.case.capability >= A100 else "memory-efficient"] * layers
+    for num_tokens in range(2, MAX_STEP_TOKENS + 1):
+        assert [name for name in step(observed, num_tokens) if not name.startswith(PRODUCTS)] == expected, num_tokens
+    for name in ("first prompt", "later prompt", PROMPT):
+        found = families(observed.sections[name].launches)
+        assert [one for one in found if not one.startswith(PRODUCTS)] == expected, name
+
+
+@pytest.mark.parametrize("observed", params(INTEGERS), indirect=True)
+def test_every_product_of_integers_takes_the_fused_kernel(observed: Observed) -> None:
+    """In steps, drafts and prompts alike: only the head, of floats, goes to cuBLAS. And each is launched once: which
+    form of it is best has been sought at loading."""
+    num_products = observed.operators["decoder"]["MatMulNBits"]
+    head = f"cuBLAS [{read_manifest(observed.bundle).model.vocab_size}, {MODEL.hidden_size}]"
+    steps = {f"step of {n}": (step(observed, n), 1) for n in range(1, MAX_STEP_TOKENS + 1)}
+    prompts = {
+        f"prompt of {length}": (families(observed.sections[f"prompt of {length}"].launches), runs)
+        for length, runs in [*((length, 1) for length in PROMPTS if length != LONG_PROMPT), (LONG_PROMPT, 2)]
+    }
+    for name, (found, runs) in (steps | prompts).items():
+        products = Counter(one.partition(" GEM")[0] for one in found if one.startswith(PRODUCTS))
+        assert products == {"fpA_intB": runs * num_products, head: runs}, name
+
+
+@pytest.mark.parametrize("observed", params(FP8), indirect=True)
+def test_fp8_products_take_their_own_kernel_up_to_its_number_of_rows(observed: Observed) -> None:
+    num_products = observed.operators["decoder"]["MatMulBlockQuantizedFp8Weight"]
+    for num_tokens in range(1, MAX_STEP_TOKENS + 1):
+        assert step(observed, num_tokens).count("FP8 GEMV on tensor cores") == num_products
+    at, beyond = (families(observed.sections[f"prompt of {rows}"].launches) for rows in (FP8_ROWS, FP8_ROWS + 1))
+    assert at.count("FP8 GEMV on tensor cores") == num_products
+    assert "unpacking" not in at
+    assert beyond.count("unpacking") == num_products
