@@ -28,6 +28,7 @@ from varco_runtime.bench.stages import Plan, measure
 from varco_runtime.bench.stopwatch import watch
 from varco_runtime.bench.summary import summarise
 from varco_runtime.bench.workload import Workload
+from varco_runtime.cuda_backend import CudaBackend
 from varco_runtime.errors import ContextError
 from varco_runtime.picture import load_picture
 
@@ -235,6 +236,29 @@ def test_tensorrt_is_measured_with_its_own_limit_and_memory(
     assert document["stages"]["vision_s"]["median"] > 0
     assert any(note.startswith("Projector and packing are part of vision") for note in document["notes"])
     assert document["decode"]["itl_s"]["count"] == 6
+
+
+def test_a_bundle_for_cuda_is_measured_the_way_it_answers(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it falls back to the CPU, whose limit then counts; its pixels go to the backend as bytes."""
+    seen: list[np.dtype[Any]] = []
+    encode = CudaBackend.encode_pixels
+    monkeypatch.setattr(
+        CudaBackend, "encode_pixels", lambda self, tiles: (seen.append(tiles.dtype), encode(self, tiles))[1]
+    )
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "cuda", device="cuda", decoder="fp16", max_context=1024)
+    asked: list[str] = []
+
+    def find_limit(device: str, *_: Any) -> Limit | str:
+        asked.append(device)
+        return LIMIT if device == "cpu" else "no GPU"
+
+    result = run(options(bundle, max_context=None, repetitions=1), silent, find_limit=find_limit)
+    assert asked == ["cuda", "cpu"]
+    assert result.limit == LIMIT
+    assert result.to_dict()["provider"].startswith("cpu, slowly")
+    assert set(seen) == {np.dtype(np.uint8)}
 
 
 # --- the limit --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from varco_runtime.cuda_driver import GpuFacts, find_gpu
+from varco_runtime.cuda_driver import GpuFacts, find_gpu, time_copies
 from varco_runtime.errors import BackendError
 
 
@@ -17,6 +17,8 @@ class Libcuda:
         self.count = count
         self.failing = failing or {}
         self.contexts = 0
+        self.allocated = 0
+        self.copied = 0
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any) -> int:
@@ -48,6 +50,17 @@ class Libcuda:
 
     def _cuMemGetInfo_v2(self, free: Any, total: Any) -> None:  # noqa: N802
         free._obj.value, total._obj.value = 100 << 30, 141 << 30
+
+    def _cuMemAlloc_v2(self, address: Any, size: Any) -> None:  # noqa: N802
+        self.allocated += 1
+        address._obj.value = 4096 * self.allocated
+
+    def _cuMemFree_v2(self, address: Any) -> None:  # noqa: N802
+        self.allocated -= 1
+
+    def _cuMemcpyDtoDAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        assert {target.value, source.value} == {4096, 8192}
+        self.copied += size.value
 
     def _cuGetErrorString(self, status: int, text: Any) -> None:  # noqa: N802
         text._obj.value = b"unknown error"
@@ -85,3 +98,21 @@ def test_a_missing_driver_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("varco_runtime.cuda_driver._load", missing)
     with pytest.raises(BackendError, match=r"No NVIDIA driver was found .*--device cpu"):
         find_gpu()
+
+
+def test_copies_are_timed_by_rounds_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Libcuda()
+    monkeypatch.setattr("varco_runtime.cuda_driver._load", lambda: driver)
+    ticks = iter(range(100))
+    assert time_copies(1000, 4, 3, lambda: next(ticks)) == [1, 1, 1]
+    assert driver.copied == 1000 * (1 + 3 * 4)
+    assert (driver.allocated, driver.contexts) == (0, 0)
+
+
+@pytest.mark.parametrize("call", ["cuMemAlloc_v2", "cuMemcpyDtoDAsync_v2", "cuCtxSynchronize"])
+def test_a_copy_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    driver = Libcuda(failing={call: 2})
+    monkeypatch.setattr("varco_runtime.cuda_driver._load", lambda: driver)
+    with pytest.raises(BackendError, match=f"driver failed in {call.removesuffix('_v2')} with error 2"):
+        time_copies(1000, 4, 3)
+    assert (driver.allocated, driver.contexts) == (0, 0)

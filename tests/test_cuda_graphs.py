@@ -45,8 +45,8 @@ CUDA_KERNELS = {
         *("ScatterElements", "Sigmoid", "Slice", "Split", "Sub", "TopK", "Transpose", "Unsqueeze", "Where"),
     },
     "com.microsoft": {
-        *("FusedMatMul", "GroupQueryAttention", FP8_OPERATOR, "MatMulNBits"),
-        "SkipSimplifiedLayerNormalization",
+        *("FastGelu", "FusedMatMul", "GroupQueryAttention", FP8_OPERATOR, "MatMulNBits"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
     },
 }
 """Operators with a CUDA kernel for fp16 and bf16 at opset 23 that needs no cuDNN (onnxruntime's OperatorKernels.md)."""

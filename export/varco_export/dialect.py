@@ -102,6 +102,17 @@ class Dialect(ABC):
         inputs = [x, self.vector(weight), self.vector(bias)]
         return self.graph.node("LayerNormalization", inputs, axis=-1, epsilon=epsilon)
 
+    def add_linear_norm(
+        self, residual: str, x: str, weights: Linear, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> tuple[str, str]:
+        """The layer norm of residual + x W^T + b, and that sum itself."""
+        total = self.add(residual, self.linear(x, weights))
+        return self.layer_norm(total, weight, bias, epsilon), total
+
+    def linear_gelu(self, x: str, weights: Linear) -> str:
+        """The GELU, in its tanh form, of x W^T + b."""
+        return self.gelu(self.linear(x, weights), "tanh")
+
     @abstractmethod
     def attention(self, qkv: tuple[str, str, str], num_heads: int) -> str:
         """Every position sees every other; q, k, v `[T, P, features]`."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -146,6 +147,22 @@ class CudaDialect(OnnxRuntimeDialect):
         if len(parts) == 1 and weights.biases and _is_fp8(parts[0], precision):
             return self._fp8_linear(x, parts[0], self._bias(weights))
         return super().linear(x, weights, head)
+
+    def add_linear_norm(
+        self, residual: str, x: str, weights: Linear, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> tuple[str, str]:
+        """One kernel for both sums and the norm."""
+        product = self.linear(x, replace(weights, biases=()))
+        normed, total = self.graph.value("normed"), self.graph.value("residual")
+        inputs = [product, residual, self.vector(weight), self.vector(bias), self._bias(weights)]
+        outputs = [normed, "", "", total]
+        self.graph.multi_node("SkipLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=epsilon)
+        return normed, total
+
+    def linear_gelu(self, x: str, weights: Linear) -> str:
+        """One kernel for the bias and the function."""
+        product = self.linear(x, replace(weights, biases=()))
+        return self.graph.node("FastGelu", [product, self._bias(weights)], domain=MICROSOFT)
 
     def _product(self, x: str, part: Part, precision: str) -> str:
         return self._fp8_linear(x, part) if _is_fp8(part, precision) else super()._product(x, part, precision)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from varco_export.checkpoint import Checkpoint
 from varco_export.dialect import Dialect
 from varco_export.linear import Linear
+from varco_export.tensor import Tensor
 
 
 def emit_vision(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], None]) -> None:
@@ -24,25 +25,25 @@ def emit_vision(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], None
     x = ops.patches(pixel_values, kernel, bias, num_patches)
     x = ops.add(x, ops.vector(tensor(f"{embeddings}.position_embedding.weight")))  # [T, P, C] + [P, C]
 
+    def linear(index: int, name: str) -> Linear:
+        name = f"vision_tower.encoder.layers.{index}.{name}"
+        return Linear(name, (tensor(f"{name}.weight"),), (tensor(f"{name}.bias"),))
+
+    def norm(index: int, name: str) -> tuple[Tensor, Tensor, float]:
+        name = f"vision_tower.encoder.layers.{index}.{name}"
+        return tensor(f"{name}.weight"), tensor(f"{name}.bias"), config.layer_norm_eps
+
+    h = ops.layer_norm(x, *norm(0, "layer_norm1"))
     for index in range(config.num_hidden_layers):
-        layer = f"vision_tower.encoder.layers.{index}"
-
-        def linear(x: str, name: str, layer: str = layer) -> str:
-            name = f"{layer}.{name}"
-            return ops.linear(x, Linear(name, (tensor(f"{name}.weight"),), (tensor(f"{name}.bias"),)))
-
-        def norm(x: str, name: str, layer: str = layer) -> str:
-            name = f"{layer}.{name}"
-            return ops.layer_norm(x, tensor(f"{name}.weight"), tensor(f"{name}.bias"), config.layer_norm_eps)
-
-        h = norm(x, "layer_norm1")
-        q, k, v = (linear(h, f"self_attn.{part}_proj") for part in "qkv")
+        q, k, v = (ops.linear(h, linear(index, f"self_attn.{part}_proj")) for part in "qkv")
         h = ops.attention((q, k, v), config.num_attention_heads)
-        x = ops.add(x, linear(h, "self_attn.out_proj"))
-
-        h = linear(norm(x, "layer_norm2"), "mlp.fc1")
-        h = linear(ops.gelu(h, "tanh"), "mlp.fc2")
-        x = ops.add(x, h)
+        h, x = ops.add_linear_norm(x, h, linear(index, "self_attn.out_proj"), *norm(index, "layer_norm2"))
+        h = ops.linear_gelu(h, linear(index, "mlp.fc1"))
+        fc2 = linear(index, "mlp.fc2")
+        if index + 1 < config.num_hidden_layers:
+            h, x = ops.add_linear_norm(x, h, fc2, *norm(index + 1, "layer_norm1"))
+        else:
+            x = ops.add(x, ops.linear(h, fc2))
         advance()
 
     ops.output("patch_features", x, ["tiles", num_patches, config.hidden_size])

@@ -23,7 +23,7 @@ from varco_runtime.cuda_driver import GpuFacts, find_gpu
 from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.cuda_memory import buffer_shapes, check_memory, shortage, sizes_of
 from varco_runtime.cuda_sampling import SamplingStep
-from varco_runtime.cuda_session import Device, Network
+from varco_runtime.cuda_session import ARENA, Device, Network
 from varco_runtime.cuda_step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
 from varco_runtime.cuda_thread import DeviceThreads, on_device_thread
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
@@ -66,7 +66,7 @@ class CudaBackend:
             self._gpu = find_gpu()
             check_capability(self._gpu, manifest)
             self._ort, missing = load_onnxruntime()
-            check_memory(manifest, self._sizes, self._gpu)
+            check_memory(manifest, self._sizes, self._gpu, ARENA.spare_bytes)
         else:
             self._ort = _host_onnxruntime()
         # No method of this object, which would make a cycle: losing the backend gives its memory back at once.

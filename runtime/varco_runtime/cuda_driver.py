@@ -7,6 +7,9 @@ CUDA's first; `CUDA_VISIBLE_DEVICES` chooses another.
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +38,64 @@ class GpuFacts:
 
 def find_gpu() -> GpuFacts:
     """The first GPU. Raises `BackendError`: one line that says whether the driver or the device is missing."""
+    driver, device = _open()
+    version = ctypes.c_int()
+    _check(driver, "cuDriverGetVersion", driver.cuDriverGetVersion(ctypes.byref(version)))
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    _check(driver, "cuDeviceGetName", driver.cuDeviceGetName(name, _NAME_BYTES, device))
+    capability = []
+    for attribute in (_MAJOR, _MINOR):
+        number = ctypes.c_int()
+        _check(driver, "cuDeviceGetAttribute", driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device))
+        capability.append(number.value)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    with _primary_context(driver, device):  # the driver tells them of a context alone
+        _check(driver, "cuMemGetInfo", driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
+    return GpuFacts(
+        name=name.value.decode(errors="replace"),
+        capability=(capability[0], capability[1]),
+        free_bytes=free.value,
+        total_bytes=total.value,
+        cuda_version=(version.value // 1000, version.value % 1000 // 10),
+    )
+
+
+def time_copies(
+    num_bytes: int, copies: int, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Seconds of `rounds` rounds of `copies` copies of so many bytes within the first GPU's memory.
+
+    Raises `BackendError`.
+    """
+    driver, device = _open()
+    with _primary_context(driver, device), ExitStack() as freeing:
+        buffers = []
+        for _ in range(2):
+            buffer = ctypes.c_uint64()
+            _check(driver, "cuMemAlloc", driver.cuMemAlloc_v2(ctypes.byref(buffer), ctypes.c_size_t(num_bytes)))
+            freeing.callback(driver.cuMemFree_v2, buffer)
+            buffers.append(buffer)
+
+        def copy() -> None:
+            copied = driver.cuMemcpyDtoDAsync_v2(buffers[0], buffers[1], ctypes.c_size_t(num_bytes), None)
+            _check(driver, "cuMemcpyDtoDAsync", copied)
+
+        def wait() -> float:
+            _check(driver, "cuCtxSynchronize", driver.cuCtxSynchronize())
+            return clock()
+
+        copy()  # the first one also sets things up
+        times = []
+        for _ in range(rounds):
+            started = wait()
+            for _ in range(copies):
+                copy()
+            times.append(wait() - started)
+    return times
+
+
+def _open() -> tuple[Any, Any]:
+    """The driver, and its first device."""
     try:
         driver = _load()
     except OSError:
@@ -43,43 +104,28 @@ def find_gpu() -> GpuFacts:
             "or export for the CPU: varco export CHECKPOINT BUNDLE --device cpu"
         ) from None
     _check(driver, "cuInit", driver.cuInit(0))
-    count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    _check(driver, "cuDriverGetVersion", driver.cuDriverGetVersion(ctypes.byref(version)))
+    count, device = ctypes.c_int(), ctypes.c_int()
     _check(driver, "cuDeviceGetCount", driver.cuDeviceGetCount(ctypes.byref(count)))
     if count.value == 0:
         raise BackendError("The NVIDIA driver sees no GPU, expected one. Look at nvidia-smi and CUDA_VISIBLE_DEVICES.")
     _check(driver, "cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), 0))
-    name = ctypes.create_string_buffer(_NAME_BYTES)
-    _check(driver, "cuDeviceGetName", driver.cuDeviceGetName(name, _NAME_BYTES, device))
-    capability = []
-    for attribute in (_MAJOR, _MINOR):
-        number = ctypes.c_int()
-        _check(driver, "cuDeviceGetAttribute", driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device))
-        capability.append(number.value)
-    free, total = _memory(driver, device)
-    return GpuFacts(
-        name=name.value.decode(errors="replace"),
-        capability=(capability[0], capability[1]),
-        free_bytes=free,
-        total_bytes=total,
-        cuda_version=(version.value // 1000, version.value % 1000 // 10),
-    )
+    return driver, device
 
 
-def _memory(driver: Any, device: Any) -> tuple[int, int]:
-    """Free and total bytes. The driver tells them of a context alone: the primary one, which onnxruntime uses too."""
-    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+@contextmanager
+def _primary_context(driver: Any, device: Any) -> Iterator[None]:
+    """The context that onnxruntime uses too, current on this thread meanwhile."""
+    context = ctypes.c_void_p()
     retained = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
     _check(driver, "cuDevicePrimaryCtxRetain", retained)
     try:
         _check(driver, "cuCtxPushCurrent", driver.cuCtxPushCurrent_v2(context))
         try:
-            _check(driver, "cuMemGetInfo", driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
+            yield
         finally:
             driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     finally:
         driver.cuDevicePrimaryCtxRelease_v2(device)
-    return free.value, total.value
 
 
 def _load() -> Any:

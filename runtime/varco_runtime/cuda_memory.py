@@ -73,10 +73,10 @@ def _work_bytes(manifest: Manifest, sizes: Sizes) -> int:
     return LIBRARY_BYTES + prompt + tower + packing + choice
 
 
-def check_memory(manifest: Manifest, sizes: Sizes, gpu: GpuFacts) -> None:
-    """Refuse to load what does not fit. Raises `ShortageError`."""
+def check_memory(manifest: Manifest, sizes: Sizes, gpu: GpuFacts, spare_bytes: int = 0) -> None:
+    """Refuse to load what does not fit. Raises `ShortageError`. `spare_bytes` are this process's own, from before."""
     needed, _ = needed_bytes(manifest, sizes)
-    if needed > gpu.free_bytes:
+    if needed > gpu.free_bytes + spare_bytes:
         raise shortage(manifest, sizes, gpu)
 
 

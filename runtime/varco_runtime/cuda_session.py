@@ -8,6 +8,7 @@ its 16 bits and bound as what it is. The device is a GPU (`cuda`) or, for bundle
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,31 @@ GRAPH_KEY = "gpu_graph_id"
 NO_GRAPH = "-1"
 """The provider's word for a run that is neither captured nor replayed."""
 _SHORTAGE_WORDS = ("out of memory", "failed to allocate", "alloc_failed", "memoryallocation", "bfc_arena")
+
+
+class Arena:
+    """What onnxruntime's arena for buffers holds of the GPU: it takes memory and keeps it for this process's next."""
+
+    def __init__(self) -> None:
+        self._used = self._held = 0
+
+    @property
+    def spare_bytes(self) -> int:
+        """What is held and in no buffer."""
+        return self._held - self._used
+
+    def count(self, value: Any, num_bytes: int) -> None:
+        """`value` occupies so much as long as it lives."""
+        self._used += num_bytes
+        self._held = max(self._held, self._used)
+        weakref.finalize(value, self._give_back, num_bytes)
+
+    def _give_back(self, num_bytes: int) -> None:
+        self._used -= num_bytes
+
+
+ARENA = Arena()
+"""There is one in a process."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +92,7 @@ class Device:
             else:
                 value = self.ort.OrtValue.ortvalue_from_shape_and_type(list(shape), STORAGE[dtype].type, self.place, 0)
                 value.update_inplace(array)
+                ARENA.count(value, array.nbytes)
         except Exception as error:  # onnxruntime raises its own types, which share no base
             raise self.failure("the allocation of a buffer", error) from None
         return Buffer(value, dtype, shape, self.place == "cpu")

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from varco_runtime.bench import bandwidth
 from varco_runtime.cuda import Buffer, Cuda
+from varco_runtime.cuda_driver import time_copies
 from varco_runtime.errors import BackendError, MissingExtraError
 
 DEVICE_BUFFER_BYTES = 256 << 20
-_DEVICE_COPIES = 20
+_DEVICE_COPIES, _COPIES_AT_ONCE = 20, 4
+_HOW = "copying device memory (read and write)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,9 @@ def measure_limit(device: str, threads: int, seconds: float) -> Limit | str:
 
     Returns the reason in one line where it cannot be measured, for a benchmark without its ceiling is still one.
     """
-    return _host(threads, seconds) if device == "cpu" else _device()
+    if device == "cpu":
+        return _host(threads, seconds)
+    return _through_driver() if device == "cuda" else _device()
 
 
 def _host(threads: int, seconds: float) -> Limit | str:
@@ -48,6 +52,16 @@ def _host(threads: int, seconds: float) -> Limit | str:
         found["threads"],
         found["buffer_bytes"],
     )
+
+
+def _through_driver() -> Limit | str:
+    """A copy as `copy_bandwidth` measures it, without cuda-python, which a bundle for CUDA does without."""
+    try:
+        times = time_copies(DEVICE_BUFFER_BYTES, _COPIES_AT_ONCE, _DEVICE_COPIES)
+    except BackendError as error:
+        return f"The device's bandwidth was not measured: {error}"
+    rates = sorted(2 * _COPIES_AT_ONCE * DEVICE_BUFFER_BYTES / seconds for seconds in times)
+    return Limit(_HOW, rates[-1], rates[len(rates) // 2], len(rates), 1, DEVICE_BUFFER_BYTES)
 
 
 def _device() -> Limit | str:
@@ -70,9 +84,9 @@ def copy_bandwidth(cuda: Cuda, clock: Callable[[], float] = time.perf_counter) -
     if source is None or target is None:
         return f"The device's bandwidth was not measured: {cuda.name} has no {2 * DEVICE_BUFFER_BYTES >> 20} MiB free."
     _copy(cuda, target, source, 1, clock)  # the first one also sets things up
-    rates = sorted(_copy(cuda, target, source, 4, clock) for _ in range(_DEVICE_COPIES))
+    rates = sorted(_copy(cuda, target, source, _COPIES_AT_ONCE, clock) for _ in range(_DEVICE_COPIES))
     middle = rates[len(rates) // 2]
-    return Limit("copying device memory (read and write)", rates[-1], middle, len(rates), 1, DEVICE_BUFFER_BYTES)
+    return Limit(_HOW, rates[-1], middle, len(rates), 1, DEVICE_BUFFER_BYTES)
 
 
 def _copy(cuda: Cuda, target: Buffer, source: Buffer, times: int, clock: Callable[[], float]) -> float:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from varco_runtime.cuda import Cuda
+from varco_runtime.cuda_driver import find_gpu
 from varco_runtime.errors import BackendError, MissingExtraError
 
 _STATUS = Path("/proc/self/status")
@@ -35,6 +36,11 @@ def free_device_bytes(device: str) -> int | None:
     """Memory of the first GPU that nobody uses; None for `cpu`, and where no GPU can be asked."""
     if device == "cpu":
         return None
+    if device == "cuda":
+        try:
+            return find_gpu().free_bytes
+        except BackendError:
+            return None
     try:
         cuda = Cuda()
     except (BackendError, MissingExtraError):

@@ -92,6 +92,9 @@ def run(
     varco = Varco.load(options.bundle, options.provider, options.max_context, options.threads)
     has_packed = num_entries() != num_packed
     free_after = free_device_bytes(device)
+    if device != "cpu" and varco.provider.startswith("cpu"):  # no GPU can be used
+        device, free_before = "cpu", None
+        found = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
     budget.reserve(LEAST_SHARE * options.seconds)
     plan = Plan(options.repetitions, options.new_tokens, device, threads)
     work = Workload(options.picture, options.prompt, bundle.manifest.image)

@@ -11,10 +11,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Array, Backend, GreedyBackend, PromptInputs
+from varco_runtime.backend import Array, Backend, GreedyBackend, NormalisesPixels, PromptInputs
 from varco_runtime.bench.budget import Budget, Clock
 from varco_runtime.bench.memory import peak_memory_bytes
 from varco_runtime.bench.networks import time_projector
@@ -196,10 +197,11 @@ def _run_once(
     backend: Backend, work: Workload, samples: Samples, inputs: PromptInputs, plan: Plan, budget: Budget
 ) -> None:
     clock = budget.clock
+    prepare, encode = _vision(backend, work)
     started = clock()
-    pixel_values, packing = work.pixel_values(), work.plan()
+    pixels, packing = prepare(), work.plan()
     prepared = clock()
-    features = backend.encode(pixel_values)
+    features = encode(pixels)
     encoded = clock()
     tokens = backend.pack(features, packing)
     packed = clock()
@@ -211,12 +213,19 @@ def _run_once(
         samples.packing_s.append(packed - encoded)
     else:
         samples.encode_s.append(packed - prepared)
-    samples.encoded_tiles = len(pixel_values)
+    samples.encoded_tiles = len(pixels)
     samples.prefill_s.append(prefilled - packed)
     samples.prefill_tokens = len(inputs.ids)
     token = int(np.argmax(logits[-1]))
     samples.ttft_s.append(clock() - started)
     _decode(backend, samples, token, len(inputs.ids), clock)
+
+
+def _vision(backend: Backend, work: Workload) -> tuple[Callable[[], Array], Callable[[Array], Any]]:
+    """What makes the picture's pixels on the host, and what takes them, as `Varco.ask` does."""
+    if isinstance(backend, NormalisesPixels):
+        return work.tiles, backend.encode_pixels
+    return work.pixel_values, backend.encode
 
 
 def _decode(
@@ -260,10 +269,11 @@ def _measure_parts(varco: Varco, work: Workload, samples: Samples, costs: Costs,
         samples.notes.append(
             f"Vision of {num_tiles} of {samples.num_tiles} tiles. Packing, which needs all of them, is left out."
         )
+    prepare, encode = _vision(backend, work)
     started = clock()
-    pixel_values = work.pixel_values()
+    pixels = prepare()
     prepared = clock()
-    features = backend.encode(pixel_values[:num_tiles])
+    features = encode(pixels[:num_tiles])
     encoded = clock()
     if num_tiles == samples.num_tiles:
         backend.pack(features, work.plan())

@@ -20,9 +20,13 @@ class Workload:
     prompt: str
     settings: ImageSettings
 
+    def tiles(self) -> Array:
+        """The tiles `[T, 3, S, S]` uint8, made as `Varco.ask` makes them."""
+        return tile(self.picture, self.settings)
+
     def pixel_values(self) -> Array:
-        """The tiles `[T, 3, S, S]` fp32, made as `Varco.ask` makes them."""
-        return normalise(tile(self.picture, self.settings), self.settings)
+        """The tiles `[T, 3, S, S]` fp32."""
+        return normalise(self.tiles(), self.settings)
 
     def plan(self) -> PackingPlan:
         """How the picture's tokens are packed."""
