@@ -121,6 +121,7 @@ class Device:
         options.log_severity_level = 3
         options.intra_op_num_threads = 1 if self.place == "cuda" else self._threads
         options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False
         for key, text in entries.items():
             options.add_session_config_entry(key, text)
         providers: list[Any] = ["CPUExecutionProvider"]
