@@ -38,7 +38,7 @@ from varco_runtime.storage import to_stored
 
 CAPTURED = ("decoder", "sampling")
 """The networks whose runs can be replayed; prompts, in the decoder's session, ask for no graph."""
-PROFILED_ROWS = "1,2,4,8,16,64,256,1024,2048,4096"
+PROFILED_ROWS = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096"
 """Numbers of rows for which the fused kernel for integers seeks its best form at loading: a step's, a draft's, those of
 prompts and of whole runs. Others it would seek when they first come, which for the largest takes seconds."""
 NO_TOKEN = -1
