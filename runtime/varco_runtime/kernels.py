@@ -26,6 +26,8 @@ FP8_ROWS = 32
 """Seen in the provider's dispatch (tests/provider); its documentation says 8."""
 XQA_HEADS = (64, 128, 256)
 XQA_GROUPS = (1, 2, 4, 5, 8, 16, 32)
+ATTENTION_HEAD_UNIT = 8
+"""Kernels that attend in one go take heads of multiples of this."""
 AMPERE = (8, 0)
 _PRODUCTS = ("MatMulNBits", "MatMulBlockQuantizedFp8Weight", "FusedMatMul", "MatMul")
 _ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
@@ -68,7 +70,7 @@ def kernel_uses(folder: Path, manifest: Manifest, capability: tuple[int, int] | 
             if capability is None:
                 one, many = _on_cpu(node, component.compute)
             else:
-                one, many = _on_cuda(node, component.compute, capability)
+                one, many = _on_cuda(node, component.compute, capability, manifest.model.vision_hidden_size)
             uses.append(KernelUse(name, node.operator, node.shape, count, one, many))
     return uses
 
@@ -115,8 +117,8 @@ def _node(node: Any, dims: dict[str, list[int]]) -> _Node:
 # --- CUDA -------------------------------------------------------------------------------------------------------------
 
 
-def _on_cuda(node: _Node, compute: str, capability: tuple[int, int]) -> tuple[str, str]:
-    """The kernels for one row, as in a decode step, and for more than 16."""
+def _on_cuda(node: _Node, compute: str, capability: tuple[int, int], vision_width: int) -> tuple[str, str]:
+    """The kernels for one row, as in a decode step, and for more than 16. `vision_width` is the tower's."""
     settings = dict(node.settings)
     match node.operator:
         case "MatMulNBits":
@@ -126,7 +128,7 @@ def _on_cuda(node: _Node, compute: str, capability: tuple[int, int]) -> tuple[st
         case "GroupQueryAttention":
             return _cached_attention_on_cuda(settings, capability)
         case "Attention":
-            kernel = _prompt_attention(capability)
+            kernel = _tower_attention(vision_width // settings["q_num_heads"], capability)
             return kernel, kernel
         case "FusedMatMul" | "MatMul":
             return f"cuBLAS, {compute}", f"cuBLAS, {compute}"
@@ -171,6 +173,12 @@ def _cached_attention_on_cuda(settings: dict[str, int], capability: tuple[int, i
         return f"XQA, head group of {group}", prompt
     missed = f"head size {head_dim}" if head_dim not in XQA_HEADS else f"head group of {group}"
     return f"{prompt} (no XQA: {missed})" if capability >= AMPERE else prompt, prompt
+
+
+def _tower_attention(head_dim: int, capability: tuple[int, int]) -> str:
+    if head_dim % ATTENTION_HEAD_UNIT:
+        return f"cuBLAS products around a softmax (head size {head_dim})"
+    return _prompt_attention(capability)
 
 
 def _prompt_attention(capability: tuple[int, int]) -> str:
