@@ -62,19 +62,17 @@ class Case:
     compute: str
     capability: tuple[int, int]
     model: TinyOptions = MODEL
+    block_size: int | None = None
+    note: str = ""
 
     @property
     def name(self) -> str:
-        vocabulary = "-whole-vocabulary" if self.model is WHOLE_VOCABULARY else ""
-        return f"{self.decoder}-{self.compute}-sm{self.capability[0]}{self.capability[1]}{vocabulary}"
-
-    @property
-    def is_integer(self) -> bool:
-        return self.decoder.startswith("int")
+        name = f"{self.decoder}-{self.compute}-sm{self.capability[0]}{self.capability[1]}"
+        return f"{name}-{self.note}" if self.note else name
 
 
 T4, A100, H200, B200 = (7, 5), (8, 0), (9, 0), (10, 0)
-CASES = (
+FAST = (
     *(
         Case(decoder, compute, capability)
         for capability in (A100, H200)
@@ -83,8 +81,16 @@ CASES = (
     ),
     Case("fp16", "fp16", T4),
     Case("int4", "fp16", T4),
-    Case("fp16", "fp16", H200, WHOLE_VOCABULARY),
+    Case("fp16", "fp16", H200, WHOLE_VOCABULARY, note="whole-vocabulary"),
 )
+"""What the 14B is exported to, on GPUs with every kernel and on one with fewer."""
+SLOW = (
+    Case("int4", "bf16", H200, block_size=64, note="blocks-of-64"),
+    Case("int8", "fp16", A100, block_size=64, note="blocks-of-64"),
+    *(Case("fp16", "fp16", capability, TinyOptions(seed=3), note="narrow-heads") for capability in (T4, H200)),
+)
+"""What misses a fast kernel, by its settings or its shape."""
+CASES = (*FAST, *SLOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +150,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]
         return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", model)
 
     @functools.cache
-    def bundle(model: TinyOptions, decoder: str, compute: str) -> Path:
-        target = tmp_path_factory.mktemp("bundle") / f"{decoder}-{compute}"
-        options = {"device": "cuda", "decoder": decoder, "vision": compute, "max_context": MAX_CONTEXT}
-        return export_bundle(checkpoint(model), target, **options)
+    def bundle(model: TinyOptions, decoder: str, compute: str, block_size: int | None) -> Path:
+        options: dict[str, object] = {"decoder": decoder, "vision": compute, "max_context": MAX_CONTEXT}
+        if block_size is not None:
+            options["block_size"] = block_size
+        return export_bundle(checkpoint(model), tmp_path_factory.mktemp("bundle") / "bundle", device="cuda", **options)
 
-    return lambda case: bundle(case.model, case.decoder, case.compute)
+    return lambda case: bundle(case.model, case.decoder, case.compute, case.block_size)
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,9 @@ LOAD = "load"
 DRAFTS = (2, MAX_STEP_TOKENS)
 LONG_PROMPT = PREFILL_TOKENS + 104
 """Two runs."""
-PROMPTS = (1000, 32, 33, 100, 300, 500, 700, 900, PREFILL_TOKENS, 200, LONG_PROMPT, 650)
-"""Lengths in an order in which the longest is neither first nor last; the fused FP8 kernel takes 32 rows, not 33."""
+PROMPTS = (1000, 16, 17, 32, 33, 100, 300, 500, 700, 900, PREFILL_TOKENS, 200, LONG_PROMPT, 650)
+"""Lengths in an order in which the longest is neither first nor last, and on both sides of what kernels for few rows
+take."""
 PICTURES = {"small": (40, 60), "large": (340, 340), "second large": (340, 340)}
 """Height and width: of one batch of tiles, and of several."""
 THREADS = ("thread", "other thread")
@@ -61,25 +62,15 @@ class Scenario:
 
     def run(self) -> dict[str, Any]:
         """Everything, section by section. What fails is noted, and the next section follows."""
-        backend = self._backend
-        self._prefill("first prompt", 40)
-        self._prefill("later prompt", 60, start=40, num_logits=16)
-        self._section("greedy", lambda: backend.decode_greedy(5, 60))
-        self._section("step", lambda: backend.decode_step(5, 61))
-        self._section("drawn", lambda: backend.decode_sampled(3, 62, PENALISED))
-        for count in DRAFTS:
-            for time in ("first", "again"):
-                self._section(f"draft of {count}, {time}", lambda n=count: backend.decode_greedy_steps([1] * n, 63))
-        self._section("logits of a draft", lambda: backend.decode_steps([1] * MAX_STEP_TOKENS, 80))
+        self._decode()
         for time in ("prompt of", "again a prompt of"):
             for length in PROMPTS:
                 self._prefill(f"{time} {length}", length)
         self._pictures()
         for name in THREADS:
             self._in_a_thread(name)
-        self._section("greedy after threads", lambda: backend.decode_greedy(5, 63))
-        description = backend.description
-        del backend
+        self._section("greedy after threads", lambda: self._backend.decode_greedy(5, 63))
+        description = self._backend.description
         self._section("closing", self._close)
         return {
             "description": description,
@@ -87,6 +78,19 @@ class Scenario:
             "free_bytes": self._free_bytes,
             "operators": self._operators,
         }
+
+    def _decode(self) -> None:
+        """Steps behind a prompt and its continuation."""
+        self._prefill("first prompt", 40)
+        self._prefill("later prompt", 60, start=40, num_logits=16)
+        self._section("greedy", lambda: self._backend.decode_greedy(5, 60))
+        self._section("step", lambda: self._backend.decode_step(5, 61))
+        self._section("drawn", lambda: self._backend.decode_sampled(3, 62, PENALISED))
+        for count in DRAFTS:
+            for time in ("first", "again"):
+                tokens = [1] * count
+                self._section(f"draft of {count}, {time}", lambda t=tokens: self._backend.decode_greedy_steps(t, 63))
+        self._section("logits of a draft", lambda: self._backend.decode_steps([1] * MAX_STEP_TOKENS, 80))
 
     def _close(self) -> None:
         del self._backend

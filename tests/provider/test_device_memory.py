@@ -17,8 +17,8 @@ def taken(observed: Observed, name: str, before: str) -> int:
 
 
 def test_prompts_of_any_length_take_no_memory(observed: Observed) -> None:
-    """Each length twice: onnxruntime may plan memory anew for shapes that it has seen. What may come is room for a run's
-    inputs, where loading left pieces that are too small."""
+    """Each length twice: onnxruntime may plan memory anew for shapes that it has seen. What may come is room for the
+    inputs of a run, where loading left pieces that are too small."""
     sections = [f"{time} {length}" for time in ("prompt of", "again a prompt of") for length in PROMPTS]
     grown = {name: taken(observed, name, LOAD) for name in sections}
     assert {name: num_bytes for name, num_bytes in grown.items() if num_bytes > INPUT_BYTES * PREFILL_TOKENS} == {}

@@ -7,16 +7,17 @@ from collections import Counter
 import onnx
 import pytest
 
-from tests.provider.conftest import A100, CASES, MODEL, Observed, params
+from tests.provider.conftest import A100, FAST, MODEL, SLOW, Observed, params
 from tests.provider.kernel_families import claimed, families
 from tests.provider.scenario import LOAD, LONG_PROMPT, PROMPTS
 from varco_runtime.backend import MAX_STEP_TOKENS
 from varco_runtime.bundle import read_manifest
-from varco_runtime.kernels import FP8_ROWS, _node, kernel_uses
+from varco_runtime.kernels import FP8_ROWS, GEMV_ROWS, _node, kernel_uses
 
-AMPERE_ON = [case for case in CASES if case.capability >= A100]
-INTEGERS = [case for case in CASES if case.is_integer]
-FP8 = [case for case in CASES if case.decoder == "fp8"]
+AMPERE_ON = [case for case in FAST if case.capability >= A100]
+INTEGERS = [case for case in FAST if case.decoder in ("int8", "int4")]
+FP8 = [case for case in FAST if case.decoder == "fp8"]
+WITHOUT_FUSED = [case for case in SLOW if case.block_size]
 PROMPT = "prompt of 650"
 PRODUCTS = ("cuBLAS", "fpA_intB", "n-bit", "FP8", "unpacking")
 
@@ -66,9 +67,10 @@ def test_the_draw_multiplies_nothing(observed: Observed) -> None:
     assert claims(observed, "sampling", one_row=True) == []
 
 
-def test_the_tower_attends_without_cudnn(observed: Observed) -> None:
+@pytest.mark.parametrize("observed", params(FAST), indirect=True)
+def test_the_tower_attends_with_one_kernel_and_without_cudnn(observed: Observed) -> None:
     names = [name for name in families(observed.sections["small picture"].launches) if not name.startswith("cuBLAS")]
-    assert names == ["Flash" if observed.case.capability >= A100 else "memory-efficient"] * 2
+    assert names == ["Flash" if observed.case.capability >= A100 else "memory-efficient"] * MODEL.num_vision_layers
 
 
 @pytest.mark.parametrize("observed", params(AMPERE_ON), indirect=True)
@@ -112,3 +114,18 @@ def test_fp8_products_take_their_own_kernel_up_to_its_number_of_rows(observed: O
     assert at.count("FP8 GEMV on tensor cores") == num_products
     assert "unpacking" not in at
     assert beyond.count("unpacking") == num_products
+
+
+@pytest.mark.parametrize("observed", params(WITHOUT_FUSED), indirect=True)
+def test_integers_without_the_fused_kernel_are_unpacked_from_the_announced_number_of_rows_on(
+    observed: Observed,
+) -> None:
+    num_products, least = observed.operators["decoder"]["MatMulNBits"], GEMV_ROWS[int(observed.case.decoder[3:])]
+    runs = {rows: step(observed, rows) for rows in range(1, MAX_STEP_TOKENS + 1)}
+    runs |= {rows: families(observed.sections[f"prompt of {rows}"].launches) for rows in (16, 17)}
+    assert {rows: found.count("n-bit GEMV") for rows, found in runs.items()} == {
+        rows: num_products if rows <= least else 0 for rows in runs
+    }
+    assert {rows: found.count("unpacking") for rows, found in runs.items()} == {
+        rows: 0 if rows <= least else num_products for rows in runs
+    }

@@ -1,4 +1,4 @@
-"""Everything a bundle is asked for, through the real provider: it returns, captures, replays and copies as it should."""
+"""Everything a bundle is asked for, through the real provider: what returns, is captured, replayed and copied."""
 
 from __future__ import annotations
 
