@@ -13,6 +13,7 @@ from PIL import Image
 from tests.conftest import export_bundle
 from tests.drafts import foretell
 from tests.gpu.conftest import MAX_CONTEXT
+from tests.inputs import text_inputs
 from varco_runtime import Varco
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
 from varco_runtime.cuda_backend import CudaBackend, runs_on_cpu
@@ -33,11 +34,6 @@ def image() -> Image.Image:
 def own(place: str, fp16: Varco) -> Varco:
     """The same bundle loaded once more: a Varco remembers what its cache holds, and other tests fill that directly."""
     return Varco.load(fp16.bundle.folder, provider=place)
-
-
-def text_inputs(varco: Varco, length: int, seed: int = 0) -> PromptInputs:
-    ids = np.random.default_rng(seed).integers(0, 250, length)
-    return PromptInputs(ids.astype(np.int64), varco.bundle.manifest.prompt.image_token_id, None)
 
 
 def error(got: Array, expected: Array) -> float:

@@ -16,7 +16,6 @@ from tests.conftest import export_bundle
 from tests.recording_cuda import Device
 from tests.recording_tensorrt import add_engines, install
 from varco_runtime import Varco
-from varco_runtime.backend import PromptInputs
 from varco_runtime.errors import VarcoError
 from varco_runtime.tensorrt_backend import TensorRtBackend
 
@@ -68,15 +67,6 @@ def image() -> Image.Image:
 def backend_of(varco: Varco) -> TensorRtBackend:
     assert isinstance(varco.backend, TensorRtBackend)
     return varco.backend
-
-
-def text_inputs(varco: Varco, length: int, seed: int = 0) -> PromptInputs:
-    ids = np.random.default_rng(seed).integers(0, 250, length)
-    return PromptInputs(ids.astype(np.int64), varco.bundle.manifest.prompt.image_token_id, None)
-
-
-def close(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.abs(a - b).max() <= 2e-5 * np.abs(b).max())
 
 
 def refused(bundle: Path, device: Device, error: type[VarcoError], match: str, **options: Any) -> None:

@@ -13,9 +13,10 @@ from PIL import Image
 
 from tests import broken
 from tests.conftest import export_bundle
+from tests.inputs import close
 from tests.recording_cuda import Device
 from tests.recording_tensorrt import add_engines, runs
-from tests.tensorrt.conftest import MAX_CONTEXT, backend_of, close
+from tests.tensorrt.conftest import MAX_CONTEXT, backend_of
 from varco_runtime import Varco
 from varco_runtime.bundle import Bundle
 from varco_runtime.cli.main import main

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
+from tests.inputs import close, text_inputs
 from tests.recording_cuda import CudaError, Device
 from tests.recording_tensorrt import add_engines, runs
-from tests.tensorrt.conftest import MAX_CONTEXT, backend_of, close, shorter, text_inputs
+from tests.tensorrt.conftest import MAX_CONTEXT, backend_of, shorter
 from varco_runtime import Varco
 from varco_runtime.errors import BackendError, ContextError, ImageError
 from varco_runtime.storage import to_stored

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.inputs import close, text_inputs
 from tests.recording_cuda import Device
 from tests.recording_tensorrt import RTX_VERSION, add_engines, runs
-from tests.tensorrt.conftest import MAX_CONTEXT, backend_of, close, text_inputs
+from tests.tensorrt.conftest import MAX_CONTEXT, backend_of
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.errors import BackendError
