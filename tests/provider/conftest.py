@@ -1,4 +1,4 @@
-"""Bundles, the stub libraries, and what a scenario on them showed. Skipped with a reason where it cannot run."""
+"""Bundles, the stub libraries, and what a scenario on them showed."""
 
 from __future__ import annotations
 
@@ -130,9 +130,16 @@ def why_not() -> str | None:
     return None
 
 
+def require_provider() -> None:
+    """Skip a module, one line for its hundreds of tests, where the provider or a compiler is missing."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason, allow_module_level=True)
+
+
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the compiled stub libraries."""
+    """The folder of the compiled stub libraries. A fixture skips as well: a run of skipped modules alone would fail."""
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tests.provider.conftest import Observed
+from tests.provider.conftest import Observed, require_provider
 from tests.provider.scenario import LOAD, PROMPTS
 from varco_runtime.bundle import read_manifest
 from varco_runtime.cuda_memory import PREFILL_TOKENS
+
+require_provider()
 
 INPUT_BYTES = 8 + 8 + 1
 """Of one position: a token's id, a row of the picture, and whether the picture stands there."""

@@ -7,12 +7,14 @@ from collections import Counter
 import onnx
 import pytest
 
-from tests.provider.conftest import A100, FAST, MODEL, SLOW, Observed, params
+from tests.provider.conftest import A100, FAST, MODEL, SLOW, Observed, params, require_provider
 from tests.provider.kernel_families import claimed, families
 from tests.provider.scenario import LOAD, LONG_PROMPT, PROMPTS
 from varco_runtime.backend import MAX_STEP_TOKENS
 from varco_runtime.bundle import read_manifest
 from varco_runtime.kernels import FP8_ROWS, GEMV_ROWS, _node, kernel_uses
+
+require_provider()
 
 AMPERE_ON = [case for case in FAST if case.capability >= A100]
 INTEGERS = [case for case in FAST if case.decoder in ("int8", "int4")]

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.provider.conftest import B200, NUM_LAYERS, Case, Observed
+from tests.provider.conftest import B200, NUM_LAYERS, Case, Observed, require_provider
 from tests.provider.kernel_families import families
 from tests.provider.launch_log import Section
 from tests.provider.scenario import DRAFTS, LOAD, LONG_PROMPT, PENALISED, THREADS
 from varco_runtime.backend import MAX_STEP_TOKENS
 from varco_runtime.bundle import read_manifest
+
+require_provider()
 
 TOKEN_BYTES, POSITION_BYTES, LOGIT_BYTES, SETTINGS_BYTES, FLAG_BYTES = 8, 4, 4, 48, 1
 TO_DEVICE, TO_HOST = "host to device", "device to host"
