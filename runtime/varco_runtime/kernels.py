@@ -1,8 +1,9 @@
 """Which kernel each node of a bundle gets, by the conditions that ONNX Runtime's providers state.
 
 Read from the graphs, without their weights. For CUDA the conditions are those of onnxruntime's operator documentation
-(`docs/contrib_ops/cuda`: matmul_nbits.md, matmul_block_scaled_fp8.md, gqa.md); no GPU run has confirmed them. What a
-run really took is printed by `ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO=1` and by a profile.
+(`docs/contrib_ops/cuda`: matmul_nbits.md, matmul_block_scaled_fp8.md, gqa.md). `tests/provider` compares them with what
+onnxruntime-gpu launches, which needs no GPU; none has run it. What a run really took is printed by
+`ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO=1` and by a profile.
 """
 
 from __future__ import annotations
