@@ -79,6 +79,12 @@ def test_a_greedy_step_is_one_replay_and_moves_two_numbers_there_and_one_back(ob
     assert section.launches == []
     assert moved(section) == [(TO_DEVICE, TOKEN_BYTES), (TO_DEVICE, POSITION_BYTES), (TO_HOST, TOKEN_BYTES)]
     assert section.allocations == []
+    assert section.synchronisations == ["stream"] * 3  # after each copy there, and before the one back
+
+
+def test_only_loading_and_closing_wait_for_the_whole_device(observed: Observed) -> None:
+    waiting = {name for name, section in observed.sections.items() if "device" in section.synchronisations}
+    assert waiting - {LOAD, "closing"} == set()
 
 
 @pytest.mark.parametrize("count", DRAFTS)

@@ -1,4 +1,4 @@
-// libcuda.so.1, NVIDIA's driver: what varco_runtime.cuda_driver asks of it, and the one function that the provider links.
+// libcuda.so.1, NVIDIA's driver: what varco_runtime.cuda_driver asks of it, and the one function the provider links to.
 
 #include "stub.h"
 

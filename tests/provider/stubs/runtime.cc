@@ -26,13 +26,13 @@ constexpr int CAPTURE_UNSUPPORTED = 900;   // cudaErrorStreamCaptureUnsupported
 constexpr int CAPTURE_INVALIDATED = 901;   // cudaErrorStreamCaptureInvalidated
 constexpr int CAPTURE_GLOBAL = 0;          // cudaStreamCaptureModeGlobal
 constexpr int CAPTURE_RELAXED = 2;         // cudaStreamCaptureModeRelaxed
-constexpr int MEMORY_UNREGISTERED = 0, MEMORY_HOST = 1, MEMORY_DEVICE = 2;  // cudaMemoryType
+constexpr int MEMORY_HOST = 1, MEMORY_DEVICE = 2;  // cudaMemoryType; 0 is memory that is neither
 
 struct Size3 {
     unsigned x, y, z;
 };
 
-// --- the device -------------------------------------------------------------------------------------------------------
+// --- the device ------------------------------------------------------------------------------------------------------
 
 // What decides on kernels differs by generation: T4, A100 and H200, by NVIDIA's tables of compute capabilities.
 struct Device {
@@ -133,7 +133,7 @@ struct PointerAttributes {
 };
 static_assert(sizeof(PointerAttributes) == 88);
 
-// --- the log ----------------------------------------------------------------------------------------------------------
+// --- the log ---------------------------------------------------------------------------------------------------------
 
 // One lock for everything: the provider is called from several threads.
 std::recursive_mutex &lock() {
@@ -156,7 +156,7 @@ std::FILE *log_file() {
     return file;
 }
 
-// --- captures ---------------------------------------------------------------------------------------------------------
+// --- captures --------------------------------------------------------------------------------------------------------
 
 struct Capture {
     bool is_active = false, is_valid = true;
@@ -184,7 +184,7 @@ bool refused(const char *call) {
     return true;
 }
 
-// --- kernels ----------------------------------------------------------------------------------------------------------
+// --- kernels ---------------------------------------------------------------------------------------------------------
 
 // Names as they are registered, mangled, by the address that a launch names.
 std::unordered_map<const void *, std::string> &kernel_names() {
@@ -215,7 +215,7 @@ int launch(const void *kernel, Size3 grid, Size3 block, std::size_t shared_bytes
     return SUCCESS;
 }
 
-// --- memory -----------------------------------------------------------------------------------------------------------
+// --- memory ----------------------------------------------------------------------------------------------------------
 
 struct Block {
     std::size_t num_bytes;
@@ -398,7 +398,7 @@ int cudaLibraryGetKernel(void **kernel, void *, const char *name) {
 
 int cudaLibraryUnload(void *) { return SUCCESS; }
 
-// --- the device -------------------------------------------------------------------------------------------------------
+// --- the device ------------------------------------------------------------------------------------------------------
 
 int cudaGetDeviceCount(int *count) {
     *count = 1;
@@ -480,7 +480,7 @@ int cudaDeviceGetAttribute(int *value, int attribute, int) {
 
 int cudaDeviceSynchronize() { return wait("device", "cudaDeviceSynchronize"); }
 
-// --- kernels' own properties: none of which this library knows, so that each fits the device --------------------------
+// --- kernels' own properties: none of which this library knows, so that each fits the device -------------------------
 
 int cudaFuncGetAttributes(FunctionAttributes *facts, const void *) {
     std::memset(facts, 0, sizeof *facts);
@@ -500,7 +500,7 @@ int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *count, const voi
     return SUCCESS;
 }
 
-// --- memory -----------------------------------------------------------------------------------------------------------
+// --- memory ----------------------------------------------------------------------------------------------------------
 
 int cudaMalloc(void **address, std::size_t num_bytes) { return allocate(address, num_bytes, false, "cudaMalloc"); }
 
@@ -559,7 +559,7 @@ int cudaMallocFromPoolAsync(void **address, std::size_t num_bytes, void *, void 
 
 int cudaFreeAsync(void *address, void *) { return address ? release(address, "cudaFreeAsync") : SUCCESS; }
 
-// --- copies: done at once, except in a capture, which records them ----------------------------------------------------
+// --- copies: done at once, except in a capture, which records them ---------------------------------------------------
 
 int cudaMemcpy(void *target, const void *source, std::size_t num_bytes, int kind) {
     const Guard guard(lock());
@@ -645,7 +645,7 @@ int cudaEventElapsedTime(float *milliseconds, void *, void *) {
     return SUCCESS;
 }
 
-// --- graphs -----------------------------------------------------------------------------------------------------------
+// --- graphs ----------------------------------------------------------------------------------------------------------
 
 int cudaStreamBeginCapture(void *stream, int mode) {
     const Guard guard(lock());
@@ -682,7 +682,7 @@ int cudaGraphDestroy(void *) { return SUCCESS; }
 
 int cudaGraphExecDestroy(void *) { return SUCCESS; }
 
-// --- errors and the driver --------------------------------------------------------------------------------------------
+// --- errors and the driver -------------------------------------------------------------------------------------------
 
 const char *cudaGetErrorName(int error) {
     switch (error) {
