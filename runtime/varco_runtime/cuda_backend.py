@@ -108,6 +108,8 @@ class CudaBackend:
         greatest sizes, and kernels are chosen. What this leaves in the caches is finite, and overwritten before it is
         seen.
         """
+        for num_tokens in range(1, MAX_STEP_TOKENS + 1):
+            self._step(num_tokens)  # its buffers, which would else take the place that a prompt's inputs leave
         side = self._manifest.image.tile_px
         self._vision.encode_pixels(np.zeros((self._sizes.batch_tiles, 3, side, side), np.uint8))
         ids = np.zeros(self._sizes.prefill_tokens, np.int64)
