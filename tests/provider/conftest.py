@@ -62,7 +62,8 @@ class Case:
     compute: str
     capability: tuple[int, int]
     model: TinyOptions = MODEL
-    block_size: int | None = None
+    options: tuple[tuple[str, object], ...] = ()
+    """Others of the export's."""
     note: str = ""
 
     @property
@@ -82,11 +83,13 @@ FAST = (
     Case("fp16", "fp16", T4),
     Case("int4", "fp16", T4),
     Case("fp16", "fp16", H200, WHOLE_VOCABULARY, note="whole-vocabulary"),
+    Case("int4", "fp16", H200, WHOLE_VOCABULARY, (("lm_head", "int4"),), "whole-vocabulary"),
+    Case("int4", "bf16", H200, MODEL, (("embedding", "host"),), "rows-from-host"),
 )
 """What the 14B is exported to, on GPUs with every kernel and on one with fewer."""
 SLOW = (
-    Case("int4", "bf16", H200, block_size=64, note="blocks-of-64"),
-    Case("int8", "fp16", A100, block_size=64, note="blocks-of-64"),
+    Case("int4", "bf16", H200, MODEL, (("block_size", 64),), "blocks-of-64"),
+    Case("int8", "fp16", A100, MODEL, (("block_size", 64),), "blocks-of-64"),
     *(Case("fp16", "fp16", capability, TinyOptions(seed=3), note="narrow-heads") for capability in (T4, H200)),
 )
 """What misses a fast kernel, by its settings or its shape."""
@@ -157,13 +160,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]
         return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", model)
 
     @functools.cache
-    def bundle(model: TinyOptions, decoder: str, compute: str, block_size: int | None) -> Path:
-        options: dict[str, object] = {"decoder": decoder, "vision": compute, "max_context": MAX_CONTEXT}
-        if block_size is not None:
-            options["block_size"] = block_size
+    def bundle(model: TinyOptions, decoder: str, compute: str, more: tuple[tuple[str, object], ...]) -> Path:
+        options = {"decoder": decoder, "vision": compute, "max_context": MAX_CONTEXT, **dict(more)}
         return export_bundle(checkpoint(model), tmp_path_factory.mktemp("bundle") / "bundle", device="cuda", **options)
 
-    return lambda case: bundle(case.model, case.decoder, case.compute, case.block_size)
+    return lambda case: bundle(case.model, case.decoder, case.compute, case.options)
 
 
 @pytest.fixture(scope="session")

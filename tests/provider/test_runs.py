@@ -30,6 +30,14 @@ def vocab_size(observed: Observed) -> int:
     return read_manifest(observed.bundle).model.vocab_size
 
 
+def sent(observed: Observed, num_tokens: int) -> list[tuple[str, int]]:
+    """The copies to the device before a step: its tokens, or their rows in 16 bits where the host holds those; and
+    their position."""
+    manifest = read_manifest(observed.bundle)
+    token_bytes = TOKEN_BYTES if manifest.embedding is None else 2 * manifest.model.hidden_size
+    return [(TO_DEVICE, num_tokens * token_bytes), (TO_DEVICE, POSITION_BYTES)]
+
+
 def test_every_call_returns(observed: Observed) -> None:
     assert observed.failures == {}
     major, minor = observed.case.capability
@@ -77,7 +85,7 @@ def test_a_greedy_step_is_one_replay_and_moves_two_numbers_there_and_one_back(ob
     section = observed.sections[name]
     assert section.num_replays == 1
     assert section.launches == []
-    assert moved(section) == [(TO_DEVICE, TOKEN_BYTES), (TO_DEVICE, POSITION_BYTES), (TO_HOST, TOKEN_BYTES)]
+    assert moved(section) == [*sent(observed, 1), (TO_HOST, TOKEN_BYTES)]
     assert section.allocations == []
     assert section.synchronisations == ["stream"] * 3  # after each copy there, and before the one back
 
@@ -92,8 +100,7 @@ def test_a_draft_is_one_replay_and_moves_its_tokens_both_ways(observed: Observed
     for section in observed.matching(f"draft of {count}").values():
         assert section.num_replays == 1
         assert section.launches == []
-        tokens = count * TOKEN_BYTES
-        assert moved(section) == [(TO_DEVICE, tokens), (TO_DEVICE, POSITION_BYTES), (TO_HOST, tokens)]
+        assert moved(section) == [*sent(observed, count), (TO_HOST, count * TOKEN_BYTES)]
 
 
 def test_a_drawn_token_is_two_replays_and_no_logits_come_back(observed: Observed) -> None:
@@ -102,7 +109,7 @@ def test_a_drawn_token_is_two_replays_and_no_logits_come_back(observed: Observed
     assert section.num_replays == 2
     assert section.launches == []
     draw = [(TO_DEVICE, SETTINGS_BYTES), (TO_DEVICE, vocab_size(observed) * FLAG_BYTES), (TO_HOST, TOKEN_BYTES)]
-    assert moved(section) == [(TO_DEVICE, TOKEN_BYTES), (TO_DEVICE, POSITION_BYTES), *draw]
+    assert moved(section) == [*sent(observed, 1), *draw]
 
 
 @pytest.mark.parametrize(("name", "rows"), [("step", 1), ("logits of a draft", MAX_STEP_TOKENS)])
