@@ -122,12 +122,12 @@ def test_fp8_products_take_their_own_kernel_up_to_its_number_of_rows(observed: O
 def test_integers_without_the_fused_kernel_are_unpacked_from_the_announced_number_of_rows_on(
     observed: Observed,
 ) -> None:
-    num_products, least = observed.operators["decoder"]["MatMulNBits"], GEMV_ROWS[int(observed.case.decoder[3:])]
+    num_products, most = observed.operators["decoder"]["MatMulNBits"], GEMV_ROWS[int(observed.case.decoder[3:])]
     runs = {rows: step(observed, rows) for rows in range(1, MAX_STEP_TOKENS + 1)}
     runs |= {rows: families(observed.sections[f"prompt of {rows}"].launches) for rows in (16, 17)}
     assert {rows: found.count("n-bit GEMV") for rows, found in runs.items()} == {
-        rows: num_products if rows <= least else 0 for rows in runs
+        rows: num_products if rows <= most else 0 for rows in runs
     }
     assert {rows: found.count("unpacking") for rows, found in runs.items()} == {
-        rows: 0 if rows <= least else num_products for rows in runs
+        rows: 0 if rows <= most else num_products for rows in runs
     }

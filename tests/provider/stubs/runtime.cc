@@ -314,7 +314,7 @@ std::size_t stub_free_bytes() { return device().total_bytes - used_bytes(); }
 
 std::size_t stub_total_bytes() { return device().total_bytes; }
 
-// --- what nvcc's generated code calls: the registration of kernels when the library is loaded, and their launch -------
+// --- what nvcc's generated code calls: the registration of kernels when the library is loaded, and their launch ------
 
 void **__cudaRegisterFatBinary(void *) {
     static void *handle = nullptr;
@@ -615,7 +615,7 @@ int cudaMemsetAsync(void *target, int value, std::size_t num_bytes, void *stream
     return SUCCESS;
 }
 
-// --- streams and events: everything has been done when a call returns, so there is nothing to order -------------------
+// --- streams and events: everything has been done when a call returns, so there is nothing to order ------------------
 
 int cudaStreamCreate(void **stream) { return create(stream); }
 
