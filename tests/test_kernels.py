@@ -109,7 +109,7 @@ def test_inspect_shows_the_kernels_and_what_they_rest_on(
     manifest = read_manifest(bundle)
     app(["inspect", str(bundle), "--kernels"], standalone_mode=False)
     text = " ".join(capsys.readouterr().out.split())
-    assert "not observed in a run" in text
+    assert "not observed on a GPU" in text
     assert "XQA, head group of 5" in text
     app(["inspect", str(bundle), "--kernels", "--json"], standalone_mode=False)
     document = json.loads(capsys.readouterr().out)

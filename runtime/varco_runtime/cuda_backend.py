@@ -104,14 +104,13 @@ class CudaBackend:
     def _warm_up(self) -> None:
         """Everything once, before the first question: what is missing or does not fit shows now.
 
-        The longest run of a prompt and a whole batch of tiles come before the captures: memory is taken once in its
+        The largest picture and the longest run of a prompt come before the captures: memory is taken once in its
         greatest sizes, and kernels are chosen. What this leaves in the caches is finite, and overwritten before it is
         seen.
         """
         for num_tokens in range(1, MAX_STEP_TOKENS + 1):
             self._step(num_tokens)  # its buffers, which would else take the place that a prompt's inputs leave
-        side = self._manifest.image.tile_px
-        self._vision.encode_pixels(np.zeros((self._sizes.batch_tiles, 3, side, side), np.uint8))
+        self._vision.warm_up()
         ids = np.zeros(self._sizes.prefill_tokens, np.int64)
         self.prefill(PromptInputs(ids, self._manifest.prompt.image_token_id, None), 0, self._sizes.num_logits)
         for num_tokens in range(1, MAX_STEP_TOKENS + 1):

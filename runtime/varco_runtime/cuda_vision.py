@@ -46,6 +46,17 @@ class CudaVision:
         self._buffers = buffers
         self._picture: DeviceFeatures | DeviceImageTokens | None = None
 
+    def warm_up(self) -> None:
+        """Two batches of tiles, and a part of the largest picture packed: what no picture exceeds."""
+        side, patches = self._manifest.image.tile_px, self._manifest.image.patches_per_tile
+        num_tiles = min(2 * self._sizes.batch_tiles, self._sizes.picture_tiles)
+        self.encode_pixels(np.zeros((num_tiles, 3, side, side), np.uint8))
+        tokens = min(PACK_TOKENS, self._sizes.image_tokens)
+        indices, weights = np.zeros((tokens, 4), np.int32), np.zeros((tokens, 4), np.float32)
+        largest = self._picture = DeviceFeatures(self._sizes.picture_tiles)
+        self.pack(largest, PackingPlan(indices, weights, (0, 0), self._sizes.picture_tiles * patches))
+        self._picture = None
+
     def encode(self, pixel_values: Array) -> DeviceFeatures:
         """Tiles `[T, 3, S, S]` fp32 in batches, one behind the other into the picture's features."""
         return self._encode(pixel_values.astype(np.float32, copy=False), self._look)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.provider.conftest import Observed, require_provider
 from tests.provider.scenario import LOAD, PROMPTS
 from varco_runtime.bundle import read_manifest
@@ -22,6 +24,13 @@ def test_prompts_of_any_length_take_no_memory(observed: Observed) -> None:
 
 def test_steps_take_no_memory(observed: Observed) -> None:
     assert taken(observed, "logits of a draft", "later prompt") == 0
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_pictures_of_any_size_take_no_memory(observed: Observed, name: str) -> None:
+    before = "features of a small picture" if name == "large" else LOAD
+    grown = {part: taken(observed, part, before) for part in (f"{name} picture", f"prompt with a {name} picture")}
+    assert grown == dict.fromkeys(grown, 0)
 
 
 def test_a_picture_of_a_known_size_takes_no_memory(observed: Observed) -> None:

@@ -48,7 +48,11 @@ def _show_kernels(bundle: Path, manifest: Manifest, as_json: bool) -> None:
         check_file(bundle, part.file, manifest.files[part.file], Remembered.load(), full=True)
     device, capability = _kernel_device(manifest)
     uses = kernel_uses(bundle, manifest, capability)
-    basis = "the provider's documented conditions, not observed in a run" if capability else "what the provider has"
+    basis = (
+        "the provider's documented conditions and its dispatch, not observed on a GPU"
+        if capability
+        else "what the provider has"
+    )
     if as_json:
         rows = [dataclasses.asdict(use) for use in uses]
         write_document(json.dumps({"device": device, "basis": basis, "kernels": rows}, indent=2, ensure_ascii=False))
