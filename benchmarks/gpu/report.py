@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.gpu.aims import derive
 from benchmarks.machine import write_json
 from varco_runtime.cuda_driver import find_gpu
-from varco_runtime.errors import UsageError
+from varco_runtime.errors import MissingExtraError, UsageError
 
 
 def begun(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -67,8 +67,10 @@ def is_missing(figures: dict[str, Any]) -> bool:
 
 def machine(provider: str) -> dict[str, Any]:
     """What figures depend on beside the settings."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("Measuring", provider) from None
     facts: dict[str, Any] = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
     facts |= {"cores": os.cpu_count(), "system": platform.platform()}
     if provider == "cuda":

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from varco_export.checkpoint import Checkpoint
@@ -230,9 +229,7 @@ def write_embedding(checkpoint: Checkpoint, folder: Path, files: dict[str, FileF
     """Write the token rows as they are stored, and image_newline as one more row, in the wider type of the two."""
     rows, newline = checkpoint.tensor("language_model.embed_tokens.weight"), checkpoint.tensor("image_newline")
     dtype = rows.dtype if rows.dtype == newline.dtype else "fp32"
-    numpy_type = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}[
-        dtype
-    ]
+    numpy_type = DTYPES[dtype][1]
     name = "embedding.bin"
     with HashedFile(folder / name) as file:
         for tensor in (rows, newline):

@@ -5,7 +5,7 @@ chunks of its own length, an answer token by token as a CUDA graph (`cuda_step.p
 are there once. Pictures are in `cuda_vision.py`. Where the GPU is missing, a bundle in fp16 runs on the CPU through the
 same code, slowly: onnxruntime converts around every operator that has no fp16 kernel there.
 
-**No line of this has run on a GPU.** What the tests show is said in README.md.
+**No line of this has run on a GPU.** What the tests show is said in docs/data-centre-gpus.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from varco_runtime.bundle import Bundle
 from varco_runtime.cores import usable_cores
 from varco_runtime.cuda_driver import GpuFacts, find_gpu
 from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
-from varco_runtime.cuda_memory import buffer_shapes, check_memory, shortage, sizes_of
+from varco_runtime.cuda_memory import buffer_shapes, buffer_sizes, check_memory, shortage, sizes_of
 from varco_runtime.cuda_sampling import SamplingStep
 from varco_runtime.cuda_session import ARENA, Device, Network
 from varco_runtime.cuda_step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
-from varco_runtime.cuda_thread import DeviceThreads, on_device_thread
+from varco_runtime.cuda_thread import DEVICE_LOCK, DeviceThreads, on_device_thread
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
 from varco_runtime.device_memory import Sizes
 from varco_runtime.embedding import EmbeddingTable
@@ -66,13 +66,14 @@ class CudaBackend:
             self._gpu = find_gpu()
             check_capability(self._gpu, manifest)
             self._ort, missing = load_onnxruntime()
-            check_memory(manifest, self._sizes, self._gpu, ARENA.spare_bytes)
+            check_memory(manifest, self._sizes, self._gpu, ARENA.spare_bytes(buffer_sizes(manifest, self._sizes)))
         else:
             self._ort = _host_onnxruntime()
         # No method of this object, which would make a cycle: losing the backend gives its memory back at once.
         out_of_memory = partial(_shortage, manifest, self._sizes, self._gpu)
         self._device = Device(self._ort, place, self._threads, out_of_memory)
-        self._load(bundle, missing)
+        with DEVICE_LOCK:
+            self._load(bundle, missing)
 
     @property
     def max_context(self) -> int:

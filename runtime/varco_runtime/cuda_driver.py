@@ -18,6 +18,7 @@ from varco_runtime.errors import BackendError
 _LIBRARY = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _NAME_BYTES = 256
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE, which cuInit gives where none is there or visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,11 @@ def _open() -> tuple[Any, Any]:
             f"No NVIDIA driver was found ({_LIBRARY} cannot be loaded), expected one for CUDA 13. Install the driver, "
             "or export for the CPU: varco export CHECKPOINT BUNDLE --device cpu"
         ) from None
-    _check(driver, "cuInit", driver.cuInit(0))
+    status = driver.cuInit(0)
     count, device = ctypes.c_int(), ctypes.c_int()
-    _check(driver, "cuDeviceGetCount", driver.cuDeviceGetCount(ctypes.byref(count)))
+    if status != _NO_DEVICE:
+        _check(driver, "cuInit", status)
+        _check(driver, "cuDeviceGetCount", driver.cuDeviceGetCount(ctypes.byref(count)))
     if count.value == 0:
         raise BackendError("The NVIDIA driver sees no GPU, expected one. Look at nvidia-smi and CUDA_VISIBLE_DEVICES.")
     _check(driver, "cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), 0))

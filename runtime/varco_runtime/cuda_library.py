@@ -7,10 +7,13 @@ installed torch brings too, so that no environment variable is needed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
+import importlib.util
 import io
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from varco_runtime.cuda_driver import GpuFacts
@@ -28,36 +31,46 @@ _XQA = "ORT_ENABLE_XQA"
 _REINSTALL = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'varco-edge[cuda]'"
 
 
-def check_capability(gpu: GpuFacts, manifest: Manifest) -> None:
-    """Refuse a driver that is too old, or a GPU that cannot compute as the bundle does. Raises `BackendError`."""
+def check_gpu(gpu: GpuFacts) -> None:
+    """Refuse a driver that is too old, or a GPU without code for it. Raises `BackendError`."""
     if gpu.cuda_version < LEAST_CUDA:
         got, expected = (".".join(map(str, version)) for version in (gpu.cuda_version, LEAST_CUDA))
         raise BackendError(
             f"The NVIDIA driver supports CUDA {got}, expected {expected} or later. Update the driver, or export for "
             "the CPU: varco export CHECKPOINT BUNDLE --device cpu"
         )
-    if gpu.capability[0] in WITHOUT_CODE:
+    major, minor = gpu.capability
+    if major in WITHOUT_CODE:
         raise BackendError(
-            f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, for which onnxruntime-gpu has "
-            "no code, expected 7.5, 8.x, 9.0 or 12.x. Use another GPU, or export with --device tensorrt."
+            f"{gpu.name} has compute capability {major}.{minor}, for which onnxruntime-gpu has no code, expected 7.5, "
+            "8.x, 9.0 or 12.x. Use another GPU, or export with --device tensorrt."
         )
+
+
+def check_capability(gpu: GpuFacts, manifest: Manifest) -> None:
+    """Refuse what `check_gpu` does, and a GPU that cannot compute as the bundle does. Raises `BackendError`."""
+    check_gpu(gpu)
     decoder = manifest.decoder
     kind = "fp8" if "fp8" in decoder.precision else decoder.compute
     least = LEAST_CAPABILITY[kind]
     if gpu.capability < least:
         major, minor = gpu.capability
-        if gpu.capability < LEAST_CAPABILITY["fp16"]:
-            advice = "Use a newer GPU."
-        elif decoder.precision.startswith(
-            "int"
-        ):  # whose float type is another option's to choose: --decoder would round again
-            advice = "Export again with --vision fp16, which keeps the integers."
-        else:
-            advice = "Export with --decoder fp16."
         raise BackendError(
             f"{gpu.name} has compute capability {major}.{minor}, a bundle in {kind} needs {least[0]}.{least[1]} or "
-            f"later. {advice}"
+            f"later. {_advice(gpu, decoder.precision)}"
         )
+
+
+def _advice(gpu: GpuFacts, precision: str) -> str:
+    """How to export for a GPU that is too old: what is rounded already is not to be rounded again."""
+    weights, _, head = precision.partition(", head ")
+    if gpu.capability < LEAST_CAPABILITY["fp16"]:
+        return "Use a newer GPU."
+    if weights.startswith("fp8 ("):
+        return "Export the checkpoint that this one was quantised from."
+    if weights.startswith("int"):
+        return f"Export again with --vision fp16{' --lm-head fp16' if 'fp8' in head else ''}, which keeps the integers."
+    return "Export with --decoder fp16."
 
 
 def load_onnxruntime() -> tuple[Any, list[str]]:
@@ -81,7 +94,20 @@ def load_onnxruntime() -> tuple[Any, list[str]]:
         ort.preload_dlls()
     ort.set_default_logger_severity(3)  # it warns of its own defaults, six times at every loading
     _take_no_more_than_asked()
-    return ort, re.findall(r"Failed to load (\S+?):", said.getvalue())
+    missed = dict.fromkeys(Path(path).name for path in re.findall(r"Failed to load (\S+?):", said.getvalue()))
+    return ort, [name for name in missed if not _load_from_elsewhere(name)]
+
+
+def _load_from_elsewhere(name: str) -> bool:
+    """Load a library of the nvidia wheels or a torch that lie in another folder of packages than onnxruntime."""
+    for package, pattern in (("nvidia", f"*/lib/{name}"), ("torch", f"lib/{name}")):
+        found = importlib.util.find_spec(package)
+        for folder in (found.submodule_search_locations or []) if found else []:
+            for path in sorted(Path(folder).glob(pattern)):
+                with contextlib.suppress(OSError):
+                    ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+                    return True
+    return False
 
 
 def _take_no_more_than_asked() -> None:

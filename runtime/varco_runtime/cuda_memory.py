@@ -63,6 +63,16 @@ def needed_bytes(manifest: Manifest, sizes: Sizes) -> tuple[int, int]:
     return weights + sum(num_bytes.values()) + num_bytes["image_features"] + caches + work, caches
 
 
+def buffer_sizes(manifest: Manifest, sizes: Sizes) -> list[int]:
+    """Bytes of every buffer that is allocated at loading, each cache for itself."""
+    counts = {"cache": 2 * manifest.model.num_layers}
+    return [
+        num_bytes
+        for name, (dtype, shape) in buffer_shapes(manifest, sizes).items()
+        for num_bytes in [math.prod(shape) * ITEM_BYTES[dtype]] * counts.get(name, 1)
+    ]
+
+
 def _work_bytes(manifest: Manifest, sizes: Sizes) -> int:
     """Of the largest runs; sessions keep what they once took."""
     model, item = manifest.model, ITEM_BYTES[manifest.decoder.compute]

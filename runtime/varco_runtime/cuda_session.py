@@ -7,9 +7,11 @@ its 16 bits and bound as what it is. The device is a GPU (`cuda`) or, for bundle
 
 from __future__ import annotations
 
+import bisect
 import math
+import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,28 +29,37 @@ ONNX_TYPES = {"fp32": 1, "uint8": 2, "int32": 6, "int64": 7, "bool": 9, "fp16": 
 GRAPH_KEY = "gpu_graph_id"
 NO_GRAPH = "-1"
 """The provider's word for a run that is neither captured nor replayed."""
+_FAULT = re.compile(r"(?:CUDA|CUBLAS) failure \d+: [^;\n]+")
+_LONGEST_FAULT = 200
 _SHORTAGE_WORDS = ("out of memory", "failed to allocate", "alloc_failed", "memoryallocation", "bfc_arena")
 
 
 class Arena:
-    """What onnxruntime's arena for buffers holds of the GPU: it takes memory and keeps it for this process's next."""
+    """What onnxruntime's arena for buffers holds of the GPU: each was a piece of memory, kept for the process's next.
+
+    A buffer finds its place in a piece that is large enough; pieces are not joined.
+    """
 
     def __init__(self) -> None:
-        self._used = self._held = 0
+        self._free: list[int] = []
 
-    @property
-    def spare_bytes(self) -> int:
-        """What is held and in no buffer."""
-        return self._held - self._used
+    def spare_bytes(self, sizes: Iterable[int]) -> int:
+        """How many bytes of buffers of these sizes find their place in what is held."""
+        free = sorted(self._free)
+        found = 0
+        for size in sorted(sizes, reverse=True):
+            at = bisect.bisect_left(free, size)
+            if at < len(free):
+                del free[at]
+                found += size
+        return found
 
     def count(self, value: Any, num_bytes: int) -> None:
         """`value` occupies so much as long as it lives."""
-        self._used += num_bytes
-        self._held = max(self._held, self._used)
-        weakref.finalize(value, self._give_back, num_bytes)
-
-    def _give_back(self, num_bytes: int) -> None:
-        self._used -= num_bytes
+        piece = min((size for size in self._free if size >= num_bytes), default=None)
+        if piece is not None:
+            self._free.remove(piece)
+        weakref.finalize(value, self._free.append, piece or num_bytes)
 
 
 ARENA = Arena()
@@ -136,14 +147,14 @@ class Device:
         except Exception as error:
             if _is_shortage(error):
                 raise self._shortage(f"the loading of {path.name}") from None
-            raise BackendError(f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor") from None
+            raise BackendError(f"onnxruntime could not load {path}: {_fault(error)}. Run: varco doctor") from None
         return session
 
     def failure(self, what: str, error: Exception) -> BackendError:
         """The error of a run or copy in one line."""
         if _is_shortage(error):
             return self._shortage(what)
-        return BackendError(f"onnxruntime failed during {what}: {first_line(error)}. Start again; run: varco doctor")
+        return BackendError(f"onnxruntime failed during {what}: {_fault(error)}. Start again; run: varco doctor")
 
 
 class Network:
@@ -206,6 +217,15 @@ def _place_in(buffer: Buffer, shape: tuple[int, ...], offset: int) -> tuple[int,
     end, size = offset + math.prod(shape), math.prod(buffer.shape)
     assert 0 <= offset <= end <= size, f"Bug: elements {offset}..{end} of a buffer of {size}"
     return ONNX_TYPES[buffer.dtype], list(shape), buffer.value.data_ptr() + offset * ITEM_BYTES[buffer.dtype]
+
+
+def _fault(error: Exception) -> str:
+    """What went wrong, out of a line with source files, signatures and the name of the machine."""
+    found = _FAULT.search(str(error))
+    if found:
+        return found[0].strip()
+    line = first_line(error)
+    return line if len(line) <= _LONGEST_FAULT else f"{line[:_LONGEST_FAULT]}..."
 
 
 def _is_shortage(error: Exception) -> bool:

@@ -5,8 +5,7 @@ only contents change: the token, and the position, which attention reads as `seq
 `total_sequence_length` is read on the host, once, at the capture; it stands for the longest the sequence can be, and so
 it is always the length of the caches (onnxruntime-genai does the same). The capturing call runs the step several times
 over, and again on every thread that calls it first, so a step must be repeatable: nothing it writes is among its
-inputs. The token that the device chose is therefore handed back to it by the host. While a capture is under way no
-other thread of the process may ask CUDA for memory or a copy: the provider captures in CUDA's global mode.
+inputs. The token that the device chose is therefore handed back to it by the host.
 """
 
 from __future__ import annotations
@@ -111,9 +110,5 @@ def make_caches(device: Device, manifest: Manifest, max_context: int) -> dict[st
     """Zeroed keys and values of every layer: what stands beyond the sequence must be finite, for it weighs nothing."""
     model, dtype = manifest.model, manifest.decoder.compute
     shape = (1, model.num_key_value_heads, max_context, model.head_dim)
-    first = cache_names(model.num_layers)[0]
-    caches = {first: device.buffer(dtype, shape)}
-    zeros = caches[first].read() if device.place == "cuda" else None
-    for name in cache_names(model.num_layers)[1:]:
-        caches[name] = device.buffer(dtype, shape, zeros)
-    return caches
+    zeros = np.zeros(shape, STORAGE[dtype]) if device.place == "cuda" else None
+    return {name: device.buffer(dtype, shape, zeros) for name in cache_names(model.num_layers)}

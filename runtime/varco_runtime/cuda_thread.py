@@ -1,7 +1,11 @@
-"""Which thread asks the GPU: the one that loaded the model, or one more for all others.
+"""Which thread asks the GPU, and when: the one that loaded the model or one more for all others, one at a time.
 
 The provider keeps captured graphs and its libraries' handles for each thread until the session ends. A server that
 answers each request on a new thread would capture anew every time and never get that memory back.
+
+While one thread captures, no other of the process may ask CUDA for memory, a copy or to wait, or both fail: the
+provider captures in CUDA's global mode. So all models of a process share one lock. It cannot reach others who use
+CUDA in the same process, torch for one.
 """
 
 from __future__ import annotations
@@ -16,6 +20,10 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+DEVICE_LOCK = threading.RLock()
+"""Held while a model asks the GPU for anything."""
+
+
 class DeviceThreads:
     """Runs calls here if this is the thread that made it, and else on a thread of its own, one after the other."""
 
@@ -27,12 +35,13 @@ class DeviceThreads:
 
     def run(self, call: Callable[[], T]) -> T:
         if threading.current_thread() in (self._home, self._own):
-            return call()
+            with DEVICE_LOCK:
+                return call()
         with self._lock:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="varco-cuda")
                 self._own = self._executor.submit(threading.current_thread).result()
-        return self._executor.submit(call).result()
+        return self._executor.submit(self.run, call).result()
 
 
 class _AsksDevice(Protocol):

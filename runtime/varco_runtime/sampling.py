@@ -106,9 +106,8 @@ class Sampler:
     def next(self, logits: FloatArray) -> int:
         """The next token id for logits `[vocab]`, which stay as they are. Raises `BackendError` for NaN or infinity."""
         scores = self._penalised(logits)
-        best = int(
-            np.argmax(scores)
-        )  # the first NaN if there is one, else the largest, the first of equals as in torch
+        # The first NaN if there is one, else the largest, the first of equals as in torch.
+        best = int(np.argmax(scores))
         if not math.isfinite(scores[best]):
             raise BackendError(
                 f"The decoder gave the logit {scores[best]} for token {best}, expected finite numbers. "

@@ -105,7 +105,7 @@ def test_a_chunk_computes_no_more_logits_than_there_is_room_for(varco: Varco, gp
     gpu.sessions["decoder"].runs.clear()
     varco.backend.prefill(text_inputs(varco, 70), 0, num_logits=40)
     runs = [(run["token_ids"][1], run["logit_positions"][0]) for run in gpu.sessions["decoder"].runs]
-    assert runs == [(32, 2), (14, 14), (16, NUM_LOGITS), (8, 8)] or sum(count for _, count in runs) == 40
+    assert runs == [(32, 2), (16, 16), (16, 16), (6, 6)]
     assert max(count for _, count in runs) <= NUM_LOGITS
 
 

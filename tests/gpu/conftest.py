@@ -20,14 +20,18 @@ from varco_runtime.errors import VarcoError
 
 MODEL = TinyOptions(
     seed=8,
-    hidden_size=320,
+    hidden_size=640,
     num_attention_heads=5,
     num_key_value_heads=1,
     intermediate_size=320,
     vocab_size=576,
     num_hidden_layers=3,
+    vision_hidden_size=144,
+    num_vision_heads=2,
+    vision_intermediate_size=160,
 )
-"""The 14B's head group of 5 with heads of 64, and sizes that every fast kernel takes: XQA, fpA_intB, FP8."""
+"""The 14B's head group of 5 with heads of 128, heads of 72 in the tower, and sizes that every fast kernel takes: XQA,
+Flash, fpA_intB, FP8."""
 MAX_CONTEXT = 1024
 
 

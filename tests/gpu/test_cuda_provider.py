@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from PIL import Image
 
 from tests.conftest import export_bundle
 from tests.drafts import foretell
-from tests.gpu.conftest import MAX_CONTEXT
+from tests.gpu.conftest import MAX_CONTEXT, MODEL
 from tests.inputs import text_inputs
+from varco_export.tiny import make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
 from varco_runtime.cuda_backend import CudaBackend, runs_on_cpu
@@ -157,6 +159,24 @@ def test_the_device_draws_what_the_host_would(fp16: Varco, settings: dict[str, A
         device.accept(chosen)
         assert chosen == host.next(logits)
         token = chosen
+
+
+def test_a_token_of_the_whole_vocabulary_is_chosen_and_drawn_as_the_host_would(place: str, tmp_path: Path) -> None:
+    """The 14B's 152,064 tokens, for which the device sorts and sums with other kernels than for a few hundred."""
+    if place == "cpu":
+        pytest.skip("tests/test_device_sampling.py does this on the CPU")
+    options = dataclasses.replace(MODEL, vocab_size=152_064, num_hidden_layers=1, dtype="fp16")
+    checkpoint = make_tiny(tmp_path / "checkpoint", options)
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", device="cuda", decoder="fp16", max_context=MAX_CONTEXT)
+    varco = Varco.load(bundle, provider=place)
+    backend, generation = backend_of(varco), varco.bundle.manifest.generation
+    device, host = (Sampler(SamplingSettings(temperature=1.0, top_p=0.9, seed=3), generation) for _ in range(2))
+    backend.prefill(text_inputs(varco, 20), 0)
+    for position in range(20, 40):
+        logits = backend.decode_step(position, position).copy()
+        assert backend.decode_greedy(position, position) == int(logits.argmax())
+        chosen = backend.decode_sampled(position, position, device.draw(options.vocab_size))
+        assert chosen == host.next(logits)
 
 
 def test_pixels_are_normalised_on_the_device_as_on_the_host(fp16: Varco, image: Image.Image) -> None:

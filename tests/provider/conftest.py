@@ -170,17 +170,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]
 @pytest.fixture(scope="session")
 def run_scenario(
     stubs: Path, exported: Callable[[Case], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Case], tuple[subprocess.CompletedProcess[str], Path]]:
+) -> Callable[..., tuple[subprocess.CompletedProcess[str], Path]]:
     """A scenario's process, when it has ended, and its log."""
 
-    def run(case: Case) -> tuple[subprocess.CompletedProcess[str], Path]:
+    def run(case: Case, module: str = "scenario") -> tuple[subprocess.CompletedProcess[str], Path]:
         log = tmp_path_factory.mktemp("log") / "log"
         environment = {
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "runtime", ROOT / "export"))),
             "VARCO_STUB_LOG": str(log),
             "VARCO_STUB_CAPABILITY": "{}{}".format(*case.capability),
         }
-        command = [sys.executable, "-m", "tests.provider.scenario", str(stubs), str(exported(case))]
+        command = [sys.executable, "-m", f"tests.provider.{module}", str(stubs), str(exported(case))]
         return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True), log
 
     return run
@@ -188,7 +188,7 @@ def run_scenario(
 
 @pytest.fixture(scope="session")
 def observe(
-    run_scenario: Callable[[Case], tuple[subprocess.CompletedProcess[str], Path]], exported: Callable[[Case], Path]
+    run_scenario: Callable[..., tuple[subprocess.CompletedProcess[str], Path]], exported: Callable[[Case], Path]
 ) -> Callable[[Case], Observed]:
     """What a case's scenario showed, run once in each process of the tests."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.provider.conftest import B200, NUM_LAYERS, Case, Observed, require_provider
+from tests.provider.conftest import B200, H200, NUM_LAYERS, Case, Observed, require_provider
 from tests.provider.kernel_families import families
 from tests.provider.launch_log import Section
 from tests.provider.scenario import DRAFTS, LOAD, LONG_PROMPT, PENALISED, THREADS
@@ -137,8 +137,16 @@ def test_a_picture_goes_through_the_tower_in_batches(observed: Observed) -> None
 
 
 def test_a_gpu_that_the_provider_has_no_code_for_is_refused(
-    run_scenario: Callable[[Case], tuple[subprocess.CompletedProcess[str], Path]],
+    run_scenario: Callable[..., tuple[subprocess.CompletedProcess[str], Path]],
 ) -> None:
     done, _ = run_scenario(Case("fp16", "fp16", B200))
     assert done.returncode == 1
     assert "compute capability 10.0, for which onnxruntime-gpu has no code" in done.stderr.splitlines()[-1]
+
+
+def test_one_model_answers_while_another_captures(
+    run_scenario: Callable[..., tuple[subprocess.CompletedProcess[str], Path]],
+) -> None:
+    """A capture bears no other call to CUDA in the process, so models take turns."""
+    done, _ = run_scenario(Case("fp16", "fp16", H200), "two_models")
+    assert (done.returncode, done.stderr.strip()) == (0, "")

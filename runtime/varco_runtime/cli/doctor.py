@@ -204,6 +204,7 @@ def _gpus() -> list[str]:
 def _cuda(providers: list[str]) -> str:
     """Whether a bundle for CUDA finds a driver, a GPU and an onnxruntime for it, or what is missing first."""
     from varco_runtime.cuda_driver import find_gpu
+    from varco_runtime.cuda_library import check_gpu
     from varco_runtime.errors import BackendError
 
     try:
@@ -212,6 +213,10 @@ def _cuda(providers: list[str]) -> str:
         return str(error)
     if "CUDA" not in providers:
         return f"{gpu.name} is there, onnxruntime-gpu is not: pip install 'varco-edge[cuda]'"
+    try:
+        check_gpu(gpu)
+    except BackendError as error:
+        return str(error)
     free = f"{size_text(gpu.free_bytes)} of {size_text(gpu.total_bytes)} free"
     return f"{gpu.name}, {gpu.target}, {free}; libraries are tried when a bundle is loaded"
 

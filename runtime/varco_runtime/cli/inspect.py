@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_runtime.cli.console import count_text, print_facts, print_table, size_text, write, write_document
+from varco_runtime.cli.console import count_text, note, print_facts, print_table, size_text, write, write_document
 
 if TYPE_CHECKING:
     from varco_runtime.manifest import Manifest
@@ -65,6 +65,7 @@ def _show_kernels(bundle: Path, manifest: Manifest, as_json: bool) -> None:
 def _kernel_device(manifest: Manifest) -> tuple[str, tuple[int, int] | None]:
     """What the bundle runs on here, and its compute capability; None for the CPU."""
     from varco_runtime.cuda_driver import find_gpu
+    from varco_runtime.cuda_library import check_capability
     from varco_runtime.errors import BackendError
 
     if manifest.device != "cuda":
@@ -73,6 +74,10 @@ def _kernel_device(manifest: Manifest) -> tuple[str, tuple[int, int] | None]:
         gpu = find_gpu()
     except BackendError:
         return "compute capability 9.0 (H100, H200), as no GPU was found", (9, 0)
+    try:
+        check_capability(gpu, manifest)
+    except BackendError as error:
+        note(f"It would not be loaded here. {error}")
     return f"{gpu.name} ({gpu.target})", gpu.capability
 
 
