@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from varco_export.tiny import TinyOptions, make_tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Reference material that lies beside the project where it is developed; its tests skip elsewhere."""
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores the interrupt key, and so would everything that tests start."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def export_bundle(checkpoint: Path, target: Path, **options: object) -> Path:
