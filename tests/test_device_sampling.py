@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 
 from varco_export.graph import Graph
-from varco_export.sampling import SETTINGS, block_width, emit_sampling
+from varco_export.largest import block_width
+from varco_export.sampling import SETTINGS, emit_sampling
 from varco_runtime.cuda_sampling import NUM_SETTINGS, SamplingStep
 from varco_runtime.cuda_session import Buffer, Device, Network
 from varco_runtime.errors import ShortageError

@@ -25,8 +25,8 @@ from varco_export.dialect import Array
 from varco_export.dialect_onnxruntime import OnnxRuntimeDialect
 from varco_export.fp8 import round_to_fp8, slabs
 from varco_export.graph import DTYPES, MICROSOFT, Shape
+from varco_export.largest import block_width, infinite_for_nan, infinity, largest
 from varco_export.linear import FloatPart, Fp8Part, IntegerPart, Linear, Part
-from varco_export.sampling import block_width
 from varco_export.tensor import Tensor
 
 FUSED_BLOCK_SIZE = 32
@@ -87,30 +87,17 @@ class CudaDialect(OnnxRuntimeDialect):
         steps = np.arange(vocab_size, dtype=np.float64) * TIE_STEP
         lowered = [graph.node("Cast", ["logits"], to=DTYPES["fp64"][0])]
         lowered.append(graph.weight("tie_steps", "fp64", (vocab_size,), [steps]))
-        scores = self._infinite_for_nan(graph.node("Sub", lowered))
+        scores = infinite_for_nan(graph, graph.node("Sub", lowered), np.float64)
         scores = graph.node("Reshape", [scores, graph.ints(-1, vocab_size // width, width)])
-        best, place = self._largest(scores)  # [n, blocks, 1]
+        best, place = largest(graph, scores)  # [n, blocks, 1]
         shape = graph.ints(-1, vocab_size // width)
-        best, block = self._largest(graph.node("Reshape", [best, shape]))  # [n, 1]
+        best, block = largest(graph, graph.node("Reshape", [best, shape]))  # [n, 1]
         place = graph.node("GatherElements", [graph.node("Reshape", [place, shape]), block], axis=1)
         token = graph.node("Add", [graph.node("Mul", [block, graph.ints(width)]), place])
         none = graph.constant("no_token", np.array(-1, np.int64))
-        token = graph.node("Where", [graph.node("Less", [best, self._infinity()]), token, none])
+        token = graph.node("Where", [graph.node("Less", [best, infinity(graph, np.float64)]), token, none])
         graph.node("Reshape", [token, graph.ints(1, -1)], output="next_token")
         graph.output("next_token", "int64", [1, "num_logits"])
-
-    def _infinite_for_nan(self, x: str) -> str:
-        """Plus infinity in the place of NaN, for which TopK promises no order; NaN is never less than a number."""
-        return self.graph.node("Where", [self.graph.node("Less", [x, self._infinity()]), x, self._infinity()])
-
-    def _infinity(self) -> str:
-        return self.graph.constant("infinity", np.array(np.inf, np.float64))
-
-    def _largest(self, x: str) -> tuple[str, str]:
-        """The largest of each row `[..., n]` and its place, both `[..., 1]`."""
-        value, place = self.graph.value("largest"), self.graph.value("place")
-        self.graph.multi_node("TopK", [x, self.graph.ints(1)], [value, place], axis=-1, largest=1, sorted=1)
-        return value, place
 
     # -- without cuDNN ----------------------------------------------------------------------------------------------
 

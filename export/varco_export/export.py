@@ -144,13 +144,6 @@ def _write(
             graph.path.name, graph.data_path.name, precision.compute, precision.describe(), graph.weight_bytes
         )
 
-    def step(name: str, emit: Callable[[Graph, Callable[[], None]], None]) -> Component:
-        """A graph without layers, which no dialect writes in another way."""
-        with progress.component(name, 1) as advance, Graph(name, folder, opset) as graph:
-            emit(graph, advance)
-            files.update(graph.save())
-        return Component(graph.path.name, graph.data_path.name, "fp32", "float32", graph.weight_bytes)
-
     assets = load_prompts(
         checkpoint.folder,
         family=config.family,
@@ -188,8 +181,11 @@ def _write(
         lambda ops, advance: emit_decoder(checkpoint, ops, max_context, advance),
     )
     if options.device == "cuda":
-        pixels = step("pixels", lambda graph, advance: emit_pixels(graph, config.image, advance))
-        sampling = step("sampling", lambda graph, advance: emit_sampling(graph, config.text.vocab_size, advance))
+        exact = Precision("fp32", "fp32", "fp32")
+        pixels = network("pixels", exact, 1, lambda ops, advance: emit_pixels(ops.graph, config.image, advance))
+        sampling = network(
+            "sampling", exact, 1, lambda ops, advance: emit_sampling(ops.graph, config.text.vocab_size, advance)
+        )
         if place == "device":  # the decoder holds the token rows, of which a step reads one
             unread = (config.text.vocab_size - 1) * row_bytes
             decoder_component = replace(decoder_component, weight_bytes=decoder_component.weight_bytes - unread)

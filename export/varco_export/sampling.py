@@ -7,12 +7,12 @@ square root of the vocabulary long.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from varco_export.graph import DTYPES, Graph
+from varco_export.largest import block_width, infinite_for_nan, infinity, largest
 
 SETTINGS = ("penalty", "temperature", "first", "cut", "min_p", "place")
 """The order of the input `settings` `[6]`; see `varco_runtime.sampling.Draw`. `first` is the place of the least score
@@ -57,8 +57,7 @@ class _Sampling:
         node, zero = self.graph.node, self._scalar("zero", 0, np.float32)
         smaller = node("Where", [node("Less", [x, zero]), node("Mul", [x, penalty]), node("Div", [x, penalty])])
         x = node("Where", [seen, smaller, x])
-        infinity = self._scalar("infinity", np.inf, np.float32)
-        return node("Where", [node("Less", [x, infinity]), x, infinity])  # NaN is not less than anything
+        return infinite_for_nan(self.graph, x, np.float32)
 
     def _masses(self, ascending: str, values: dict[str, str]) -> str:
         """Probabilities, each times one number, of what top-k, top-p and min-p leave; 0 elsewhere. fp64."""
@@ -84,7 +83,7 @@ class _Sampling:
         sums = node("Add", [node("Gather", [before, at]), node("Gather", [within, at])])  # [1, width]
         column = self._first(node("Greater", [sums, target]))
         token = node("Add", [node("Mul", [row, graph.ints(self.width)]), column])
-        below = node("Less", [best, self._scalar("infinity", np.inf, np.float32)])
+        below = node("Less", [best, infinity(self.graph, np.float32)])
         above = node("Greater", [best, self._scalar("minus_infinity", -np.inf, np.float32)])
         node("Where", [node("And", [below, above]), token, graph.ints(-1)], output="next_token")
 
@@ -116,20 +115,10 @@ class _Sampling:
 
     def _first(self, truths: str) -> str:
         """Where the first truth stands in `[1, n]`: of equals, TopK takes the first."""
-        truth, place = self.graph.value("truth"), self.graph.value("place")
-        inputs = [self._cast(truths, "fp32"), self.graph.ints(1)]
-        self.graph.multi_node("TopK", inputs, [truth, place], axis=1, largest=1, sorted=1)
-        return place
+        return largest(self.graph, self._cast(truths, "fp32"))[1]
 
     def _cast(self, x: str, dtype: str) -> str:
         return self.graph.node("Cast", [x], to=DTYPES[dtype][0])
 
     def _scalar(self, name: str, value: float, dtype: type[np.floating]) -> str:
         return self.graph.constant(name, np.array(value, dtype))
-
-
-def block_width(vocab_size: int) -> int:
-    """The divisor of the vocabulary's size that is nearest to its square root."""
-    root = math.sqrt(vocab_size)
-    widths = (width for width in range(1, vocab_size + 1) if vocab_size % width == 0)
-    return min(widths, key=lambda width: abs(math.log(width / root)))

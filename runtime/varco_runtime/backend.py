@@ -6,14 +6,15 @@ decoding at an earlier position overwrites what stood there, and nothing after i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from varco_runtime.image import PackingPlan
+from varco_runtime.image import PackingPlan, normalise
 from varco_runtime.sampling import Draw
+from varco_runtime.settings import ImageSettings
 
 Array = np.ndarray[Any, Any]
 MAX_STEP_TOKENS = 9
@@ -133,3 +134,10 @@ class KeepsPrefixes(Protocol):
 
     def restore_prefix(self, prefix: Array) -> None:
         """Put a copy back where it came from."""
+
+
+def pixel_path(backend: Backend, settings: ImageSettings) -> tuple[Callable[[Array], Array], Callable[[Array], Any]]:
+    """What the host makes of a picture's uint8 tiles, and the backend's method that takes it."""
+    if isinstance(backend, NormalisesPixels):
+        return lambda tiles: tiles, backend.encode_pixels
+    return lambda tiles: normalise(tiles, settings), backend.encode

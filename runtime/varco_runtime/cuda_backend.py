@@ -212,7 +212,6 @@ class CudaBackend:
 
     # -- decode -------------------------------------------------------------------------------------------------------
 
-    @on_device_thread
     def decode_step(self, token_id: int, position: int) -> Array:
         row: Array = self.decode_steps((token_id,), position)[0]
         return row
@@ -221,7 +220,6 @@ class CudaBackend:
     def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
         return self._watched(self._run_step(token_ids, position).logits())
 
-    @on_device_thread
     def decode_greedy(self, token_id: int, position: int) -> int:
         return self.decode_greedy_steps((token_id,), position)[0]
 

@@ -54,23 +54,24 @@ def buffer_shapes(manifest: Manifest, sizes: Sizes) -> dict[str, tuple[str, tupl
 def needed_bytes(manifest: Manifest, sizes: Sizes) -> tuple[int, int]:
     """Device memory that the bundle takes, and how much of it are the caches."""
     weights = sum(manifest.files[part.data].size for part in manifest.components.values())
-    num_bytes = {
-        name: math.prod(shape) * ITEM_BYTES[dtype] for name, (dtype, shape) in buffer_shapes(manifest, sizes).items()
-    }
-    caches = num_bytes.pop("cache") * 2 * manifest.model.num_layers
-    work = _work_bytes(manifest, sizes)
+    buffers = _buffer_bytes(manifest, sizes)
     # A picture is packed with its newline behind it, in a copy.
-    return weights + sum(num_bytes.values()) + num_bytes["image_features"] + caches + work, caches
+    copied, caches = sum(buffers["image_features"]), sum(buffers["cache"])
+    return weights + sum(map(sum, buffers.values())) + copied + _work_bytes(manifest, sizes), caches
 
 
 def buffer_sizes(manifest: Manifest, sizes: Sizes) -> list[int]:
     """Bytes of every buffer that is allocated at loading, each cache for itself."""
+    return [size for group in _buffer_bytes(manifest, sizes).values() for size in group]
+
+
+def _buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, list[int]]:
+    """Bytes of the buffers of each name: several for the caches, one for all others."""
     counts = {"cache": 2 * manifest.model.num_layers}
-    return [
-        num_bytes
+    return {
+        name: [math.prod(shape) * ITEM_BYTES[dtype]] * counts.get(name, 1)
         for name, (dtype, shape) in buffer_shapes(manifest, sizes).items()
-        for num_bytes in [math.prod(shape) * ITEM_BYTES[dtype]] * counts.get(name, 1)
-    ]
+    }
 
 
 def _work_bytes(manifest: Manifest, sizes: Sizes) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from varco_runtime.errors import BundleError
 from varco_runtime.manifest import Embedding
+from varco_runtime.storage import from_stored
 
 Array = np.ndarray[Any, Any]
 
@@ -27,7 +28,7 @@ class EmbeddingTable:
             raise BundleError(
                 f"{path} has {path.stat().st_size} bytes, its shape needs {expected}. Export the bundle again."
             )
-        self._is_bf16 = facts.dtype == "bf16"
+        self._dtype = facts.dtype
         self._rows = np.memmap(path, dtype=storage, mode="r", shape=(facts.rows, facts.width))
 
     @property
@@ -43,7 +44,4 @@ class EmbeddingTable:
 
     def rows(self, ids: Array) -> Array:
         """The rows `[n, width]` of `ids` `[n]`, in fp32."""
-        picked: Array = self._rows[ids]
-        # bf16 is the upper half of an fp32.
-        rows: Array = (picked.astype(np.uint32) << 16).view(np.float32) if self._is_bf16 else picked.astype(np.float32)
-        return rows
+        return from_stored(self._rows[ids], self._dtype)

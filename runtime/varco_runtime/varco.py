@@ -16,12 +16,12 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from varco_runtime.answer import Answer, Piece, Timings, Usage
-from varco_runtime.backend import Array, Backend, NormalisesPixels, PromptInputs, VerifyingBackend
+from varco_runtime.backend import Array, Backend, PromptInputs, VerifyingBackend, pixel_path
 from varco_runtime.bundle import Bundle
 from varco_runtime.cores import usable_cores
 from varco_runtime.errors import ContextError, ImageError, UsageError
 from varco_runtime.generation import Transcript, generate_tokens
-from varco_runtime.image import normalise, packing_plan, tile
+from varco_runtime.image import packing_plan, tile
 from varco_runtime.markup import OCR_PROMPT, Box, ground_prompt, refer_prompt
 from varco_runtime.memory import DEFAULT_MEMORY_MB, Memory
 from varco_runtime.picture import Picture, Source, load_picture
@@ -252,14 +252,10 @@ class Varco:
         self._memory.make_room()
         settings = self.bundle.manifest.image
         started = time.perf_counter()
-        tiles = tile(picture, settings)
-        if isinstance(self.backend, NormalisesPixels):
-            tiled = time.perf_counter()
-            features = self.backend.encode_pixels(tiles)
-        else:
-            pixel_values = normalise(tiles, settings)
-            tiled = time.perf_counter()
-            features = self.backend.encode(pixel_values)
+        prepare, encode = pixel_path(self.backend, settings)
+        pixels = prepare(tile(picture, settings))
+        tiled = time.perf_counter()
+        features = encode(pixels)
         tokens = self.backend.pack(features, packing_plan(picture.size_hw, settings))
         self._memory.keep_image_tokens(picture.digest, tokens)
         return _Encoded(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)

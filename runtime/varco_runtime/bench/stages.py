@@ -11,11 +11,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Array, Backend, GreedyBackend, NormalisesPixels, PromptInputs
+from varco_runtime.backend import Array, Backend, GreedyBackend, PromptInputs, pixel_path
 from varco_runtime.bench.budget import Budget, Clock
 from varco_runtime.bench.memory import peak_memory_bytes
 from varco_runtime.bench.networks import time_projector
@@ -197,9 +196,9 @@ def _run_once(
     backend: Backend, work: Workload, samples: Samples, inputs: PromptInputs, plan: Plan, budget: Budget
 ) -> None:
     clock = budget.clock
-    prepare, encode = _vision(backend, work)
+    prepare, encode = pixel_path(backend, work.settings)
     started = clock()
-    pixels, packing = prepare(), work.plan()
+    pixels, packing = prepare(work.tiles()), work.plan()
     prepared = clock()
     features = encode(pixels)
     encoded = clock()
@@ -219,13 +218,6 @@ def _run_once(
     token = int(np.argmax(logits[-1]))
     samples.ttft_s.append(clock() - started)
     _decode(backend, samples, token, len(inputs.ids), clock)
-
-
-def _vision(backend: Backend, work: Workload) -> tuple[Callable[[], Array], Callable[[Array], Any]]:
-    """What makes the picture's pixels on the host, and what takes them, as `Varco.ask` does."""
-    if isinstance(backend, NormalisesPixels):
-        return work.tiles, backend.encode_pixels
-    return work.pixel_values, backend.encode
 
 
 def _decode(
@@ -269,9 +261,9 @@ def _measure_parts(varco: Varco, work: Workload, samples: Samples, costs: Costs,
         samples.notes.append(
             f"Vision of {num_tiles} of {samples.num_tiles} tiles. Packing, which needs all of them, is left out."
         )
-    prepare, encode = _vision(backend, work)
+    prepare, encode = pixel_path(backend, work.settings)
     started = clock()
-    pixels = prepare()
+    pixels = prepare(work.tiles())
     prepared = clock()
     features = encode(pixels[:num_tiles])
     encoded = clock()
