@@ -27,6 +27,7 @@ from varco_export.timing_cache import load_timings, save_timings
 from varco_runtime.contract import Tensor
 from varco_runtime.engine import PRODUCTS, find_module
 from varco_runtime.errors import BackendError, ExportError, UsageError
+from varco_runtime.extras import install_command
 from varco_runtime.manifest import FileFacts
 
 MIN_PYTHON = (3, 11)
@@ -60,7 +61,7 @@ class Builder:
             least = ".".join(str(part) for part in MIN_VERSIONS[name])
             raise BackendError(
                 f"{self.product} {self.version} is too old, engines need native key/value cache updates: {least} or "
-                f"later. {_HOW_TO_GET[name]}"
+                f"later. {_how_to_get(name)}"
             )
 
     @classmethod
@@ -72,10 +73,10 @@ class Builder:
             if module is not None:
                 return cls(name, module)
             if reason:
-                raise BackendError(f"{PRODUCTS[name]} cannot be loaded ({reason}). {_HOW_TO_GET[name]}")
+                raise BackendError(f"{PRODUCTS[name]} cannot be loaded ({reason}). {_how_to_get(name)}")
         raise BackendError(
             "Building engines needs TensorRT for RTX or, for a Jetson or a data-centre GPU, TensorRT: neither is "
-            f"installed. {_HOW_TO_GET['tensorrt_rtx']}"
+            f"installed. {_how_to_get('tensorrt_rtx')}"
         )
 
     def targets(self) -> list[int]:
@@ -89,7 +90,7 @@ class Builder:
             if is_named:
                 raise UsageError(
                     f"--sm {sm} needs TensorRT for RTX, which is not installed: TensorRT builds for the GPU that is "
-                    "there. Leave --sm out, or: pip install 'varco-edge[tensorrt]'"
+                    f"there. Leave --sm out, or: {install_command('tensorrt')}"
                 )
             return
         if sm not in self.targets():
@@ -167,7 +168,7 @@ class Builder:
         if num_updates != num_caches:
             raise ExportError(
                 f"{name} has {num_caches} caches and {num_updates} native updates of them in {self.product} "
-                f"{self.version}. {_HOW_TO_GET[self.name]}"
+                f"{self.version}. {_how_to_get(self.name)}"
             )
         if plugins := [kind for kind in kinds if kind.startswith("PLUGIN")]:
             raise ExportError(f"{name} was parsed into {', '.join(plugins)} layers, expected none. {log.see}")
@@ -214,10 +215,10 @@ class Builder:
         save_timings(timings, config)
 
 
-_HOW_TO_GET = {
-    "tensorrt_rtx": "Install it with: pip install --upgrade 'varco-edge[tensorrt]'",
-    "tensorrt": "Update it as the README says (JetPack and NVIDIA's containers bring it).",
-}
+def _how_to_get(builder: str) -> str:
+    if builder == "tensorrt_rtx":
+        return f"Install it with: {install_command('tensorrt', upgrade=True)}"
+    return "Update it as the README says (JetPack and NVIDIA's containers bring it)."
 
 
 def check_python(version: tuple[int, ...]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from varco_runtime.cuda_driver import GpuFacts
 from varco_runtime.errors import BackendError, MissingExtraError
+from varco_runtime.extras import install_command, reinstall_command
 from varco_runtime.manifest import Manifest
 
 PROVIDER = "CUDAExecutionProvider"
@@ -28,7 +29,6 @@ LEAST_CAPABILITY = {"fp32": (7, 5), "fp16": (7, 5), "bf16": (8, 0), "fp8": (8, 0
 WITHOUT_CODE = (10, 11)
 """Major versions of compute capability for which onnxruntime-gpu 1.31 holds no code, nor any to be translated."""
 _XQA = "ORT_ENABLE_XQA"
-_REINSTALL = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'varco-edge[cuda]'"
 
 
 def check_gpu(gpu: GpuFacts) -> None:
@@ -87,7 +87,7 @@ def load_onnxruntime() -> tuple[Any, list[str]]:
     if PROVIDER not in ort.get_available_providers():
         raise BackendError(
             f"The installed onnxruntime {ort.__version__} is the build without CUDA, expected onnxruntime-gpu. Run: "
-            f"{_REINSTALL}"
+            f"{reinstall_command('cuda')}"
         )
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # it prints what it cannot find
@@ -132,5 +132,5 @@ def libraries_missing(names: list[str]) -> BackendError:
     listed = f" ({', '.join(names)})" if names else ""
     return BackendError(
         f"onnxruntime could not load its CUDA provider: libraries of CUDA 13 are missing{listed}. Install them with: "
-        "pip install 'varco-edge[cuda]', or a torch for CUDA 13 beside it"
+        f"{install_command('cuda')}, or a torch for CUDA 13 beside it"
     )

@@ -18,15 +18,12 @@ from typing import Any
 from varco_runtime.contract import ITEM_BYTES, Tensor
 from varco_runtime.cuda import Buffer, Cuda
 from varco_runtime.errors import BackendError, BundleError
+from varco_runtime.extras import install_command
 from varco_runtime.kernel_cache import KernelCache
 from varco_runtime.manifest import EngineFacts
 
 _MODULES = {"tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt": ("tensorrt",)}
 PRODUCTS = {"tensorrt_rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
-_INSTALL = {
-    "tensorrt": "Install it as the README says (JetPack and NVIDIA's containers bring it)",
-    "tensorrt_rtx": "Install it with: pip install 'varco-edge[tensorrt]'",
-}
 
 
 class Library:
@@ -253,7 +250,13 @@ def _import(builder: str) -> Any:
     if module is not None:
         return module
     problem = f"cannot be loaded ({reason})" if reason else "is not installed"
-    raise BackendError(f"{PRODUCTS[builder]}, which built this bundle's engines, {problem}. {_INSTALL[builder]}")
+    raise BackendError(f"{PRODUCTS[builder]}, which built this bundle's engines, {problem}. {_how_to_get(builder)}")
+
+
+def _how_to_get(builder: str) -> str:
+    if builder == "tensorrt_rtx":
+        return f"Install it with: {install_command('tensorrt')}"
+    return "Install it as the README says (JetPack and NVIDIA's containers bring it)."
 
 
 def _error_log(module: Any, errors: list[str]) -> Any:

@@ -18,6 +18,8 @@ The command line prints the message as one line and exits with 1 (2 for `UsageEr
 
 from __future__ import annotations
 
+from varco_runtime.extras import install_command
+
 
 class VarcoError(Exception):
     """Base of every error this project raises on purpose."""
@@ -67,7 +69,7 @@ class MissingExtraError(VarcoError):
     """A command needs optional packages that are not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs the extra '{extra}'. Install it with: pip install 'varco-edge[{extra}]'")
+        super().__init__(f"{what} needs the extra '{extra}'. Install it with: {install_command(extra)}")
         self.extra = extra
 
 

@@ -82,7 +82,7 @@ def _why(device: str, name: str) -> str:
 
 
 def _mismatch(device: str, name: str) -> BackendError:
-    return BackendError(f"The bundle was exported for {_NAMES[device]}, got --provider {name}. {_export(name)}")
+    return BackendError(f"The bundle was exported for {_NAMES[device]}, got the provider {name!r}. {_export(name)}")
 
 
 def _export(device: str) -> str:

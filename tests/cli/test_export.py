@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Captured, fail, run
 from varco_runtime.cli import progress
+from varco_runtime.extras import install_command
 
 
 def test_export_reports_what_was_chosen(tiny_checkpoint: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -41,9 +42,7 @@ def test_export_without_its_extra_names_it(module: str, tmp_path: Path) -> None:
         [sys.executable, "-c", code, "export", "c", "b"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 1
-    assert done.stderr == (
-        "varco: Exporting needs the extra 'export'. Install it with: pip install 'varco-edge[export]'\n"
-    )
+    assert done.stderr == (f"varco: Exporting needs the extra 'export'. Install it with: {install_command('export')}\n")
 
 
 def test_export_shows_a_bar_per_component_on_a_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

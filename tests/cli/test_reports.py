@@ -18,6 +18,7 @@ from varco_runtime.cli import console, doctor, progress
 from varco_runtime.cli.demo import demonstrate
 from varco_runtime.cli.main import main
 from varco_runtime.errors import VarcoError
+from varco_runtime.extras import install_command
 
 
 def test_inspect_shows_costs_and_settings(tiny_bundle: Path, capsys: Captured) -> None:
@@ -117,11 +118,41 @@ def test_doctor_reports_this_machine(capsys: Captured) -> None:
 def test_doctor_names_what_is_missing(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if "onnx" in name else installed(name))
+    monkeypatch.setattr(doctor, "_is_there", lambda _: False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     out, _ = run(capsys, "doctor")
-    assert "pip install 'varco-edge[cpu]'" in out
-    assert "pip install 'varco-edge[export]'" in out
-    assert "Install the extra 'cpu' to run bundles." in out
+    assert f"cpu, running a bundle on a CPU:\n    {install_command('cpu')}\n" in out
+    assert f"export, varco export:\n    {install_command('export')}\n" in out
+    assert out.endswith(f"Bundles need an extra above. To run them on a CPU: {install_command('cpu')}\n")
+
+
+@pytest.mark.parametrize(
+    ("installed", "last_line"),
+    [
+        ({"tensorrt_rtx", "cuda.bindings"}, "Ready to run bundles for TensorRT. Those for a CPU need: {cpu}"),
+        ({"tensorrt", "cuda.bindings"}, "Ready to run bundles for TensorRT. Those for a CPU need: {cpu}"),
+        ({"tensorrt_rtx_bindings"}, "Ready to build engines. Running them needs cuda-python: {tensorrt}"),
+        ({"cuda.bindings"}, "Bundles need an extra above. To run them on a CPU: {cpu}"),
+    ],
+)
+def test_doctor_knows_an_environment_for_tensorrt(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, installed: set[str], last_line: str
+) -> None:
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if "onnxruntime" in name else version(name))
+    monkeypatch.setattr(doctor, "_is_there", installed.__contains__)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    commands = {extra: install_command(extra) for extra in ("cpu", "tensorrt")}
+    assert run(capsys, "doctor")[0].splitlines()[-1] == last_line.format(**commands)
+
+
+def test_doctor_never_advises_one_onnxruntime_over_another(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = json.loads(run(capsys, "doctor", "--json")[0])["missing_extras"]
+    assert "pip uninstall --yes onnxruntime onnxruntime-gpu && " in missing["cuda"]
+    versions = {"onnxruntime": None, "onnxruntime-gpu": "1.31.1"}
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: versions[name] if name in versions else version(name))
+    assert "cpu" not in json.loads(run(capsys, "doctor", "--json")[0])["missing_extras"]
 
 
 def test_doctor_warns_of_two_onnxruntimes(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

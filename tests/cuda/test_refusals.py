@@ -33,12 +33,16 @@ FAULT = (
 
 def test_a_wheel_without_cuda_is_one_clear_line(bundle: Path, gpu: Gpu) -> None:
     gpu.providers = ["CPUExecutionProvider"]
-    refused(bundle, BackendError, r"onnxruntime 1\.31\.1 is the build without CUDA, .*pip install 'varco-edge\[cuda\]'")
+    refused(
+        bundle,
+        BackendError,
+        r"onnxruntime 1\.31\.1 .* without CUDA, .*pip uninstall .*&& .*'onnxruntime-gpu\[",
+    )
 
 
 def test_a_missing_onnxruntime_names_the_extra(bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    refused(bundle, MissingExtraError, r"varco-edge\[cuda\]")
+    refused(bundle, MissingExtraError, r"extra 'cuda'.*pip install 'onnxruntime-gpu\[")
 
 
 def test_missing_libraries_are_named(bundle: Path, gpu: Gpu, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +206,7 @@ def test_auto_with_a_gpu_and_no_onnxruntime_names_the_extra_for_the_gpu(
 ) -> None:
     folder = export_bundle(tiny_checkpoint, tmp_path / "b", device="cuda", decoder="fp16", max_context=64)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    refused(folder, MissingExtraError, r"varco-edge\[cuda\]", provider="auto")
+    refused(folder, MissingExtraError, r"extra 'cuda'.*pip install 'onnxruntime-gpu\[", provider="auto")
 
 
 @pytest.mark.parametrize("decoder", ["bf16", "fp8"])
@@ -217,9 +221,12 @@ def test_auto_without_a_gpu_refuses_what_no_cpu_runs(
 
 def test_other_providers_are_refused_by_name(bundle: Path, tiny_bundle: Path, gpu: Gpu) -> None:
     refused(
-        bundle, BackendError, r"exported for CUDA, got --provider tensorrt\..*--device tensorrt", provider="tensorrt"
+        bundle,
+        BackendError,
+        r"for CUDA, got the provider 'tensorrt'\..*--device tensorrt",
+        provider="tensorrt",
     )
-    refused(tiny_bundle, BackendError, r"exported for the CPU, got --provider cuda\..*--device cuda")
+    refused(tiny_bundle, BackendError, r"exported for the CPU, got the provider 'cuda'\..*--device cuda")
 
 
 @pytest.mark.parametrize(

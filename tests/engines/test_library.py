@@ -35,7 +35,7 @@ def only(monkeypatch: pytest.MonkeyPatch, **modules: Any) -> None:
 def test_no_tensorrt_at_all_is_one_line(int4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch)
     with pytest.raises(
-        BackendError, match=r"neither is installed. Install it with: pip install .*varco-edge\[tensorrt\]"
+        BackendError, match=r"neither is installed. Install it with: \S.*pip install .*tensorrt-rtx-cu13"
     ):
         build(int4, 89)
 

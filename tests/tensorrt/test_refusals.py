@@ -67,9 +67,7 @@ def test_a_context_beyond_the_engines_is_refused(changed: Path, device: Device, 
 def test_a_missing_tensorrt_is_one_clear_line(bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
-    refused(
-        bundle, device, BackendError, r"TensorRT for RTX, which built .* is not installed\. .*varco-edge\[tensorrt\]"
-    )
+    refused(bundle, device, BackendError, r"TensorRT for RTX, which built .* is not installed\. .*tensorrt-rtx")
 
 
 def test_a_tensorrt_whose_libraries_are_missing_says_so(
@@ -86,7 +84,7 @@ def test_a_tensorrt_whose_libraries_are_missing_says_so(
 
 def test_a_missing_cuda_python_names_the_extra(bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    refused(bundle, device, MissingExtraError, r"varco-edge\[tensorrt\]")
+    refused(bundle, device, MissingExtraError, r"extra 'tensorrt'.*pip install .*'cuda-python>=")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +203,7 @@ def test_auto_takes_what_the_bundle_was_exported_for_and_says_why(varco: Varco, 
 def test_a_provider_that_the_bundle_was_not_exported_for_is_refused(
     bundle: Path, tiny_bundle: Path, device: Device
 ) -> None:
-    refused(bundle, device, BackendError, r"exported for TensorRT, got --provider cpu\..*--device cpu", provider="cpu")
+    refused(bundle, device, BackendError, r"for TensorRT, got the provider 'cpu'\..*--device cpu", provider="cpu")
     refused(tiny_bundle, device, BackendError, r"exported for the CPU, got .*--device tensorrt", provider="tensorrt")
     refused(tiny_bundle, device, BackendError, r"exported for the CPU, got .*--device cuda", provider="cuda")
     assert Varco.load(tiny_bundle, provider="cpu", threads=1).provider == "cpu (as asked)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import re
@@ -14,8 +15,9 @@ from typing import Annotated
 import typer
 
 from varco_runtime import __version__
-from varco_runtime.cli.console import print_facts, print_table, size_text, write, write_document
+from varco_runtime.cli.console import print_facts, size_text, write, write_document
 from varco_runtime.cores import usable_cores
+from varco_runtime.extras import install_command, reinstall_command, required_packages
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
@@ -28,6 +30,7 @@ EXTRAS = {
     "tensorrt": "building and running TensorRT engines on RTX GPUs",
     "quantize": "varco quantize",
 }
+_CUDA_PYTHON = "cuda-python"
 _FAR_TOO_MUCH = 1 << 60  # what cgroups report where there is no limit
 
 
@@ -43,6 +46,7 @@ class Report:
     memory_available_bytes: int | None
     gpus: list[str]
     cuda: str
+    tensorrt: list[str]
     providers: list[str]
     missing_extras: dict[str, str]
     cache_folder: str
@@ -68,7 +72,7 @@ def examine() -> Report:
     if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files. Uninstall both, then "
-            "install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'varco-edge[cpu]'"
+            f"install one, for a CPU with: {reinstall_command('cpu')}"
         )
     providers, fault = _providers()
     warnings += [fault] if fault else []
@@ -82,8 +86,9 @@ def examine() -> Report:
         memory_available_bytes=available,
         gpus=_gpus(),
         cuda=_cuda(providers),
+        tensorrt=_tensorrt(),
         providers=providers,
-        missing_extras={extra: f"pip install 'varco-edge[{extra}]'" for extra in EXTRAS if _lacks(extra)},
+        missing_extras=_missing_extras(versions),
         cache_folder=str(cache_folder()),
         warnings=warnings,
     )
@@ -104,18 +109,31 @@ def _print(report: Report) -> None:
             ("memory", memory),
             ("GPUs", "; ".join(report.gpus) or "none found"),
             ("bundles for CUDA", report.cuda),
+            ("bundles for TensorRT", ", ".join(report.tensorrt) or "neither TensorRT nor cuda-python is installed"),
             ("onnxruntime runs on", ", ".join(report.providers) or "nothing: onnxruntime is not usable"),
             ("cache folder", report.cache_folder),
         ],
     )
     if report.missing_extras:
-        rows = [(extra, EXTRAS[extra], line) for extra, line in report.missing_extras.items()]
-        print_table("\nNot installed", ("extra", "for", "install with"), rows)
+        write("\nNot installed\n")
+        for extra, command in report.missing_extras.items():  # no table, so that a command can be copied whole
+            write(f"{extra}, {EXTRAS[extra]}:\n    {command}\n")
     write("\n")
     for warning in report.warnings:
         write(f"WARNING: {warning}\n")
     if not report.warnings:
-        write("Ready to run bundles.\n" if report.providers else "Install the extra 'cpu' to run bundles.\n")
+        write(f"{_readiness(report)}\n")
+
+
+def _readiness(report: Report) -> str:
+    """Return what this environment can do with bundles, or how it learns to run them, as one sentence."""
+    if report.providers:
+        return "Ready to run bundles."
+    if _CUDA_PYTHON in report.tensorrt and len(report.tensorrt) > 1:
+        return f"Ready to run bundles for TensorRT. Those for a CPU need: {install_command('cpu')}"
+    if report.tensorrt and report.tensorrt != [_CUDA_PYTHON]:
+        return f"Ready to build engines. Running them needs cuda-python: {install_command('tensorrt')}"
+    return f"Bundles need an extra above. To run them on a CPU: {install_command('cpu')}"
 
 
 def _version(name: str) -> str | None:
@@ -128,19 +146,19 @@ def _version(name: str) -> str | None:
 
 
 def _lacks(extra: str) -> bool:
-    """Whether a package that the extra names in this distribution's metadata is not installed."""
-    import importlib.metadata
+    """Return whether a package that the extra names in this distribution's metadata is not installed."""
+    names = [re.match(r"[\w.-]+", requirement) for requirement in required_packages(extra)]
+    return any(name is not None and _version(name[0]) is None for name in names)
 
-    try:
-        required = importlib.metadata.requires("varco-edge") or []
-    except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed
-        return False
-    for line in required:
-        package, _, marker = line.partition(";")
-        name = re.match(r"[\w.-]+", package)
-        if name and re.search(rf"extra\s*==\s*['\"]{extra}['\"]", marker) and _version(name[0]) is None:
-            return True
-    return False
+
+def _missing_extras(versions: dict[str, str | None]) -> dict[str, str]:
+    """Return each extra that lacks a package, and the command that installs it without breaking another."""
+    missing = {extra: install_command(extra) for extra in EXTRAS if _lacks(extra)}
+    if versions["onnxruntime-gpu"]:  # it runs bundles on a CPU too, and shares onnxruntime's folder
+        missing.pop("cpu", None)
+    elif versions["onnxruntime"] and "cuda" in missing:
+        missing["cuda"] = reinstall_command("cuda")
+    return missing
 
 
 def _providers() -> tuple[list[str], str | None]:
@@ -212,13 +230,30 @@ def _cuda(providers: list[str]) -> str:
     except BackendError as error:
         return str(error)
     if "CUDA" not in providers:
-        return f"{gpu.name} is there, onnxruntime-gpu is not: pip install 'varco-edge[cuda]'"
+        return f"{gpu.name} is there, onnxruntime-gpu is not: {reinstall_command('cuda')}"
     try:
         check_gpu(gpu)
     except BackendError as error:
         return str(error)
     free = f"{size_text(gpu.free_bytes)} of {size_text(gpu.total_bytes)} free"
     return f"{gpu.name}, {gpu.target}, {free}; libraries are tried when a bundle is loaded"
+
+
+def _tensorrt() -> list[str]:
+    """Return what running bundles of TensorRT engines needs, as far as it is installed; nothing of it is imported."""
+    modules = {
+        "TensorRT for RTX": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        "TensorRT": ("tensorrt",),
+        _CUDA_PYTHON: ("cuda.bindings",),
+    }
+    return [name for name, ways in modules.items() if any(map(_is_there, ways))]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # its parent is missing, or is no ordinary module
+        return False
 
 
 def _gpu_text(line: str) -> str:
