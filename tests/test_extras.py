@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import re
 import shlex
 import sys
 import tomllib
@@ -14,6 +16,7 @@ from packaging.requirements import Requirement
 from varco_runtime.cli.doctor import EXTRAS
 from varco_runtime.extras import install_command, reinstall_command, required_packages
 
+RUNTIME = Path(__file__).parents[1] / "runtime" / "varco_runtime"
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -47,3 +50,16 @@ def test_a_checkout_that_was_never_installed_installs_itself(monkeypatch: pytest
     monkeypatch.setattr(importlib.metadata, "requires", missing)
     assert list(required_packages("cpu")) == []
     assert install_command("cpu").endswith("pip install '.[cpu]'")
+
+
+def test_an_error_of_the_runtime_names_an_option_only_beside_its_command() -> None:
+    """Whoever calls `Varco.load` or `ask` from Python has given no `--provider`."""
+    found = 0
+    for path in sorted(RUNTIME.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Error"):
+                text = " ".join(ast.unparse(argument) for argument in node.args)
+                if re.search(r"(?<!\w)--[a-z]", text):
+                    found += 1
+                    assert re.search(r"varco (export|engines)|[Ee]xport|[Bb]uild", text), f"{path.name}: {text}"
+    assert found > 5

@@ -66,10 +66,21 @@ def test_an_entry_gives_the_same_numbers_to_the_bit(
 
 
 def test_an_entry_that_gives_other_numbers_is_not_kept(
-    int4_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime 1.31 reads this decoder's packed weights from the wrong places: NaN where the graph has numbers."""
-    first = numbers(int4_bundle)
+    """onnxruntime 1.31 reads some packed weights from wrong places on some processors; here the places are moved."""
+    new_session = OnnxRuntimeBackend._new_session
+
+    def misplacing(self: OnnxRuntimeBackend, path: Path, options: Any) -> Any:
+        session = new_session(self, path, options)
+        if path.name == "decoder.onnx" and options.optimized_model_filepath:
+            data = Path(options.optimized_model_filepath).with_name("graph.onnx.data")
+            content = data.read_bytes()
+            data.write_bytes(content[64:] + content[:64])
+        return session
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "_new_session", misplacing)
+    first = numbers(tiny_bundle)
     assert np.isfinite(first).all()
     assert sorted(path.suffix for path in cache.iterdir()) == ["", "", ".unusable"]  # vision, projector; the decoder
     tried: list[Path] = []
@@ -77,7 +88,7 @@ def test_an_entry_that_gives_other_numbers_is_not_kept(
     monkeypatch.setattr(
         prepacked.Prepacked, "_load", lambda self, folder: (tried.append(folder), load(self, folder))[1]
     )
-    assert np.array_equal(numbers(int4_bundle), first)
+    assert np.array_equal(numbers(tiny_bundle), first)
     assert len(tried) == 2  # the third is not made again
 
 

@@ -63,7 +63,8 @@ def kernel_uses(folder: Path, manifest: Manifest, capability: tuple[int, int] | 
     """
     if manifest.device == "tensorrt":
         raise UsageError(
-            "TensorRT chooses kernels when it builds an engine, expected a bundle for cpu or cuda. Leave --kernels out."
+            "TensorRT chooses kernels when it builds an engine, so they are known for bundles for cpu and cuda "
+            "alone. Look at one of those."
         )
     uses = []
     for name, component in manifest.components.items():

@@ -27,7 +27,7 @@ class StopStrings:
         for stop in stops:
             if not 1 <= len(stop) <= MAX_STOP_CHARS:
                 raise UsageError(
-                    f"A stop string has {len(stop):,} characters, expected 1 to {MAX_STOP_CHARS:,}. Change --stop."
+                    f"A stop string has {len(stop):,} characters, expected 1 to {MAX_STOP_CHARS:,}. Change that one."
                 )
         self._stops = tuple(stops)
         self._held = ""

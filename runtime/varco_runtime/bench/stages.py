@@ -133,7 +133,7 @@ def _check_room(backend: Backend, samples: Samples) -> None:
     if samples.prompt_tokens + samples.new_tokens > limit:
         raise ContextError(
             f"The question has about {samples.prompt_tokens} tokens and its answer {samples.new_tokens}, the context "
-            f"holds {limit}. Use a smaller picture, fewer --new-tokens, or a larger --max-context."
+            f"holds {limit}. Use a smaller picture, fewer new tokens, or a longer context."
         )
 
 
