@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -245,7 +245,7 @@ def _fail(how: str, tell: Tell) -> None:
         case "exit":
             os._exit(3)
         case "hang":
-            time.sleep(60)
+            threading.Event().wait()
     attempt(tell, ("part",), lambda: 1 / 0)
     print("a library's words")
     tell(("after",), 2)
@@ -262,7 +262,7 @@ def _fail(how: str, tell: Tell) -> None:
 )
 def test_a_step_that_fails_costs_its_own_figures_alone(how: str, expected: str) -> None:
     told: dict[tuple[str, ...], Any] = {}
-    failure = run_apart(_fail, (how,), told.__setitem__, 2 if how == "hang" else 30)
+    failure = run_apart(_fail, (how,), told.__setitem__, 2 if how == "hang" else 600)
     assert failure is not None
     assert expected in failure
     assert "\n" not in failure
@@ -271,7 +271,7 @@ def test_a_step_that_fails_costs_its_own_figures_alone(how: str, expected: str) 
 
 def test_a_part_that_fails_is_left_out_and_the_rest_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
     told: dict[tuple[str, ...], Any] = {}
-    assert run_apart(_fail, ("not",), told.__setitem__, 30) is None
+    assert run_apart(_fail, ("not",), told.__setitem__, 600) is None
     assert told == {("before",): 1, ("part",): {"left_out": "ZeroDivisionError: division by zero"}, ("after",): 2}
     assert capfd.readouterr().out == "", "only the table goes to stdout"
 

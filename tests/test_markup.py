@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import math
 import re
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.steps import assert_linear
 from varco_runtime.errors import InputError, PromptError
 from varco_runtime.markup import (
     MARKUP_TOKENS,
@@ -177,12 +177,14 @@ pieces = st.one_of(
 wild_markup = st.lists(pieces, max_size=24).map("".join)
 
 
+@settings(derandomize=True, deadline=None)
 @given(wild_markup, st.data())
 def test_wild_markup_streams_like_the_whole(markup: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(markup)), max_size=8)))
     assert streamed([markup[i:j] for i, j in zip([0, *cuts], [*cuts, len(markup)], strict=True)]) == parse(markup)
 
 
+@settings(derandomize=True, deadline=None)
 @given(wild_markup)
 def test_wild_markup_loses_no_text_and_its_regions_fit_the_plain_text(markup: str) -> None:
     parsed = parse(markup)
@@ -224,11 +226,13 @@ def has_tag(answer: Parsed) -> bool:
     return any(token in run for run in runs for token in MARKUP_TOKENS)
 
 
+@settings(derandomize=True, deadline=None)
 @given(answers(bare_text))
 def test_rendered_regions_are_read_back_unchanged(answer: Parsed) -> None:
     assert parse(render(answer)) == answer
 
 
+@settings(derandomize=True, deadline=None)
 @given(answers(tagged_text.map("".join)))
 def test_tags_within_the_text_survive_and_are_reported(answer: Parsed) -> None:
     again = parse(render(answer))
@@ -236,7 +240,7 @@ def test_tags_within_the_text_survive_and_are_reported(answer: Parsed) -> None:
     assert bool(again.warnings) == has_tag(answer)
 
 
-@settings(max_examples=50)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(wild_markup)
 def test_what_was_read_can_be_rendered_and_read_again(markup: str) -> None:
     once = parse(markup)
@@ -284,11 +288,8 @@ def test_pixels_are_rounded_and_stay_in_the_picture() -> None:
 )
 @pytest.mark.parametrize("opening", ["", "<obj>c</obj><bbox>"])
 def test_a_megabyte_of_anything_is_read_in_linear_time(unit: str, opening: str) -> None:
-    markup = opening + unit * (1_000_000 // len(unit))
-    start = time.perf_counter()
-    parsed = parse(markup)
-    assert time.perf_counter() - start < 5, "about a second on a busy machine, minutes if quadratic"
-    assert len(parsed.warnings) <= MAX_WARNINGS + 1
+    assert_linear(lambda num_chars: parse(opening + unit * (num_chars // len(unit))), 4_000)
+    assert len(parse(opening + unit * (1_000_000 // len(unit))).warnings) <= MAX_WARNINGS + 1
 
 
 def test_warnings_are_counted_beyond_the_first_ones() -> None:

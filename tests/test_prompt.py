@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import time
+import math
 
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.steps import assert_linear
 from tests.tiny_tokenizer import MARKUP, SPECIAL, tiny_json
 from varco_runtime import prompt as module
 from varco_runtime import template_sandbox
@@ -155,10 +156,10 @@ def test_flags_of_added_tokens_mean_what_they_mean_in_the_library(flag: str, tex
 
 
 @pytest.mark.parametrize("template", [TRIMMING, CHATML])
-def test_a_long_text_is_encoded_in_seconds(template: str) -> None:
-    started = time.perf_counter()
-    Prompter(template, STRING, TINY).encode([Message("user", "<image" * 20_000 + "<image>" * 10_000)], 0)
-    assert time.perf_counter() - started < 10
+def test_a_long_text_is_encoded_in_linear_time(template: str) -> None:
+    prompter = Prompter(template, STRING, TINY)
+    assert_linear(lambda n: prompter.encode([Message("user", "<image" * 2 * n + "<image>" * n)], 0), 500)
+    assert prompter.encode([Message("user", "<image" * 20_000 + "<image>" * 10_000)], 0)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -239,13 +240,14 @@ REFUSED_WHEN_RENDERED = {
 
 
 @pytest.mark.parametrize("template", REFUSED_WHEN_RENDERED)
-def test_a_template_that_asks_for_too_much_is_refused_in_one_line(template: str) -> None:
-    started = time.perf_counter()
+def test_a_template_that_asks_for_too_much_is_refused_in_one_line(
+    template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_sandbox, "MAX_RENDER_S", math.inf)  # its work is counted, on a slow machine as well
     with pytest.raises(PromptError) as caught:
         ChatTemplate(template).render([{"role": "user", "content": "x"}], True)
     assert REFUSED_WHEN_RENDERED[template] in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize(

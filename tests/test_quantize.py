@@ -306,7 +306,7 @@ def test_a_killed_run_continues_to_the_same_bytes(
     out = tmp_path / "out"
     work = tmp_path / ".out.varco-quantize"
     arguments = [sys.executable, "-c", _KILLED, str(checkpoint), str(out), str(pictures), "2"]
-    killed = subprocess.run(arguments, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    killed = subprocess.run(arguments, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists()
     assert len(list((work / "checkpoint").iterdir())) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from tests.steps import count_steps
 from varco_export.checkpoint import Checkpoint
 from varco_export.config import ModelConfig
 from varco_export.tiny import SHAPES, TinyOptions, make_tiny, token_ids
@@ -68,14 +68,11 @@ def test_weights_are_finite_and_keep_their_scale_in_fp16(tmp_path: Path) -> None
         assert array.std() > 1e-3, name
 
 
-def test_a_small_one_takes_less_than_a_third_of_a_second(tmp_path: Path) -> None:
+def test_a_small_one_takes_a_fraction_of_a_second(tmp_path: Path) -> None:
+    """Hundreds of tests make one: a megabyte of weights, and steps that take 0.1 s where nothing else runs."""
     make_tiny(tmp_path / "warm")
-    times = []
-    for number in range(5):
-        start = time.perf_counter()
-        make_tiny(tmp_path / str(number), TinyOptions(seed=number))
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+    assert count_steps(lambda: make_tiny(tmp_path / "tiny")) < 1_000_000
+    assert sum(path.stat().st_size for path in (tmp_path / "tiny").iterdir()) < 1_500_000
 
 
 def test_the_tokenizer_knows_bytes_words_and_markup(tmp_path: Path) -> None:

@@ -62,5 +62,5 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which `varco` is the command."""
     script = f'set -o pipefail; varco() {{ "{sys.executable}" -m varco_runtime.cli.main "$@"; }}; {line}'
     return subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=60, env={**os.environ, **variables}
+        ["bash", "-c", script], capture_output=True, text=True, timeout=600, env={**os.environ, **variables}
     )

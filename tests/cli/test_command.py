@@ -155,7 +155,7 @@ def test_an_interrupt_ends_an_answer_quietly(tiny_bundle: Path, picture: Path) -
         "Stream.__next__ = lambda self: os.kill(os.getpid(), signal.SIGINT); sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", str(tiny_bundle), str(picture), "hi"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -61,7 +61,7 @@ def test_the_next_tiles_are_copied_while_the_tower_looks_at_these(varco: Varco, 
         if last == ("upload", upload_bytes[1]):
             copies.release()
         elif last == ("run", "vision") and not in_time:
-            in_time.append(copies.acquire(timeout=30))
+            in_time.append(copies.acquire(timeout=600))
 
     gpu.fault = watch
     backend_of(varco).encode_pixels(tiles)
