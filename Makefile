@@ -11,6 +11,19 @@ WORKERS ?= 2
 INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
+# The first Python that is new enough. What an earlier attempt left in the folder is cleared.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+define make_venv
+@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	if $$python -c '$(NEW_ENOUGH)' 2>/dev/null; then exec $$python -m venv --clear $(1); fi; \
+done; echo "Python 3.11 or newer is needed and was not found: make PYTHON=/where/it/is/python3" >&2; exit 1
+endef
+# An environment without pip, or of an older Python, is what a failed attempt leaves behind: it is made anew.
+ifneq ($(shell $(BIN)/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null && echo usable),usable)
+.PHONY: $(VENV)/bin/python
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/bin/python
+endif
+
 .PHONY: demo test test-full test-provider lint format clean
 
 demo: $(VENV)/.demo
@@ -37,7 +50,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
@@ -49,7 +62,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.demo
 
 $(PROVIDER_VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(PROVIDER_VENV) || python3 -m venv $(PROVIDER_VENV)
+	$(call make_venv,$(PROVIDER_VENV))
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(INSTALL) '.[dev-provider]'
 	touch $@

@@ -6,11 +6,14 @@ that the wheel and its `cpu` extra ask for, and nothing else of what is installe
 
 from __future__ import annotations
 
+import email
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +27,29 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "onnx", "safetensors", "ml_dtypes", "varco_export")
 
 
+def source_files() -> list[str]:
+    """The files of the project: what git knows or would add, or all there is in an unpacked source distribution."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        return [name for name in listed if (ROOT / name).is_file()]
+    made = {"__pycache__", ".venv", ".venv-provider", "build"}
+    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return [path.as_posix() for path in paths if not made.intersection(path.parts) and ".egg-info" not in path.parts[0]]
+
+
+def copy_of_the_source(folder: Path) -> Path:
+    """A copy to build in, for builds leave files behind."""
+    for name in source_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    for name in filter(None, files):
-        if name.startswith(("export/", "runtime/", "pyproject", "LICENSE", "README")) and (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    source = copy_of_the_source(folder / "source")
     command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-index", "--no-build-isolation"]
     built = subprocess.run(
         [*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True, text=True
@@ -94,6 +111,50 @@ def test_the_wheel_holds_the_code_the_font_and_the_licences(wheel: Path) -> None
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("OFL.txt") for name in names)
     assert not any(name.startswith(("tests/", "training/", "tools/", "benchmarks/")) for name in names)
+
+
+def test_the_wheel_says_what_it_is_and_where_it_runs(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    classifiers = metadata.get_all("Classifier") or []
+    assert "Operating System :: POSIX :: Linux" in classifiers
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} <= set(classifiers)
+    assert not any(one.startswith("License ::") for one in classifiers), "the licence is an expression, not both"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Keywords"]
+    assert metadata.get_all("Project-URL")
+
+
+def test_the_source_distribution_holds_all_that_its_tests_need(tmp_path: Path) -> None:
+    source = copy_of_the_source(tmp_path / "source")
+    program = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    built = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert sorted(set(source_files()) - held) == []
+
+
+def test_what_windows_lacks_stops_exports_in_one_line_and_no_bundle(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    lacking = "import sys; sys.modules.update(dict.fromkeys(('fcntl', 'resource', 'termios', 'pwd', 'grp')))"
+    program = f"{lacking}; from varco_runtime.cli.main import main; sys.exit(main())"
+
+    def varco(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    refused = varco("export", str(tiny_checkpoint), "bundle")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("varco: Making bundles needs the file locks of Linux and macOS (fcntl), which ")
+    assert refused.stderr.count("\n") == 1
+    answered = varco("run", str(tiny_bundle), "--no-image", "Hello", "--max-new-tokens", "2")
+    assert answered.returncode == 0, answered.stderr
 
 
 def test_the_cpu_extra_alone_runs_a_bundle(environment: Path, tiny_bundle: Path, tmp_path: Path) -> None:
