@@ -311,10 +311,10 @@ def test_a_missing_or_broken_file_is_named(made: dict[str, Path], tmp_path: Path
     (tmp_path / "config.json").write_text((made["hf"] / "config.json").read_text())
     assert "preprocessor_config.json is missing from" in _refusal(lambda: read_config(tmp_path, {}))
     (tmp_path / "config.json").write_text("[1]")
-    assert "holds [1], expected a JSON object" in _refusal(lambda: read_config(tmp_path, {}))
+    assert "holds '[1]', expected a JSON object" in _refusal(lambda: read_config(tmp_path, {}))
     for text in ("{", "", "[" * 10**5, '{"a": ' + "9" * 5000 + "}"):
         (tmp_path / "config.json").write_text(text)
-        assert "cannot be read as JSON" in _refusal(lambda: read_config(tmp_path, {}))
+        assert "config.json is not JSON" in _refusal(lambda: read_config(tmp_path, {}))
 
 
 def _refusal(call: Callable[[], object]) -> str:

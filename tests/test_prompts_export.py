@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "not byte-level": ("cannot be used", lambda p: checkpoint(p, tokenizer__json={"model": {"vocab": {"a": 0}}})),
     "not json": ("is not JSON", lambda p: checkpoint(p, tokenizer_config__json="{")),
     "surrogate": ("surrogates not allowed", lambda p: checkpoint(p, tokenizer_config__json={"eos_token": "\ud800"})),
-    "key twice": ("a key comes twice", lambda p: checkpoint(p, tokenizer_config__json='{"a": 1, "a": 2}')),
+    "key twice": ("the key 'a' comes twice", lambda p: checkpoint(p, tokenizer_config__json='{"a": 1, "a": 2}')),
     "no object": ("holds '\\[\\]', expected a JSON object", lambda p: checkpoint(p, generation_config__json=[])),
     "unreadable": ("cannot be read", lambda p: (checkpoint(p) / "processor_config.json").mkdir()),
     "decoder": (

@@ -20,7 +20,8 @@ from varco_export.config_parts import (
     read_pinpoints,
     refuse_other_vision,
 )
-from varco_export.json_fields import Fields, read_json
+from varco_export.json_fields import Fields
+from varco_export.small_files import read_json
 from varco_runtime.errors import CheckpointError
 from varco_runtime.settings import ImageSettings
 

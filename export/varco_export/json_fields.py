@@ -5,28 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from varco_runtime.errors import CheckpointError
 
 REQUIRED = object()
 """Stands for a default where there is none."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.name} is missing from {path.parent}. Copy it from the checkpoint's original repository."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({_line(error)}). Copy it again.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {show(value)}, expected a JSON object. Copy it again.")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +87,3 @@ def show(value: object) -> str:
         text = repr(type(value))
     text = "missing" if value is None else text
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

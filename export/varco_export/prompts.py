@@ -22,7 +22,7 @@ from typing import Any, Literal
 import jinja2
 import jinja2.meta
 
-from varco_export.small_files import MAX_SETTINGS_BYTES, read_json, read_text
+from varco_export.small_files import MAX_SETTINGS_BYTES, is_there, read_json, read_text
 from varco_export.tokenizer_file import make_tokenizer_json, named_tokens
 from varco_runtime.errors import BundleError, CheckpointError, PromptError
 from varco_runtime.markup import MARKUP_TOKENS
@@ -96,7 +96,7 @@ def load_prompts(
 def _chat_template(folder: Path, family: str, config: dict[str, Any], tokenizer: Tokenizer) -> str:
     """The template that the family is documented with."""
     path = folder / "chat_template.jinja"
-    own = read_text(path, MAX_SETTINGS_BYTES) if path.exists() else None
+    own = read_text(path, MAX_SETTINGS_BYTES) if is_there(path) else None
     if family == "hf":
         processor = read_json(folder / "processor_config.json", required=False).get("chat_template")
         legacy = read_json(folder / "chat_template.json", required=False).get("chat_template")
