@@ -219,7 +219,7 @@ REFUSED_WHEN_RENDERED = {
     "{{ 10**64 * 10**64 }}": "a number of more than 128 bits",
     "{{ '%1000000000d' % 1 }}": "formatting with % is not offered",
     "{{ '{:1000000000}'.format(1) }}": "'format' is not offered",
-    "{{ 'a'.ljust(10**9) }}": "'ljust' is not offered",
+    "{{ 'a'.ljust(10**9) }}": "access to attribute 'ljust'",
     "{{ range(10**9) }}": "a range of more than",
     "{{ strftime_now('%1000000000d') }}": "a date format",
     "{{ [1] | tojson(indent=10**9) }}": "JSON indented",
@@ -239,13 +239,14 @@ REFUSED_WHEN_RENDERED = {
 
 
 @pytest.mark.parametrize("template", REFUSED_WHEN_RENDERED)
-def test_a_template_that_asks_for_too_much_is_refused_in_one_line(template: str) -> None:
-    started = time.perf_counter()
+def test_a_template_that_asks_for_too_much_is_refused_in_one_line(
+    template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_sandbox, "MAX_RENDER_S", 1e9)  # the bounds alone have to end it
     with pytest.raises(PromptError) as caught:
         ChatTemplate(template).render([{"role": "user", "content": "x"}], True)
     assert REFUSED_WHEN_RENDERED[template] in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize(

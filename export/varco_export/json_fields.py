@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +34,7 @@ class Fields:
 
     def number(self, key: str, default: object) -> float:
         value = self._get(key, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf or abs(value) > 1e30:
+        if not _is_number(value) or value <= 0:
             raise self.refusal(key, value, "a positive number")
         return float(value)
 
@@ -48,7 +47,7 @@ class Fields:
     def triple(self, key: str, default: list[float], positive: bool = False) -> tuple[float, float, float]:
         value = self._get(key, default)
         numbers = as_list(value)
-        if len(numbers) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+        if len(numbers) != 3 or not all(_is_number(x) for x in numbers):
             raise self.refusal(key, value, "three numbers")
         if positive and min(numbers) <= 0:
             raise self.refusal(key, value, "three positive numbers")
@@ -62,8 +61,9 @@ class Fields:
         return value
 
     def refusal(self, key: str, got: object, expected: str) -> CheckpointError:
+        shown = "null" if got is None and key in self.values else show(got)
         return CheckpointError(
-            f"{self.where}: {key} is {show(got)}, expected {expected}. Compare the file with its original repository; "
+            f"{self.where}: {key} is {shown}, expected {expected}. Compare the file with its original repository; "
             "a model that differs here cannot be exported."
         )
 
@@ -72,6 +72,11 @@ class Fields:
         if value is None and default is REQUIRED:
             raise self.refusal(key, None, "a value")
         return default if value is None else value
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether it is a finite number that single precision holds."""
+    return type(value) in (int, float) and (value == 0 or 1e-30 <= abs(value) <= 1e30)
 
 
 def as_list(value: object) -> list[Any]:
