@@ -237,24 +237,25 @@ def _container_size(value: Any) -> int:
         inner: list[Any] = []
         for item in level:
             size += PER_ITEM
-            if type(item) is str:  # most are, and the other questions cost ten times as much
+            if isinstance(item, str):
                 size += len(item)
-                continue
-            if isinstance(item, jinja2.utils.Namespace):
-                item = item._Namespace__attrs
-            if isinstance(item, Mapping):
-                inner.extend(item.keys())
-                inner.extend(item.values())
-            elif isinstance(item, _CONTAINERS):
-                inner.extend(item)
-            elif isinstance(item, str):
-                size += len(item)
-            if len(inner) * PER_ITEM > MAX_VALUE_CHARS:
-                return MAX_VALUE_CHARS + 1
+            elif not isinstance(item, _SCALARS):
+                inner.extend(_children(item))
+                if len(inner) * PER_ITEM > MAX_VALUE_CHARS:
+                    return MAX_VALUE_CHARS + 1
         level, nesting = inner, nesting + 1
     return size
 
 
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, jinja2.utils.Namespace):
+        value = value._Namespace__attrs
+    if isinstance(value, Mapping):
+        return (*value.keys(), *value.values())
+    return value if isinstance(value, _CONTAINERS) else ()
+
+
+_SCALARS = (int, float, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, Mapping, KeysView, ValuesView, ItemsView, jinja2.utils.Namespace)
 
 
