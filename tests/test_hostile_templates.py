@@ -17,6 +17,7 @@ MESSAGES = [{"role": "user", "content": "x"}]
 BIG = "{% set s = 'a' * 2000000 %}"
 PATH = "{% set path = '0' ~ '.0' * 20000 %}{% set l = ['0'] * 20000 %}"
 DEEP = "{% set n = namespace(x=1) %}{% for i in range(5000) %}{% set n.x = (n.x,) %}{% endfor %}"
+BY_ATTRIBUTE = ("sort", "min", "max", "unique", "groupby", "map")
 FOR = "{% for a in range(9999) %}"
 
 REFUSED = {
