@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from varco_export.config import ModelConfig, Shapes
+from varco_export.config_hf import _CLIP_MEAN
 from varco_export.config_reader import read_config
 from varco_export.expected_shapes import expected_shapes
 from varco_export.tiny import TinyOptions, make_tiny
@@ -77,11 +78,9 @@ def test_both_families_give_the_same_network(read: Callable[..., ModelConfig], k
     assert replace(read(kind), raw={}) == replace(TINY, format=kind).to_config()
 
 
-@pytest.mark.parametrize(
-    ("layer", "running"), [(-1, 2), (-2, 1), (1, 1), (2, 2)], ids=["last", "second to last", "first", "second"]
-)
+@pytest.mark.parametrize(("layer", "running"), [(-1, 2), (-2, 1), (1, 1), (2, 2), ([-1], 2), ([-2], 1)], ids=str)
 def test_vision_feature_layer_says_how_many_layers_run(
-    read: Callable[..., ModelConfig], layer: int, running: int
+    read: Callable[..., ModelConfig], layer: int | list[int], running: int
 ) -> None:
     assert read(vision_feature_layer=layer).vision.num_hidden_layers == running
 
@@ -121,6 +120,42 @@ def test_processor_config_of_transformers_5_may_hold_the_image_settings(made: di
     (tmp_path / "config.json").write_text((made["hf"] / "config.json").read_text())
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": image}))
     assert read_config(tmp_path, {}).image == TINY.to_config().image
+
+
+@pytest.mark.parametrize("nested", [{}, {"image_mean": [0.1, 0.2, 0.3]}, None], ids=str)
+def test_image_settings_in_processor_config_win_over_the_older_file(
+    made: dict[str, Path], tmp_path: Path, nested: Change | None
+) -> None:
+    image = json.loads((made["hf"] / "preprocessor_config.json").read_text())
+    (tmp_path / "config.json").write_text((made["hf"] / "config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(image))
+    inner = None if nested is None else {key: image[key] for key in ("size", "image_grid_pinpoints")} | nested
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": inner}))
+    expected = (0.5, 0.5, 0.5) if nested is None else tuple(nested.get("image_mean", _CLIP_MEAN))
+    assert read_config(tmp_path, {}).image.mean == expected
+
+
+@pytest.mark.parametrize("value", [{"do_pad": None}, {"do_pad": False}, {"do_convert_rgb": None}], ids=str)
+def test_steps_that_change_no_rgb_picture_may_be_left_to_their_class(
+    read: Callable[..., ModelConfig], value: Change
+) -> None:
+    assert read(file="preprocessor_config.json", **value).image == TINY.to_config().image
+
+
+UNUSED_WINDOWS: list[Change] = [
+    {"use_sliding_window": True},  # from the 28th layer on
+    {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8},
+    {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": None},
+    {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 1 << 20},
+    {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 8, "layer_types": ["full_attention"] * 2},
+    {"use_sliding_window": False, "max_window_layers": 0, "sliding_window": 8},
+]
+
+
+@pytest.mark.parametrize("changes", UNUSED_WINDOWS, ids=str)
+def test_a_window_that_no_layer_uses_changes_nothing(read: Callable[..., ModelConfig], changes: Change) -> None:
+    config = read(**{f"text_config__{key}": value for key, value in changes.items()})
+    assert replace(config, raw={}) == TINY.to_config()
 
 
 def test_the_vision_tower_of_llava_next_comes_from_weights_and_table(read: Callable[..., ModelConfig]) -> None:
@@ -184,6 +219,7 @@ def test_llava_next_is_known_by_its_class_where_model_type_is_another(
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
+SLIDING: Change = {"text_config__use_sliding_window": True, "text_config__max_window_layers": 1}
 REFUSED_HF: list[tuple[Change, str]] = [
     ({"model_type": "llava_next"}, "model_type is 'llava_next', expected 'llava_onevision'"),
     ({"model_type": ...}, "model_type is missing, expected 'llava_onevision'"),
@@ -197,8 +233,12 @@ REFUSED_HF: list[tuple[Change, str]] = [
     ({"text_config__rope_parameters": {"mrope_section": [1]}}, "mrope_section is [1], expected plain rotary positions"),
     ({"text_config__rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, expected 1.0"),
     ({"text_config__rope_parameters": 3}, "rope_parameters is 3, expected an object"),
-    ({"text_config__use_sliding_window": True}, "use_sliding_window is true, expected false"),
-    ({"text_config__layer_types": ["sliding_attention"]}, "expected 'full_attention' for every layer"),
+    ({"text_config__use_sliding_window": 1}, "use_sliding_window is 1, expected true or false"),
+    (SLIDING | {"text_config__sliding_window": "all"}, "sliding_window is 'all', expected a whole number"),
+    (SLIDING | {"text_config__max_window_layers": [0]}, "max_window_layers is [0], expected a whole number"),
+    (SLIDING | {"text_config__sliding_window": 8}, "sliding_window is 8, expected a window of all"),
+    ({"text_config__layer_types": ["sliding_attention"] * 2}, "sliding_window is missing, expected a window of all"),
+    ({"text_config__layer_types": ["linear_attention"]}, "expected 'full_attention' for every layer"),
     ({"text_config__hidden_act": "gelu"}, "hidden_act is 'gelu', expected 'silu'"),
     ({"text_config__attention_bias": False}, "attention_bias is false"),
     ({"text_config__mlp_bias": True}, "mlp_bias is true"),
@@ -215,6 +255,9 @@ REFUSED_HF: list[tuple[Change, str]] = [
     ({"vision_config": [1]}, "vision_config is [1], expected an object"),
     ({"vision_feature_select_strategy": "default"}, "is 'default', expected 'full'"),
     ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer is [-2, -1], expected one layer, 1 to 2 or -1 to -2"),
+    ({"vision_feature_layer": []}, "vision_feature_layer is [], expected one layer"),
+    ({"vision_feature_layer": [[-1]]}, "vision_feature_layer is [[-1]], expected one layer"),
+    ({"vision_feature_layer": None}, "vision_feature_layer is null, expected one layer"),
     ({"vision_feature_layer": 0}, "vision_feature_layer is 0, expected one layer"),
     ({"vision_feature_layer": -3}, "vision_feature_layer is -3, expected one layer"),
     ({"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu', expected 'gelu'"),
@@ -256,7 +299,8 @@ def test_a_hostile_number_is_refused_by_name(read: Callable[..., ModelConfig], v
 
 REFUSED_IMAGE: list[tuple[Change, str]] = [
     ({"do_resize": False}, "do_resize is false, expected true"),
-    ({"do_pad": False}, "do_pad is false, expected true"),
+    ({"do_normalize": None}, "do_normalize is null, expected true"),
+    ({"do_convert_rgb": False}, "do_convert_rgb is false, expected true"),
     ({"do_center_crop": True}, "do_center_crop is true"),
     ({"resample": 2}, "resample is 2, expected 3 (only bicubic"),
     ({"size": {"height": 60, "width": 58}}, 'size is {"height": 60, "width": 58}, expected height and width 58'),
@@ -311,10 +355,10 @@ def test_a_missing_or_broken_file_is_named(made: dict[str, Path], tmp_path: Path
     (tmp_path / "config.json").write_text((made["hf"] / "config.json").read_text())
     assert "preprocessor_config.json is missing from" in _refusal(lambda: read_config(tmp_path, {}))
     (tmp_path / "config.json").write_text("[1]")
-    assert "holds [1], expected a JSON object" in _refusal(lambda: read_config(tmp_path, {}))
+    assert "holds '[1]', expected a JSON object" in _refusal(lambda: read_config(tmp_path, {}))
     for text in ("{", "", "[" * 10**5, '{"a": ' + "9" * 5000 + "}"):
         (tmp_path / "config.json").write_text(text)
-        assert "cannot be read as JSON" in _refusal(lambda: read_config(tmp_path, {}))
+        assert "config.json is not JSON" in _refusal(lambda: read_config(tmp_path, {}))
 
 
 def _refusal(call: Callable[[], object]) -> str:

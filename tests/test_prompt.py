@@ -220,7 +220,7 @@ REFUSED_WHEN_RENDERED = {
     "{{ 10**64 * 10**64 }}": "a number of more than 128 bits",
     "{{ '%1000000000d' % 1 }}": "formatting with % is not offered",
     "{{ '{:1000000000}'.format(1) }}": "'format' is not offered",
-    "{{ 'a'.ljust(10**9) }}": "'ljust' is not offered",
+    "{{ 'a'.ljust(10**9) }}": "access to attribute 'ljust'",
     "{{ range(10**9) }}": "a range of more than",
     "{{ strftime_now('%1000000000d') }}": "a date format",
     "{{ [1] | tojson(indent=10**9) }}": "JSON indented",

@@ -177,6 +177,38 @@ def test_without_any_end_token_id_it_is_the_tokenizers(tmp_path: Path) -> None:
     assert load(checkpoint(tmp_path), eos_token_id=()).generation.eos_token_ids == (EOS,)
 
 
+NOT_APPLIED = {"no_repeat_ngram_size": 3, "suppress_tokens": [1, 2], "num_beams": 4, "sequence_bias": [[[5], -1.0]]}
+
+
+def test_generation_settings_that_are_not_applied_are_named(tmp_path: Path) -> None:
+    neutral = {"num_beam_groups": 1, "encoder_repetition_penalty": 1.0, "bad_words_ids": None, "min_length": 0}
+    config = NOT_APPLIED | neutral | {"eos_token_id": 7, "begin_suppress_tokens": [], "top_k": 50}
+    assert load(checkpoint(tmp_path, generation_config__json=config)).notes == (
+        "generation_config.json asks for no_repeat_ngram_size 3, num_beams 4, sequence_bias [[[5], -1.0]], "
+        "suppress_tokens [1, 2], not applied here: transformers' answers may differ.",
+    )
+
+
+def test_settings_that_change_nothing_are_not_mentioned(tmp_path: Path) -> None:
+    config = {"eos_token_id": 7, "num_beams": 1, "no_repeat_ngram_size": 0, "guidance_scale": 1.0, "do_sample": True}
+    assert load(checkpoint(tmp_path, generation_config__json=config)).notes == ()
+
+
+def test_without_a_generation_config_the_penalty_is_that_of_the_config(tmp_path: Path) -> None:
+    inner = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "temperature": 0.7}
+    assets = load(checkpoint(tmp_path, config__json={"text_config": inner}))
+    assert (assets.generation.repetition_penalty, assets.generation.suggested) == (1.3, ())
+    assert assets.notes[0].startswith("config.json asks for no_repeat_ngram_size 2, not applied here")
+    outer = {"text_config": inner, "repetition_penalty": 1.1, "no_repeat_ngram_size": None}
+    assert load(checkpoint(tmp_path, config__json=outer)).generation.repetition_penalty == 1.1
+
+
+def test_beside_a_generation_config_the_configs_penalty_does_not_count(tmp_path: Path) -> None:
+    config = {"repetition_penalty": 1.3, "num_beams": 2}
+    assets = load(checkpoint(tmp_path, config__json=config, generation_config__json={"eos_token_id": 7}))
+    assert (assets.generation.repetition_penalty, assets.notes) == (1.0, ())
+
+
 @pytest.mark.parametrize(("family", "penalised"), [("hf", True), ("llava_next", False)])
 def test_only_transformers_format_penalises_the_prompt(tmp_path: Path, family: str, penalised: bool) -> None:
     assert load(checkpoint(tmp_path), family).generation.penalise_prompt is penalised
@@ -194,7 +226,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object]]] = {
     "not byte-level": ("cannot be used", lambda p: checkpoint(p, tokenizer__json={"model": {"vocab": {"a": 0}}})),
     "not json": ("is not JSON", lambda p: checkpoint(p, tokenizer_config__json="{")),
     "surrogate": ("surrogates not allowed", lambda p: checkpoint(p, tokenizer_config__json={"eos_token": "\ud800"})),
-    "key twice": ("a key comes twice", lambda p: checkpoint(p, tokenizer_config__json='{"a": 1, "a": 2}')),
+    "key twice": ("the key 'a' comes twice", lambda p: checkpoint(p, tokenizer_config__json='{"a": 1, "a": 2}')),
     "no object": ("holds '\\[\\]', expected a JSON object", lambda p: checkpoint(p, generation_config__json=[])),
     "unreadable": ("cannot be read", lambda p: (checkpoint(p) / "processor_config.json").mkdir()),
     "decoder": (

@@ -20,7 +20,8 @@ from varco_export.config_parts import (
     read_pinpoints,
     refuse_other_vision,
 )
-from varco_export.json_fields import Fields, read_json
+from varco_export.json_fields import Fields
+from varco_export.small_files import read_json
 from varco_runtime.errors import CheckpointError
 from varco_runtime.settings import ImageSettings
 
@@ -77,18 +78,23 @@ def read_hf(folder: Path, config: Fields) -> ModelConfig:
 
 
 def _layers_that_run(config: Fields, num_hidden_layers: int) -> int:
-    """`vision_feature_layer` indexes [embeddings, layer 1, ..., layer N]; -1 is the last layer's output."""
-    layer = config.values.get("vision_feature_layer", -1)
+    """Return how many layers the features take, by `vision_feature_layer`: an index into [embeddings, layer 1, ...,
+    layer N], or a list of one."""
+    value = config.values.get("vision_feature_layer", -1)
+    layer = value[0] if isinstance(value, list) and len(value) == 1 else value
     if type(layer) is not int or not 1 <= abs(layer) <= num_hidden_layers:
         expected = f"one layer, 1 to {num_hidden_layers} or -1 to -{num_hidden_layers}"
-        raise config.refusal("vision_feature_layer", layer, expected)
+        raise config.refusal("vision_feature_layer", value, expected)
     return layer % (num_hidden_layers + 1)
 
 
 def _read_hf_image(folder: Path, config: Fields, vision: VisionConfig) -> ImageSettings:
     fields = _processor_fields(folder)
-    for key in ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb"):
+    for key in ("do_resize", "do_rescale", "do_normalize"):
         fields.expect(key, True, "the model was trained with this step")
+    # Without it transformers takes RGB pictures alone, and those alike. (`do_pad` evens out the tiles of several
+    # pictures and changes none of them.)
+    fields.expect("do_convert_rgb", True, "the model was trained with RGB pictures", also=(None,))
     fields.expect("do_center_crop", None, "tiles are never cropped", also=(False,))
     fields.expect("resample", 3, "only bicubic resizing is implemented")
     size = fields.values.get("size", {"height": 384, "width": 384})
@@ -113,10 +119,12 @@ def _read_hf_image(folder: Path, config: Fields, vision: VisionConfig) -> ImageS
 
 
 def _processor_fields(folder: Path) -> Fields:
-    """preprocessor_config.json, or its contents inside processor_config.json, where transformers 5 writes them."""
-    nested = folder / "processor_config.json"
-    if not (folder / "preprocessor_config.json").exists() and nested.exists():
-        inner = Fields(read_json(nested), nested.name).sub("image_processor")
-        if inner.values:
-            return inner
+    """Return how pictures are prepared, from the file that transformers would take.
+
+    transformers 5 writes `image_processor` into processor_config.json, and reads it there even beside an older
+    preprocessor_config.json (`image_processing_base.py`, `get_image_processor_dict`).
+    """
+    nested = Fields(read_json(folder / "processor_config.json", required=False), "processor_config.json")
+    if nested.values.get("image_processor") is not None:
+        return nested.sub("image_processor")
     return Fields(read_json(folder / "preprocessor_config.json"), "preprocessor_config.json")

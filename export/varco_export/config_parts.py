@@ -22,12 +22,8 @@ _DEFAULT_PINPOINTS = [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 
 def read_language_model(fields: Fields, tie_word_embeddings: bool) -> TextConfig:
     """The Qwen2 model that `fields` describe; any other, or another attention, is refused by its key."""
     fields.expect("hidden_act", "silu", "only gated SiLU is implemented")
-    fields.expect("use_sliding_window", False, "only full attention is implemented")
     fields.expect("attention_bias", None, "Qwen2 has bias on q, k and v alone", also=(True,))
     fields.expect("mlp_bias", None, "Qwen2 has no bias in its MLP", also=(False,))
-    layer_types = fields.values.get("layer_types")
-    if layer_types is not None and any(kind != "full_attention" for kind in as_list(layer_types)):
-        raise fields.refusal("layer_types", layer_types, "'full_attention' for every layer")
     heads = fields.whole("num_attention_heads", 32, MAX_WIDTH)
     key_value_heads = fields.whole(
         "num_key_value_heads", heads if "num_key_value_heads" in fields.values else 32, MAX_WIDTH
@@ -40,9 +36,12 @@ def read_language_model(fields: Fields, tie_word_embeddings: bool) -> TextConfig
     head_dim = fields.whole("head_dim", hidden_size // heads, MAX_WIDTH)
     if head_dim % 2:
         raise fields.refusal("head_dim", head_dim, "an even number, for rotary positions")
+    num_hidden_layers = fields.whole("num_hidden_layers", 32, MAX_LAYERS)
+    max_position_embeddings = fields.whole("max_position_embeddings", 32768, 1 << 30)
+    _refuse_sliding_attention(fields, num_hidden_layers, max_position_embeddings)
     return TextConfig(
         hidden_size=hidden_size,
-        num_hidden_layers=fields.whole("num_hidden_layers", 32, MAX_LAYERS),
+        num_hidden_layers=num_hidden_layers,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         head_dim=head_dim,
@@ -50,9 +49,31 @@ def read_language_model(fields: Fields, tie_word_embeddings: bool) -> TextConfig
         vocab_size=fields.whole("vocab_size", 151936, _MAX_VOCAB),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope_theta=_rope_theta(fields),
-        max_position_embeddings=fields.whole("max_position_embeddings", 32768, 1 << 30),
+        max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
     )
+
+
+def _refuse_sliding_attention(fields: Fields, num_layers: int, num_positions: int) -> None:
+    """Raise `CheckpointError` if a layer does not see all positions. Source: transformers 5, `Qwen2Config`.
+
+    A window that no layer uses, or that holds every position, changes nothing.
+    """
+    slides = fields.flag("use_sliding_window", False) and fields.values.get("sliding_window", 4096) is not None
+    window = fields.whole("sliding_window", 4096, 1 << 30) if slides else 0
+    first = fields.values.get("max_window_layers", 28)
+    if slides and type(first) is not int:
+        raise fields.refusal("max_window_layers", first, "a whole number")
+    layer_types = fields.values.get("layer_types")
+    if layer_types is None:
+        layer_types = ["sliding_attention"] if slides and first < num_layers else ["full_attention"]
+    if all(kind == "full_attention" for kind in as_list(layer_types)):
+        return
+    if any(kind not in ("full_attention", "sliding_attention") for kind in as_list(layer_types)):
+        raise fields.refusal("layer_types", layer_types, "'full_attention' for every layer")
+    if window < num_positions:
+        got = window or None
+        raise fields.refusal("sliding_window", got, f"a window of all {num_positions} positions, or in no layer")
 
 
 def _rope_theta(fields: Fields) -> float:

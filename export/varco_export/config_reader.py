@@ -8,7 +8,8 @@ from varco_export.config import ModelConfig, Shapes, TextConfig
 from varco_export.config_hf import read_hf
 from varco_export.config_llava_next import read_llava_next
 from varco_export.config_parts import read_language_model
-from varco_export.json_fields import Fields, as_list, read_json, show
+from varco_export.json_fields import Fields, as_list, show
+from varco_export.small_files import read_json
 from varco_runtime.errors import CheckpointError
 
 

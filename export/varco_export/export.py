@@ -210,7 +210,11 @@ def _write(
         tokenizer="tokenizer.json",
         chat_template="chat_template.jinja",
         license=str(checkpoint.provenance["license"]),
-        provenance={**checkpoint.provenance, "exported_by": f"varco-edge {__version__}"},
+        provenance={
+            **checkpoint.provenance,
+            "notes": [*config.notes, *assets.notes],
+            "exported_by": f"varco-edge {__version__}",
+        },
         engines=(),
         files=files,
     )

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from varco_runtime.errors import CheckpointError
 
 REQUIRED = object()
 """Stands for a default where there is none."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.name} is missing from {path.parent}. Copy it from the checkpoint's original repository."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({_line(error)}). Copy it again.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {show(value)}, expected a JSON object. Copy it again.")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +34,7 @@ class Fields:
 
     def number(self, key: str, default: object) -> float:
         value = self._get(key, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf or abs(value) > 1e30:
+        if not _is_number(value) or value <= 0:
             raise self.refusal(key, value, "a positive number")
         return float(value)
 
@@ -64,7 +47,7 @@ class Fields:
     def triple(self, key: str, default: list[float], positive: bool = False) -> tuple[float, float, float]:
         value = self._get(key, default)
         numbers = as_list(value)
-        if len(numbers) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+        if len(numbers) != 3 or not all(_is_number(x) for x in numbers):
             raise self.refusal(key, value, "three numbers")
         if positive and min(numbers) <= 0:
             raise self.refusal(key, value, "three positive numbers")
@@ -78,8 +61,9 @@ class Fields:
         return value
 
     def refusal(self, key: str, got: object, expected: str) -> CheckpointError:
+        shown = "null" if got is None and key in self.values else show(got)
         return CheckpointError(
-            f"{self.where}: {key} is {show(got)}, expected {expected}. Compare the file with its original repository; "
+            f"{self.where}: {key} is {shown}, expected {expected}. Compare the file with its original repository; "
             "a model that differs here cannot be exported."
         )
 
@@ -88,6 +72,11 @@ class Fields:
         if value is None and default is REQUIRED:
             raise self.refusal(key, None, "a value")
         return default if value is None else value
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether it is a finite number that single precision holds."""
+    return type(value) in (int, float) and (value == 0 or 1e-30 <= abs(value) <= 1e30)
 
 
 def as_list(value: object) -> list[Any]:
@@ -103,7 +92,3 @@ def show(value: object) -> str:
         text = repr(type(value))
     text = "missing" if value is None else text
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

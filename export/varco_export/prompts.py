@@ -8,21 +8,19 @@ by the markup tokens in its tokenizer, is documented with the tokenizer's templa
 `qwen_1_5` conversation, even when the tokenizer, being Qwen's, brings a template of its own. What form of content a
 template takes is found by rendering: a list of parts if the picture and the text come out, else one string.
 
-**Generation.** generation_config.json's end tokens and repetition penalty; sampling settings are kept as suggestions.
+**Generation.** See `generation_file.py`.
 """
 
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-import jinja2.meta
-
-from varco_export.small_files import MAX_SETTINGS_BYTES, read_json, read_text
+from varco_export.generation_file import read_generation
+from varco_export.small_files import MAX_SETTINGS_BYTES, is_there, read_json, read_text
 from varco_export.tokenizer_file import make_tokenizer_json, named_tokens
 from varco_runtime.errors import BundleError, CheckpointError, PromptError
 from varco_runtime.markup import MARKUP_TOKENS
@@ -45,12 +43,13 @@ QWEN_1_5 = (
 
 @dataclass(frozen=True, slots=True)
 class PromptAssets:
-    """What goes into the bundle: two files' texts and two settings."""
+    """What goes into the bundle: two files' texts, two settings, and what they leave out, a sentence each."""
 
     tokenizer_json: str
     chat_template: str
     prompt: PromptSettings
     generation: GenerationSettings
+    notes: tuple[str, ...] = ()
 
 
 def load_prompts(
@@ -79,15 +78,19 @@ def load_prompts(
             "embedding table. Take tokenizer and weights from the same repository."
         )
     chat_template = _chat_template(folder, family, config, tokenizer)
+    template = _parsed(chat_template)
+    chat_template = _settings(template.asked_names(), named) + chat_template
     image_token = _image_token(folder, config)
     prompt = PromptSettings(
         image_token=image_token,
         image_token_id=_image_token_id(family, image_token, image_token_id, tokenizer),
-        content_format=_content_format(chat_template, image_token),
+        content_format=_content_format(_parsed(chat_template), image_token),
         markup_tokens=tuple(token for token in MARKUP_TOKENS if token in tokenizer.added_tokens),
     )
-    generation = _generation(folder, family, eos_token_id, named, tokenizer)
-    return PromptAssets(tokenizer_json, _with_variables(chat_template, named), prompt, generation)
+    if eos_token_id is None or eos_token_id == ():
+        eos_token_id = tokenizer.added_token_ids.get(named.get("eos_token", ""))
+    generation, notes = read_generation(folder, eos_token_id, penalise_prompt=family == "hf")
+    return PromptAssets(tokenizer_json, chat_template, prompt, generation, notes)
 
 
 # --- prompt -----------------------------------------------------------------------------------------------------------
@@ -96,7 +99,7 @@ def load_prompts(
 def _chat_template(folder: Path, family: str, config: dict[str, Any], tokenizer: Tokenizer) -> str:
     """The template that the family is documented with."""
     path = folder / "chat_template.jinja"
-    own = read_text(path, MAX_SETTINGS_BYTES) if path.exists() else None
+    own = read_text(path, MAX_SETTINGS_BYTES) if is_there(path) else None
     if family == "hf":
         processor = read_json(folder / "processor_config.json", required=False).get("chat_template")
         legacy = read_json(folder / "chat_template.json", required=False).get("chat_template")
@@ -107,7 +110,8 @@ def _chat_template(folder: Path, family: str, config: dict[str, Any], tokenizer:
         sources = [QWEN_1_5]
     found = next((source for source in sources if source), None)
     if isinstance(found, list):
-        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        named = (entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default")
+        found = {"default": entry.get("template") for entry in named}
     if isinstance(found, dict):
         found = found.get("default")
     if not isinstance(found, str):
@@ -124,15 +128,11 @@ def _chat_template(folder: Path, family: str, config: dict[str, Any], tokenizer:
     return found
 
 
-def _content_format(chat_template: str, image_token: str) -> str:
+def _content_format(template: ChatTemplate, image_token: str) -> str:
     """The form of a message's content that makes both the picture and the text come out, each once."""
     question = "question 5a3d81"  # words that no template holds
     parts = [{"type": "image"}, {"type": "text", "text": question}]
     problem = "the picture or the text is left out"
-    try:
-        template = ChatTemplate(chat_template)
-    except BundleError as error:
-        raise CheckpointError(str(error)) from None
     for content_format, content in (("parts", parts), ("string", f"{image_token}\n{question}")):
         try:
             text = template.render([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -147,15 +147,21 @@ def _content_format(chat_template: str, image_token: str) -> str:
     )
 
 
-def _with_variables(chat_template: str, named: dict[str, str]) -> str:
-    """The template with the special tokens that it asks for by name, which transformers passes in."""
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
-    )
-    plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", chat_template)
-    asked = jinja2.meta.find_undeclared_variables(environment.parse(plain))
-    lines = [f"{{% set {name} = {json.dumps(named[name])} %}}\n" for name in sorted(asked & named.keys())]
-    return "".join(lines) + chat_template
+def _parsed(chat_template: str) -> ChatTemplate:
+    try:
+        return ChatTemplate(chat_template)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _settings(names: Iterable[str], named: dict[str, str]) -> str:
+    """Lines that set the special tokens among `names`, which transformers passes in."""
+    return "".join(f"{{% set {name} = {_literal(named[name])} %}}\n" for name in sorted(named.keys() & names))
+
+
+def _literal(text: str) -> str:
+    """A text as Jinja reads it: JSON's escapes, and Python's beyond the basic plane, where JSON's are two halves."""
+    return '"' + "".join(json.dumps(c)[1:-1] if c <= "\uffff" else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def _image_token(folder: Path, config: dict[str, Any]) -> str:
@@ -178,44 +184,3 @@ def _image_token_id(family: str, image_token: str, configured: int | None, token
             "the same. Take config.json and the tokenizer from the same repository."
         )
     return found
-
-
-# --- generation -------------------------------------------------------------------------------------------------------
-
-
-def _generation(
-    folder: Path,
-    family: str,
-    eos_token_id: int | tuple[int, ...] | None,
-    named: dict[str, str],
-    tokenizer: Tokenizer,
-) -> GenerationSettings:
-    config = read_json(folder / "generation_config.json", required=False)
-    eos: Any = config.get("eos_token_id")
-    if eos is None:
-        eos = eos_token_id
-    if eos is None or eos == ():
-        eos = tokenizer.added_token_ids.get(named.get("eos_token", ""))
-    ids = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
-    if not ids or not all(type(id_) is int and id_ >= 0 for id_ in ids):
-        raise CheckpointError(
-            f"generation_config.json has the eos_token_id {eos!r}, expected a token id or a list of them. "
-            "Correct it there or in config.json."
-        )
-    penalty = config.get("repetition_penalty")
-    penalty = 1.0 if penalty is None else penalty
-    if not _is_number(penalty) or penalty <= 0:
-        raise CheckpointError(
-            f"generation_config.json has the repetition_penalty {penalty!r}, expected a number above 0. "
-            "Correct it there."
-        )
-    suggested = tuple(
-        (name, float(config[name]))
-        for name in ("temperature", "top_k", "top_p", "min_p")
-        if _is_number(config.get(name))
-    )
-    return GenerationSettings(ids, float(penalty), penalise_prompt=family == "hf", suggested=suggested)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e9

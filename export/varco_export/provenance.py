@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from varco_export.config import ModelConfig
+from varco_export.small_files import read_head
+
+_HEAD_BYTES = 64 << 10
 
 
 def read_provenance(folder: Path, repo_id: str | None, shards: list[Path], config: ModelConfig) -> dict[str, Any]:
@@ -24,14 +27,14 @@ def read_provenance(folder: Path, repo_id: str | None, shards: list[Path], confi
 
 def find_license(folder: Path, source: str) -> str:
     """The licence as README.md's front matter names it, as its LICENSE file reads, or "unknown"."""
-    front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---", _head(folder / "README.md"), re.DOTALL)
+    front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---", read_head(folder / "README.md", _HEAD_BYTES), re.DOTALL)
     if front:
         for key in ("license_name", "license"):
             stated = re.search(rf"^{key}:[ \t]*(?:\r?\n[ \t]*-[ \t]*)?[\"']?([\w.+-]+)", front[1], re.MULTILINE)
             if stated and stated[1] != "other":
                 return stated[1].lower()
     for path in sorted(folder.glob("LICENSE*")):
-        text = f"{path.name} {_head(path)[:2000]}".lower().replace("-", " ")
+        text = f"{path.name} {read_head(path, _HEAD_BYTES)[:2000]}".lower().replace("-", " ")
         for words, name in _LICENSE_WORDS:
             if words in text:
                 return name
@@ -45,11 +48,3 @@ _LICENSE_WORDS = (
     ("mit license", "mit"),
     ("tongyi qianwen", "tongyi-qianwen"),
 )
-
-
-def _head(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(65536)
-    except OSError:
-        return ""

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from varco_export.compressed_config import CompressedConfig
 from varco_export.compressed_tensors import CompressedTensors
 from varco_export.gptq import GptqConfig, zero_point_format
-from varco_export.json_fields import read_json
 from varco_export.precision import Stored
 from varco_export.quantised import Fp8Weight, IntegerWeight, QuantisedWeight
 from varco_export.quantised_entries import QuantisedEntries
+from varco_export.small_files import is_there, read_json
 from varco_runtime.errors import CheckpointError
 
 # What GPTQ's two files must agree on, where both say it.
@@ -75,7 +75,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
     if values is not None and not isinstance(values, dict):
         raise CheckpointError(f"{where} is {str(values)[:40]!r}, expected an object. Copy the file again.")
     other = folder / "quantize_config.json"
-    if not other.exists():
+    if not is_there(other):
         return values, where
     second = read_json(other)
     second.setdefault("quant_method", second.get("method") or "gptq")

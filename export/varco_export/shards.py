@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.json_fields import read_json
+from varco_export.small_files import MAX_INDEX_BYTES, read_json
 from varco_export.tensor import SAFETENSORS_DTYPES, Dtype, Tensor
 from varco_runtime.errors import CheckpointError, MissingExtraError
 from varco_runtime.schema import MANIFEST
@@ -107,7 +107,7 @@ def read_shards(folder: Path) -> dict[Path, list[Entry]]:
             f"{folder} holds {found}, expected model.safetensors or model.safetensors.index.json. Convert or "
             "download the checkpoint as safetensors."
         )
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
         raise CheckpointError(f"{index} has no usable weight_map, expected tensor names to shard names. Copy it again.")
     names = sorted(set(weight_map.values()))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from varco_export.small_files import parse_json, read_json, read_text
+from varco_export.small_files import is_there, parse_json, read_json, read_text
 from varco_runtime.errors import CheckpointError
 
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -32,7 +32,7 @@ def make_tokenizer_json(folder: Path, config: dict[str, Any], named: dict[str, s
     `config` is tokenizer_config.json, `named` what `named_tokens` finds. Raises `CheckpointError`.
     """
     path = folder / "tokenizer.json"
-    text = read_text(path, MAX_TOKENIZER_BYTES) if path.exists() else None
+    text = read_text(path, MAX_TOKENIZER_BYTES) if is_there(path) else None
     document = parse_json(path, text) if text is not None else _build(folder, config)
     model = document.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
@@ -55,7 +55,7 @@ def make_tokenizer_json(folder: Path, config: dict[str, Any], named: dict[str, s
 
 def _build(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """A `tokenizer.json` from vocab.json and merges.txt, as transformers' Qwen2Tokenizer."""
-    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).exists()]
+    missing = [name for name in ("vocab.json", "merges.txt") if not is_there(folder / name)]
     if missing:
         raise CheckpointError(
             f"{folder} holds neither tokenizer.json nor {' and '.join(missing)}, expected a tokenizer. "

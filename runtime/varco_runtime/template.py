@@ -1,12 +1,10 @@
 """A checkpoint's chat template, rendered as transformers renders it and with bounded work.
 
-The template comes with a checkpoint, so it is not trusted: it runs in Jinja's immutable sandbox, and each render has a
-budget. Bounded are: the size of the template; the characters of the result and of all `{{ }}` on the way; the size of
-every text, list and number that an expression makes (checked before it is made where one operation multiplies); the
-work (loop iterations, calls, filters, comparisons and the characters that go through them draw on `WORK` units); and
-the time, looked at between any two of those. Filters and string methods are an allow-list, ranges and widths are
-short, and recursive loops, includes and inheritance are refused. Not bounded is the time of one single filter, but the
-size of what it works on is.
+The template comes with a checkpoint, so it is not trusted. It runs in Jinja's immutable sandbox, closed to a list of
+filters, tests, methods and attributes, and each render has a budget. Bounded are: the size of the template and of its
+tree, before it is compiled; the characters of the result and of all `{{ }}` on the way; the size of every text, list
+and number that an expression makes, checked before it is made where one operation multiplies; and the work, on which
+everything draws before it runs, by the size of what it runs on. Recursive loops, includes and inheritance are refused.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ import threading
 from typing import Any
 
 import jinja2
+import jinja2.meta
+from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 
 from varco_runtime.errors import BundleError, PromptError
@@ -35,16 +35,24 @@ class ChatTemplate:
             )
         self._environment = Environment(text)
         self._lock = threading.Lock()
+        self._text = text
         try:
-            tree = self._environment.parse(text)
-            Meter().visit(tree)
-            code = self._environment.compile(tree)
+            code = self._environment.compile(self._tree())
             self._template = jinja2.Template.from_code(self._environment, code, self._environment.globals)
         except Exception as error:
             raise BundleError(
                 f"The chat template cannot be used ({_one_line(error)}), expected a Jinja template as transformers "
                 "renders them. Export the checkpoint with another template."
             ) from None
+
+    def asked_names(self) -> set[str]:
+        """Return the variables that the template takes from whoever renders it."""
+        return jinja2.meta.find_undeclared_variables(self._tree())
+
+    def _tree(self) -> nodes.Template:
+        tree = self._environment.parse(self._text)
+        Meter().visit(tree)
+        return tree
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         """The prompt's text. Raises `PromptError` when the template refuses the messages or asks for too much."""

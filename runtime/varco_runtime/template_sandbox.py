@@ -1,11 +1,15 @@
-"""The sandbox in which a checkpoint's chat template runs: transformers' environment with a budget.
+"""The sandbox in which a checkpoint's chat template runs: transformers' environment, closed and with a budget.
 
-`template_meter.py` puts the filters `_guard`, `_weigh`, `_each` and `_concat` into a template wherever it can loop,
-grow or take time; here they draw on the budget.
+Closed: a template reaches the filters, tests, methods and attributes listed here and nothing else. Each of them takes
+time and memory in proportion to its arguments or is charged by a bound of its own, and every use is charged before it
+runs, whether the template names it or a filter such as `map` calls it. Loops, comparisons, literals and slices are no
+functions: `template_meter.py` puts the filters `_guard`, `_each` and `_concat` around them, which draw on the same
+budget. Nothing is evaluated while a template is compiled.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -17,19 +21,23 @@ import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
-from jinja2.filters import do_indent, make_attrgetter
+from jinja2.filters import do_indent, do_round, make_attrgetter
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_VALUE_CHARS = 2 << 20
+MAX_VALUE_NESTING = 32  # keeps what walks a value by recursion (hash, repr, JSON) and the indentation of JSON small
 MAX_OUTPUT_CHARS = 4 << 20
-MAX_RENDER_S = 10.0
+MAX_RENDER_S = 10.0  # far beyond what the budget takes; for a machine that is busy with something else
 MAX_RANGE = 10_000
 MAX_INT_BITS = 128
+MAX_DECIMALS = 16
 WORK = 1 << 27  # units: about one per character handled, STEP per operation
 STEP = 256
+LOOK_UP = 32
 PER_ITEM = 8  # an item or character that a filter may look at one by one
+PER_PRODUCT = 8  # pairs of characters compared per unit
 
 # fmt: off
 FILTERS = frozenset([
@@ -38,13 +46,33 @@ FILTERS = frozenset([
     "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "title", "tojson", "trim",
     "unique", "upper", "wordcount",
 ])
+TESTS = frozenset([
+    "!=", "<", "<=", "==", ">", ">=", "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped",
+    "even", "false", "filter", "float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan",
+    "lower", "lt", "mapping", "ne", "none", "number", "odd", "sameas", "sequence", "string", "test", "true",
+    "undefined", "upper",
+])
 TEXT_METHODS = frozenset([
     "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii", "isdecimal",
     "isdigit", "islower", "isnumeric", "isspace", "isupper", "join", "lower", "lstrip", "partition", "removeprefix",
-    "removesuffix", "replace", "rfind", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith",
-    "strip", "title", "upper",
+    "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines",
+    "startswith", "strip", "title", "upper",
+])
+# Those that may compare each character of the text with each of their argument.
+PRODUCT_METHODS = frozenset(["lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"])
+LOOP_FACTS = frozenset([
+    "changed", "cycle", "depth", "depth0", "first", "index", "index0", "last", "length", "nextitem", "previtem",
+    "revindex", "revindex0",
 ])
 # fmt: on
+
+ATTRIBUTES: tuple[tuple[type | tuple[type, ...], frozenset[str]], ...] = (
+    (str, TEXT_METHODS),
+    (Mapping, frozenset(["copy", "get", "items", "keys", "values"])),
+    ((list, tuple), frozenset(["copy", "count", "grouper", "index", "list"])),  # `grouper` and `list` of `groupby`
+    (LoopContext, LOOP_FACTS),
+)
+"""What may be read of a value besides its items, by its type. A namespace's are its variables."""
 
 
 class _Generation(Extension):
@@ -73,9 +101,13 @@ class Environment(ImmutableSandboxedEnvironment):
         )
         self.start()
         self.step = STEP + len(text)  # one pass through a loop or macro writes at most the template's own text
-        self.filters = {name: function for name, function in self.filters.items() if name in FILTERS}
-        self.filters |= {"tojson": _to_json, "replace": _replace, "join": _join, "indent": _indent}
-        self.filters |= {"_guard": _guard, "_weigh": _weigh, "_each": _each, "_concat": _concat}
+        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in FILTERS}
+        filters |= {"tojson": _to_json, "replace": _replace, "join": _join, "indent": _indent}
+        filters |= {"round": _round, "trim": _trim}
+        self.filters = {name: self._charged(function) for name, function in filters.items()}
+        self.filters |= {"_guard": _guard, "_each": _each, "_concat": _concat}
+        tests = cast("dict[str, Callable[..., Any]]", self.tests)
+        self.tests = {name: self._charged(tests[name]) for name in TESTS}
         self.globals = {
             "range": _short_range,
             "dict": dict,
@@ -95,18 +127,47 @@ class Environment(ImmutableSandboxedEnvironment):
         if self.budget < 0 or time.monotonic() > self.deadline_s:
             raise SecurityError("more work than a chat template may ask for")
 
-    def guard(self, value: Any, per_char: int = 1) -> Any:
+    def charge_product(self, text: Any, other: Any) -> None:
+        """Charge for what may compare each character of one text with each of another."""
+        self.charge(_size(text) * _size(other) // PER_PRODUCT)
+
+    def guard(self, value: Any) -> Any:
         """Charge for a value and return it. Raises `SecurityError` when it is too large."""
         if isinstance(value, Iterator):
             return self.metered(value)
-        size = _size(value)
-        self.charge(STEP + size * per_char)
+        self.charge(STEP + 2 * _size(value))
         return value
+
+    def _charged(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a filter or test that is charged for its arguments before it runs, and for its result."""
+
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0  # jinja passes the context or itself in front
+
+        @functools.wraps(function)
+        def charged(*args: Any, **kwargs: Any) -> Any:
+            self.charge(STEP + PER_ITEM * sum(map(_size, (*args[first:], *kwargs.values()))))
+            return self.guard(function(*args, **kwargs))
+
+        return charged
 
     def metered(self, iterable: Iterable[Any], step: int = PER_ITEM) -> Iterator[Any]:
         for item in iterable:
             self.charge(step)
             yield item
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self.charge(LOOK_UP + _size(argument))
+        return super().getitem(obj, argument)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self.charge(LOOK_UP)
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, jinja2.utils.Namespace):
+            return True
+        names = next((names for kind, names in ATTRIBUTES if isinstance(obj, kind)), frozenset[str]())
+        return attr in names and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         sizes = (_size(left), _size(right))
@@ -126,14 +187,19 @@ class Environment(ImmutableSandboxedEnvironment):
         return self.guard(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2 has it
-        __self.charge(__self.step)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", None)
         if name in ("format", "format_map") or (isinstance(owner, str) and name not in TEXT_METHODS):
             raise SecurityError(f"the text method {name!r} is not offered")
+        values = (*args, *kwargs.values())
+        __self.charge(__self.step + sum(map(_size, values)))
+        if isinstance(owner, str | list | tuple):
+            __self.charge(_size(owner))
         if isinstance(owner, str):
-            __self.charge(_size(owner) + sum(map(_size, args)))
-            if name == "replace" and len(args) > 1:
-                _check_replace(owner, str(args[0]), str(args[1]))
+            if name in PRODUCT_METHODS:
+                for value in values:
+                    __self.charge_product(owner, value)
+            if name == "replace" and len(values) > 1:
+                _check_replace(owner, str(values[0]), str(values[1]))
             if name == "join":
                 args = (_check_join([*__self.metered(args[0])], owner), *args[1:])
         return __self.guard(super().call(__context, __obj, *args, **kwargs))
@@ -144,10 +210,8 @@ def _budget(context: Context) -> Environment:
 
 
 def _size(value: Any) -> int:
-    """Characters in a text, characters and items in a container all the way down; shared parts count each time.
-
-    Raises `SecurityError` for a value beyond the bounds.
-    """
+    """Return the characters in a text, or those and the items in a container all the way down; what is shared counts
+    each time. Raises `SecurityError` for a value beyond the bounds."""
     if isinstance(value, str):
         size = len(value)
     elif isinstance(value, int):
@@ -157,17 +221,7 @@ def _size(value: Any) -> int:
     elif isinstance(value, range):
         size = len(value) * PER_ITEM
     elif isinstance(value, _CONTAINERS):
-        size, rest = 0, [value]
-        while rest and size <= MAX_VALUE_CHARS:
-            item = rest.pop()
-            if isinstance(item, jinja2.utils.Namespace):
-                item = item._Namespace__attrs
-            if isinstance(item, Mapping):
-                rest.extend(item.keys())
-                rest.extend(item.values())
-            elif isinstance(item, _CONTAINERS):
-                rest.extend(item)
-            size += PER_ITEM + (len(item) if isinstance(item, str) else 0)
+        size = _container_size(value)
     else:
         size = 1
     if size > MAX_VALUE_CHARS:
@@ -175,17 +229,39 @@ def _size(value: Any) -> int:
     return size
 
 
+def _container_size(value: Any) -> int:
+    size, level, nesting = 0, [value], 0
+    while level and size <= MAX_VALUE_CHARS:
+        if nesting > MAX_VALUE_NESTING:
+            raise SecurityError(f"lists in lists, more than {MAX_VALUE_NESTING} deep")
+        inner: list[Any] = []
+        for item in level:
+            size += PER_ITEM
+            if isinstance(item, str):
+                size += len(item)
+            elif not isinstance(item, _SCALARS):
+                inner.extend(_children(item))
+                if len(inner) * PER_ITEM > MAX_VALUE_CHARS:
+                    return MAX_VALUE_CHARS + 1
+        level, nesting = inner, nesting + 1
+    return size
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, jinja2.utils.Namespace):
+        value = value._Namespace__attrs
+    if isinstance(value, Mapping):
+        return (*value.keys(), *value.values())
+    return value if isinstance(value, _CONTAINERS) else ()
+
+
+_SCALARS = (int, float, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, Mapping, KeysView, ValuesView, ItemsView, jinja2.utils.Namespace)
 
 
 @jinja2.pass_context
 def _guard(context: Context, value: Any) -> Any:
     return _budget(context).guard(value)
-
-
-@jinja2.pass_context
-def _weigh(context: Context, value: Any) -> Any:
-    return _budget(context).guard(value, PER_ITEM)
 
 
 @jinja2.pass_context
@@ -254,6 +330,19 @@ def _check_join(items: list[Any], separator: str) -> list[Any]:
     if sum(_size(item) + len(separator) for item in items) > MAX_VALUE_CHARS:
         raise SecurityError(f"a value of more than {MAX_VALUE_CHARS:,} characters")
     return items
+
+
+def _round(value: float, precision: int = 0, method: Any = "common") -> float:
+    if not (isinstance(precision, int) and abs(precision) <= MAX_DECIMALS):
+        raise SecurityError(f"rounding to more than {MAX_DECIMALS} places")
+    return do_round(value, precision, method)
+
+
+@jinja2.pass_environment
+def _trim(environment: Environment, value: Any, chars: str | None = None) -> str:
+    text = str(value)
+    environment.charge_product(text, chars)
+    return text.strip(chars)
 
 
 @jinja2.pass_environment

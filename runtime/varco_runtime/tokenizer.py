@@ -189,7 +189,8 @@ def _types(component: Any) -> list[Any]:
     """The types in a pre-tokenizer or decoder, those of a sequence one by one."""
     if not isinstance(component, dict):
         return []
-    parts = component.get("pretokenizers") or component.get("decoders") or []
+    parts = component.get("pretokenizers") or component.get("decoders")
+    parts = parts if isinstance(parts, list) else []
     return [component.get("type"), *(part.get("type") for part in parts if isinstance(part, dict))]
 
 

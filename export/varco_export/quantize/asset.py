@@ -16,6 +16,7 @@ from typing import Any
 from varco_export.checkpoint import Checkpoint
 from varco_export.prompts import PromptAssets
 from varco_export.quantize.options import QuantizeOptions
+from varco_export.small_files import MAX_SETTINGS_BYTES, read_head, read_json
 from varco_runtime import __version__
 from varco_runtime.errors import CheckpointError
 from varco_runtime.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ def write_assets(
         config = _to_transformers(folder, checkpoint, prompts)
     config["quantization_config"] = quantization_config
     write_json(folder / "config.json", config)
-    readme = _read_text(checkpoint.folder / "README.md")
+    readme = read_head(checkpoint.folder / "README.md", MAX_SETTINGS_BYTES)
     (folder / "README.md").write_text(_annotated(readme, checkpoint, options, calibration), encoding="utf-8")
 
 
@@ -142,7 +143,9 @@ def _write_tokenizer(folder: Path, checkpoint: Checkpoint, prompts: PromptAssets
             "rows have none to spare, expected one for transformers' format. Convert the checkpoint with transformers' "
             "convert_llava_onevision_weights_to_hf.py first."
         )
-    settings, added = (_read_json(folder / name) for name in ("tokenizer_config.json", "added_tokens.json"))
+    settings, added = (
+        read_json(folder / name, required=False) for name in ("tokenizer_config.json", "added_tokens.json")
+    )
     settings.pop("chat_template", None)
     if token not in tokenizer.added_token_ids:
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
@@ -178,16 +181,3 @@ def _annotated(readme: str, checkpoint: Checkpoint, options: QuantizeOptions, ca
         "original applies.\n\n"
     )
     return head + note + body.lstrip("\r\n")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file that has been read before; an empty one where there is no file."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
