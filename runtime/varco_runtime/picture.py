@@ -189,9 +189,8 @@ def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...
     with quiet_pillow():
         try:
             if isinstance(source, Image.Image):
-                return _picture(_upright_rgb(source, name))
-            with Image.open(source, formats=formats) as image:
-                return _picture(_upright_rgb(image, name))
+                return _picture(_upright_rgb(*_pixels(source, name)))
+            return _picture(_upright_rgb(*_pixels_of_file(source, name, formats)))
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -209,8 +208,15 @@ def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...
             ) from None
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Check, decode, turn and convert; the result shares no pixels with `image`, nor its file and decoder."""
+def _pixels_of_file(
+    file: io.BytesIO, name: str, formats: tuple[str, ...]
+) -> tuple[Image.Image, int, Mapping[int, Any]]:
+    with Image.open(file, formats=formats) as image:  # gone when this returns, and the decoder's memory with it
+        return _pixels(image, name)
+
+
+def _pixels(image: Image.Image, name: str) -> tuple[Image.Image, int, Mapping[int, Any]]:
+    """Return a copy of the decoded pixels, which holds no file and no decoder, the orientation and the tags of a TIFF."""
     if image.format in _REFUSED:
         raise ImageError(
             f"{name} is {image.format}, which {_REFUSED[image.format]} to be decoded. Expected a raster format such as"
@@ -220,10 +226,13 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     with quiet_libtiff() if image.format == "TIFF" else nullcontext():
         image.load()
     _check_pixels(image.size, name)  # some formats learn their true size only now
-    upright = _UPRIGHT.get(_orientation(image))
-    turned = image.transpose(upright) if upright is not None else image
-    rgb = _to_rgb(turned, _tiff_tags(image))
-    return rgb.copy() if rgb is image else rgb
+    return image.copy(), _orientation(image), getattr(image, "tag_v2", {})
+
+
+def _upright_rgb(image: Image.Image, orientation: int, tags: Mapping[int, Any]) -> Image.Image:
+    rgb = _to_rgb(image, tags)
+    turn = _UPRIGHT.get(orientation)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:
@@ -250,27 +259,28 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
-    return getattr(image, "tag_v2", {})
-
-
 def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Any mode to RGB; a picture that is RGB already is returned as it is. `tags` are those of a TIFF."""
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.asarray(image)
-        if image.mode.startswith("I;"):
-            (num_bits, *_) = tags.get(_BITS_PER_SAMPLE, (16,))
-            grey = _upper_byte(values, 12 if num_bits == 12 else 16)
-        else:
-            grey = _to_8_bit(values)
-        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts up to 8 bits only
-            np.subtract(255, grey, out=grey)
-        return Image.fromarray(grey).convert("RGB")
+        return Image.fromarray(_to_grey(image, tags)).convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGB")
+
+
+def _to_grey(image: Image.Image, tags: Mapping[int, Any]) -> npt.NDArray[np.uint8]:
+    """Return the grey values of a picture of more than 8 bits as 8 bits, [H, W]."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;"):
+        (num_bits, *_) = tags.get(_BITS_PER_SAMPLE, (16,))
+        grey = _upper_byte(values, 12 if num_bits == 12 else 16)
+    else:
+        grey = _to_8_bit(values)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts up to 8 bits only
+        np.subtract(255, grey, out=grey)
+    return grey
 
 
 def _upper_byte(values: npt.NDArray[Any], num_bits: int) -> npt.NDArray[np.uint8]:

@@ -209,8 +209,7 @@ _WIDTH, _LENGTH, _SAMPLES, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 256, 257
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 _DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS and interoperability, which Pillow reads as well
 _TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "B", 7: "B", 8: "H", 9: "I", 13: "I", 16: "Q", 17: "Q", 18: "Q"}
-_BYTE_TYPES = (1, 2, 6, 7)  # kept as bytes; the values of the others become Python numbers
-_FRACTIONS = (5, 10, 11, 12)
+_KEPT_AS_BYTES = (1, 2, 6, 7)  # the values of other types become Python numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +231,8 @@ class _TiffFile:
         tags: dict[int, tuple[int, int]] = {}
         for at in range(entry, entry + num_tags * entry_bytes, entry_bytes):
             tag, kind, count = self.unpack("HHQ" if self.is_big else "HHI", at)
-            _at_most(MAX_TAG_VALUES, count if kind in _TYPES and kind not in _BYTE_TYPES else 0, "numbers in a tag")
-            _at_most(MAX_TAG_VALUES, count if kind in _FRACTIONS else 0, "fractions in a tag")
+            if kind not in _KEPT_AS_BYTES:
+                _at_most(MAX_TAG_VALUES, count, "numbers in a tag")
             tags[tag] = max(tags.get(tag, (0, 0)), (count, self._first_value(kind, count, at)))
         return tags
 
