@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from varco_runtime import picture
+from varco_runtime import jpeg2000, picture
 from varco_runtime import picture_bounds as bounds
 from varco_runtime.errors import ImageError
 from varco_runtime.picture import load_picture
@@ -357,6 +357,37 @@ def test_a_slow_picture_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> No
     thread.join(60)
     assert len(results) == 1
     assert list(warnings.filters) == before
+
+
+needs_jpeg_2000 = pytest.mark.skipif("jpg_2000" not in picture_features(), reason="Pillow has no JPEG 2000")
+
+
+@needs_jpeg_2000
+@pytest.mark.parametrize("mode", ["RGB", "LA", "I;16"])
+def test_a_jpeg_2000_is_the_same_from_a_process_of_its_own(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(RGB[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(RGB)
+    data = encoded(image if mode == "I;16" else image.convert(mode), "JPEG2000")
+    here = load_picture(data)
+    monkeypatch.setattr(jpeg2000, "MIN_PIXELS", 1)
+    apart = jpeg2000.decode_apart(data)
+    assert apart is not None
+    assert apart.mode == mode
+    assert load_picture(data) == here
+    monkeypatch.setattr(sys, "executable", "/bin/true")  # another program, as where Python is embedded
+    assert jpeg2000.decode_apart(data) is None
+    assert load_picture(data) == here
+
+
+@needs_jpeg_2000
+def test_what_fails_in_a_process_of_its_own_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg2000, "MIN_PIXELS", 1)
+    data = encoded(Image.fromarray(RGB), "JPEG2000")
+    with pytest.raises(ImageError, match=r"cannot be decoded: .* \(OSError\). Expected a complete picture"):
+        load_picture(data[: len(data) // 4])
+    killed = subprocess.CompletedProcess([], -9, b"", None)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: killed)
+    with pytest.raises(ImageError, match="its decoder was stopped by signal 9"):
+        load_picture(data)
 
 
 PEAK = """

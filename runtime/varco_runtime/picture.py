@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from varco_runtime import jpeg2000
 from varco_runtime.errors import ImageError
 from varco_runtime.picture_bounds import MAX_PIXELS, check_structure
 from varco_runtime.quiet_decoders import quiet_libtiff, quiet_pillow
@@ -212,11 +213,15 @@ def _pixels_of_file(
     file: io.BytesIO, name: str, formats: tuple[str, ...]
 ) -> tuple[Image.Image, int, Mapping[int, Any]]:
     with Image.open(file, formats=formats) as image:  # gone when this returns, and the decoder's memory with it
+        if image.format == "JPEG2000" and image.width * image.height >= jpeg2000.MIN_PIXELS:
+            apart = jpeg2000.decode_apart(file.getvalue())
+            if apart is not None:
+                return apart, 1, {}
         return _pixels(image, name)
 
 
 def _pixels(image: Image.Image, name: str) -> tuple[Image.Image, int, Mapping[int, Any]]:
-    """Return a copy of the decoded pixels, which holds no file and no decoder, the orientation and the tags of a TIFF."""
+    """Return a copy of the decoded pixels, which holds no file and no decoder; the orientation; the tags of a TIFF."""
     if image.format in _REFUSED:
         raise ImageError(
             f"{name} is {image.format}, which {_REFUSED[image.format]} to be decoded. Expected a raster format such as"

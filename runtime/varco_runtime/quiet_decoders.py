@@ -26,7 +26,8 @@ def quiet_pillow() -> Iterator[None]:
 
     Warning filters belong to the process: the first thread in here sets them, for warnings of Pillow's modules alone,
     and the last one out removes them. The lock is held for these two moments and never while a picture is decoded, so
-    that a slow picture does not hold up others.
+    that a slow picture does not hold up others. Pillow's decoders release Python's lock as well; for OpenJPEG, where
+    they do not, see `jpeg2000.py`.
     """
     _set_filters(+1)
     try:
