@@ -236,6 +236,10 @@ COSTLY = {
         jpeg_2000((2048, 2048), in_tile=segment(0x53, b"\0\1\0\4\4\0\1\0")),
         "12,582,912 precincts",
     ),
+    "JPEG 2000 of comments": (
+        jpeg_2000((64, 64), in_tile=segment(0x64, b"") * 70_000),
+        "65,537 segments in its headers",
+    ),
     "JPEG 2000 of unknown markers": (jpeg_2000((64, 64), in_tile=segment(0x30, b"")), "the marker 0xff30 in a header"),
     "JP2 of 65,535 tiles": (jp2(jpeg_2000((65535, 1), (1, 1))), "65,535 tiles"),
     "JP2 of boxes": (jp2(b"", *[b"\0\0\0\x08free"] * 2000), "1,025 boxes"),

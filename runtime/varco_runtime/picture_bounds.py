@@ -42,7 +42,7 @@ MAX_TAG_VALUES = 262_144  # TIFF: a transfer function of 16 bits has 196,608
 MAX_PARTS = 65_536  # TIFF: strips or tiles
 MAX_TILE_PIXELS = 2048 * 2048  # TIFF: of a tile that is larger than its picture
 MAX_TILES = 4096  # JPEG 2000: OpenJPEG takes 12 kB for each
-MAX_TILE_PARTS = 65_536
+MAX_HEADER_SEGMENTS = 65_536  # of the picture, its tiles and their parts
 MAX_PRECINCTS = 131_072  # OpenJPEG takes 0.5 to 1 kB for each
 MAX_PACKETS = 4_194_304
 MIN_CODE_BLOCK = 32 * 32  # samples: OpenJPEG takes 0.5 kB for each block beside them
@@ -344,12 +344,12 @@ def _check_jpeg2000(data: bytes) -> None:
 
 def _jpeg2000_segments(data: bytes, at: int) -> Iterator[tuple[int, int]]:
     """Yield the marker of each segment in the headers of picture and tile parts, and where its length stands."""
-    num_tile_parts, end = 0, 0
+    num_segments, end = 0, 0
     while at + 2 <= len(data):
         (marker,) = struct.unpack_from(">H", data, at)
+        num_segments += 1
+        _at_most(MAX_HEADER_SEGMENTS, num_segments, "segments in its headers")
         if marker == _SOT:
-            num_tile_parts += 1
-            _at_most(MAX_TILE_PARTS, num_tile_parts, "tile parts")
             (part_bytes,) = struct.unpack_from(">I", data, at + 6)
             end = at + part_bytes if part_bytes else len(data)
             at += 12
