@@ -155,6 +155,8 @@ def test_wide_grey_is_scaled_by_its_range_instead_of_clipped_to_white() -> None:
 def test_floats_that_are_not_numbers_count_as_the_ends_of_the_range() -> None:
     assert grey([np.nan, 0.25, np.inf, 1.0, -np.inf], "<f4") == [64, 64, 255, 255, 64]
     assert grey([np.nan, np.inf], "<f4") == [0, 0]
+    signaling = np.array([[0x7FA00000, 0x3F800000]], "<u4").view("<f4")
+    assert load_picture(Image.fromarray(signaling)).rgb()[0, :, 0].tolist() == [255, 255]
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP"])

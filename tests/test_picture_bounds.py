@@ -328,6 +328,15 @@ def test_cut_off_files_are_left_to_the_decoder() -> None:
             assert isinstance(bounds.check_structure(data[:length], name), bounds.Format)
 
 
+def test_offsets_beyond_all_files_are_left_to_the_decoder() -> None:
+    far = {**TILED, 34665: ("Q", [(1 << 64) - 1]), 256: ("Q", [1, 2])}
+    data = tiff(far, big=True)
+    at = data.index(struct.pack("<HHQ", 256, 16, 2)) + 12
+    for cut in (data, data[:8] + b"\xff" * 8 + data[16:], data[:at] + b"\xff" * 8 + data[at + 8 :]):
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            load_picture(cut)
+
+
 def test_other_formats_are_taken_as_pillow_images() -> None:
     data = encoded(Image.fromarray(RGB), "PPM")
     with pytest.raises(ImageError, match="open it with Pillow yourself"):

@@ -15,7 +15,8 @@ not the header (AVIF). Whoever needs one of them opens it with Pillow and gives 
 
 Decoding takes at most 12 bytes per pixel beside the file (RGB 9, progressive JPEG 10 to 12), WebP 17, JPEG 2000 7 per
 component and 4; pictures for which that would be more than 1 GiB are refused. The `Picture` keeps 4 bytes per pixel.
-Every thread that decodes takes this much for itself.
+Every thread that decodes takes this much for itself; no lock is held meanwhile, and JPEG 2000, whose decoder would hold
+Python's own, is decoded in a process of its own.
 """
 
 from __future__ import annotations
@@ -313,7 +314,9 @@ def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         scale = 1.0 / 256.0
     grey = np.empty(values.shape, np.uint8)
     for rows in _bands(values):
-        band = np.nan_to_num(values[rows].astype(np.float64), copy=False, nan=low, posinf=high, neginf=low)
+        with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one
+            band = values[rows].astype(np.float64)
+        np.nan_to_num(band, copy=False, nan=low, posinf=high, neginf=low)
         grey[rows] = np.floor((band - origin) * scale + half)
     return grey
 

@@ -89,7 +89,7 @@ def check_structure(data: bytes, name: str) -> Format:
             f"{name} is a {format_.name} with {excess}. Decoding it would take more time or memory than a picture may;"
             " save it again as PNG or JPEG."
         ) from None
-    except (struct.error, IndexError):  # the file ends in the middle of its structure
+    except (struct.error, IndexError, OverflowError):  # the file ends in the middle of its structure
         pass
     return format_
 
@@ -246,7 +246,7 @@ class _TiffFile:
             (value_at,) = self.unpack("Q" if self.is_big else "I", value_at)
         try:
             return self.unpack(layout, value_at)[0]
-        except struct.error:
+        except (struct.error, OverflowError):
             return 0
 
 
