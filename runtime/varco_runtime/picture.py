@@ -13,10 +13,10 @@ Files are read in JPEG, MPO, PNG, WebP, GIF, BMP, TIFF and JPEG 2000. Decoders o
 run other programs (EPS), open files of any format inside (IPTC), or allocate memory by what the compressed data says,
 not the header (AVIF). Whoever needs one of them opens it with Pillow and gives the image.
 
-Decoding takes at most 12 bytes per pixel beside the file (RGB 9, progressive JPEG 10 to 12), WebP 17, JPEG 2000 7 per
-component and 4; pictures for which that would be more than 1 GiB are refused. The `Picture` keeps 4 bytes per pixel.
-Every thread that decodes takes this much for itself; no lock is held meanwhile, and JPEG 2000, whose decoder would hold
-Python's own, is decoded in a process of its own.
+Decoding takes at most 12 bytes per pixel beside the file (RGB and RGBA 8, progressive JPEG 10 to 12), WebP 17, JPEG
+2000 7 per component and 4; pictures for which that would be more than 1 GiB are refused. The `Picture` keeps 4 bytes
+per pixel. Every thread that decodes takes this much for itself; no lock is held meanwhile, and JPEG 2000, whose decoder
+would hold Python's own, is decoded in a process of its own.
 """
 
 from __future__ import annotations
