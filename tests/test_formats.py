@@ -60,6 +60,7 @@ def test_coco_results_have_one_entry_per_box() -> None:
         "score": 1.0,
         "text": "백범로",
         "file_name": "sign.png",
+        "image_size": [200, 100],
     }
     assert [result["category_id"] for result in results] == [1, 1, 1, 1, 2]
     assert [category["id"] for category in COCO_CATEGORIES] == [1, 2]

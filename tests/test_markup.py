@@ -58,15 +58,34 @@ TABLE = [
     ("<obj>c</obj>" + BOX + BOX, "c", [("object", "c", [FIRST]), ("object", "", [FIRST])], ["no <char> or <obj>"]),
     ("<obj>c</obj><bbox>0.3, 0.4, 0.1, 0.2</bbox>", "c", [("object", "c", [FIRST])], ["swapped corners"]),
     ("<obj>c</obj><bbox>-1, 0.2, 2e, 1</bbox>", "c-1, 0.2, 2e, 1", [("object", "c", [])], ["not four numbers"]),
-    ("<obj>c</obj><bbox>-1, -0, 7, 0.5</bbox>", "c", [("object", "c", [Box(0, 0, 1, 0.5)])], ["outside 0..1"]),
-    ("<obj>c</obj><bbox>9, 1, 8, 0</bbox>", "c", [("object", "c", [Box(1, 0, 1, 1)])], ["swapped", "outside 0..1"]),
+    ("<obj>c</obj><bbox>-1, -0, 2, 0.5</bbox>", "c", [("object", "c", [Box(0, 0, 1, 0.5)])], ["outside 0..1"]),
+    ("<obj>c</obj><bbox>2, 1, 0.9, 0</bbox>", "c", [("object", "c", [Box(0.9, 0, 1, 1)])], ["swapped", "outside 0..1"]),
     ("<obj>c</obj><bbox>1, 2, 3</bbox>d", "c1, 2, 3d", [("object", "c", [])], ["not four numbers"]),
     ("<obj>c</obj><bbox>0,0,1,1,1</bbox>", "c0,0,1,1,1", [("object", "c", [])], ["not four numbers"]),
     ("<obj>c</obj><bbox>0,,1,1</bbox>", "c0,,1,1", [("object", "c", [])], ["not four numbers"]),
     ("<obj>c</obj><bbox>0, 0, 1.1.1, 1</bbox>", "c0, 0, 1.1.1, 1", [("object", "c", [])], ["not four numbers"]),
     ("<obj>c</obj><bbox>nan, 0, inf, 1</bbox>", "cnan, 0, inf, 1", [("object", "c", [])], ["not four numbers"]),
     ("<obj>c</obj><bbox>0, 0, 1e999, 1</bbox>", "c0, 0, 1e999, 1", [("object", "c", [])], ["not four numbers"]),
-    (f"<obj>c</obj><bbox>{'9' * 99}, 0, 1, 1</bbox>", "c", [("object", "c", [Box(1, 0, 1, 1)])], ["swapped", "0..1"]),
+    (f"<obj>c</obj><bbox>{'9' * 99}, 0, 1, 1</bbox>", f"c{'9' * 99}, 0, 1, 1", [("object", "c", [])], ["in fractions"]),
+    # boxes without area, and numbers that are no fractions
+    ("<obj>c</obj><bbox>120, 80, 300, 200</bbox>", "c120, 80, 300, 200", [("object", "c", [])], ["not in fractions"]),
+    ("<obj>c</obj><bbox>0, 0, 100, 50</bbox>", "c0, 0, 100, 50", [("object", "c", [])], ["not in fractions"]),
+    ("<obj>c</obj><bbox>039, 138, 283, 257</bbox>", "c039, 138, 283, 257", [("object", "c", [])], ["not in fractions"]),
+    (
+        "<obj>c</obj><bbox>1.2, 1.2, 1.5, 1.5</bbox>",
+        "c1.2, 1.2, 1.5, 1.5",
+        [("object", "c", [])],
+        ["beside the picture"],
+    ),
+    ("<obj>c</obj><bbox>0.1, -0.3, 0.5, -0.1</bbox>", "c0.1, -0.3, 0.5, -0.1", [("object", "c", [])], ["beside"]),
+    ("<obj>c</obj><bbox>0.5, 0.5, 0.5, 0.5</bbox>", "c", [("object", "c", [Box(0.5, 0.5, 0.501, 0.501)])], ["widened"]),
+    (
+        "<obj>c</obj><bbox>0.1, 0.482, 0.9, 0.482</bbox>",
+        "c",
+        [("object", "c", [Box(0.1, 0.482, 0.9, 0.483)])],
+        ["widene"],
+    ),
+    ("<obj>c</obj><bbox>1, 0, 1, 0.0004</bbox>", "c", [("object", "c", [Box(0.999, 0, 1, 0.001)])], ["widened"]),
     ("<obj>c</obj><bbox></bbox>", "c", [("object", "c", [])], ["is empty"]),
     ("<bbox></bbox>d", "d", [], ["no <char>", "is empty"]),
     ("<obj>c</obj><bbox>?<delim>0.1, 0.2, 0.3, 0.4</bbox>", "c?", [("object", "c", [FIRST])], ["not four numbers"]),
@@ -195,10 +214,28 @@ def test_wild_markup_loses_no_text_and_its_regions_fit_the_plain_text(markup: st
         assert all(0 <= value <= 1 for box in region.boxes for value in (box.x1, box.y1, box.x2, box.y2))
 
 
+quads = st.lists(
+    st.one_of(st.sampled_from([0.0, 1.0, 0.5, 0.1005, 1.0005, -0.0005]), st.floats(-1.5, 2.5), st.integers(0, 1000)),
+    min_size=4,
+    max_size=4,
+)
+
+
+@given(quads)
+def test_every_box_that_is_read_has_an_area_and_can_be_asked_about(numbers: list[float]) -> None:
+    quad = ", ".join(f"{number:.6f}" for number in numbers)
+    (region,) = parse(f"<obj>c</obj><bbox>{quad}</bbox>").regions
+    for box in region.boxes:
+        assert refer_prompt("what?", "this", box)
+        left, top, right, bottom = box.pixels(3, 2000)
+        assert 0 <= left < right <= 3
+        assert 0 <= top < bottom <= 2000
+
+
 @st.composite
 def boxes(draw: st.DrawFn) -> Box:
-    x1, x2 = sorted(draw(st.tuples(st.integers(0, 1000), st.integers(0, 1000))))
-    y1, y2 = sorted(draw(st.tuples(st.integers(0, 1000), st.integers(0, 1000))))
+    x1, x2 = sorted(draw(st.sets(st.integers(0, 1000), min_size=2, max_size=2)))
+    y1, y2 = sorted(draw(st.sets(st.integers(0, 1000), min_size=2, max_size=2)))
     return Box(x1 / 1000, y1 / 1000, x2 / 1000, y2 / 1000)
 
 
@@ -279,7 +316,8 @@ def test_a_box_outside_the_picture_is_refused(numbers: tuple[float, float, float
 def test_pixels_are_rounded_and_stay_in_the_picture() -> None:
     assert Box(0.014, 0.106, 0.51, 0.996).pixels(640, 480) == (9, 51, 326, 478)
     assert Box(0, 0, 1, 1).pixels(3, 1) == (0, 0, 3, 1)
-    assert Box(0.5, 0.5, 0.5, 0.5).pixels(1, 1) == (1, 1, 1, 1)
+    assert Box(0.5, 0.5, 0.5, 0.5).pixels(1, 1) == (0, 0, 1, 1)
+    assert Box(0.2, 0.999, 0.201, 1).pixels(100, 100) == (20, 99, 21, 100)
     assert Region("text", "a", (FIRST, FIRST), 0, 1).pixels(100, 10) == [(10, 2, 30, 4)] * 2
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from varco_runtime import picture
 from varco_runtime.errors import ImageError
@@ -132,11 +132,10 @@ def test_16_bit_grey_keeps_its_upper_byte(dtype: str) -> None:
     assert grey([0, 255, 256, 128 * 257, 65535], dtype) == [0, 0, 1, 128, 255]
 
 
-def test_the_same_16_bit_picture_is_the_same_from_png_pgm_and_tiff() -> None:
+def test_the_same_16_bit_picture_is_the_same_from_png_tiff_and_pillow() -> None:
     values = np.random.default_rng(1).integers(0, 65536, (9, 7), dtype=np.uint16)
     image = Image.fromarray(values)
-    pgm = b"P5 7 9 65535\n" + values.astype(">u2").tobytes()
-    pictures = [load_picture(data) for data in (encoded(image), encoded(image, "TIFF"), pgm)]
+    pictures = [load_picture(source) for source in (encoded(image), encoded(image, "TIFF"), image)]
     assert {p.digest for p in pictures} == {pictures[0].digest}
     assert (pictures[0].rgb()[..., 0] == values >> 8).all()
 
@@ -156,6 +155,8 @@ def test_wide_grey_is_scaled_by_its_range_instead_of_clipped_to_white() -> None:
 def test_floats_that_are_not_numbers_count_as_the_ends_of_the_range() -> None:
     assert grey([np.nan, 0.25, np.inf, 1.0, -np.inf], "<f4") == [64, 64, 255, 255, 64]
     assert grey([np.nan, np.inf], "<f4") == [0, 0]
+    signaling = np.array([[0x7FA00000, 0x3F800000]], "<u4").view("<f4")
+    assert load_picture(Image.fromarray(signaling)).rgb()[0, :, 0].tolist() == [255, 255]
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP"])
@@ -216,7 +217,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_picture_is_refused() -> None:
-    assert "not a picture in a format that Pillow opens" in error_of(b"hello, world" * 10)
+    assert "not a picture in a format that is read: it begins with b'hello, w'" in error_of(b"hello, world" * 10)
 
 
 def test_a_text_stream_is_refused() -> None:
@@ -286,7 +287,7 @@ def test_eps_is_refused_because_it_would_run_a_program(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(subprocess, "Popen", run)
     data = encoded(Image.fromarray(RGB), "EPS")
-    assert "is EPS, which runs Ghostscript" in error_of(data)
+    assert "not a picture in a format that is read" in error_of(data)
     assert "is EPS, which runs Ghostscript" in error_of(Image.open(io.BytesIO(data)))
 
 
@@ -296,7 +297,8 @@ def test_iptc_is_refused_because_it_may_wrap_an_eps() -> None:
 
     eps = encoded(Image.fromarray(RGB), "EPS")
     data = tag(3, 20, b"\x25") + tag(3, 30, b"\x17") + tag(3, 60, b"\x01\x00") + tag(3, 120, b"\x05") + tag(8, 10, eps)
-    assert "is IPTC, which may wrap a file of any format" in error_of(data)
+    assert "not a picture in a format that is read" in error_of(data)
+    assert "is IPTC, which may wrap a file of any format" in error_of(Image.open(io.BytesIO(data)))
 
 
 def test_libtiff_and_pillow_print_nothing_about_a_damaged_file() -> None:
@@ -334,7 +336,8 @@ def seeds() -> list[bytes]:
     image, exif = Image.fromarray(RGB), Image.Exif()
     exif[0x0112] = 6
     files = [encoded(image, name, exif=exif) for name in ("PNG", "JPEG", "TIFF", "WEBP")]
-    files += [encoded(image, name) for name in ("GIF", "BMP", "ICO", "PPM", "TGA", "PCX", "SGI", "DDS", "EPS", "QOI")]
+    files += [encoded(image, name) for name in ("GIF", "BMP", "ICO", "EPS")]
+    files += [encoded(image, "JPEG2000")] if features.check("jpg_2000") else []
     files += [encoded(image, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "packbits")]
     files += [encoded(image.convert("CMYK"), "JPEG"), encoded(image, "JPEG", progressive=True)]
     files += [encoded(Image.fromarray(RGB[..., 0].astype(np.uint16) * 200)), encoded(image.convert("LAB"), "TIFF")]

@@ -76,17 +76,22 @@ class Answer:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height of the picture in pixels; None without one."""
+        """Width and height of the upright picture in pixels, to which all boxes refer; None without one."""
         return None if self.picture is None else (self.picture.width, self.picture.height)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `varco run --json`."""
+        """The JSON document of `varco run --json`.
+
+        `picture` is the width and height in pixels to which `boxes` and `boxes_px` of the regions refer, after the turn
+        that EXIF asks for, or None without a picture.
+        """
         from varco_runtime.formats import to_json_regions
 
         return {
             "text": self.text,
             "plain_text": self.plain_text,
             "token_ids": list(self.token_ids),
+            "picture": None if self.size is None else {"width": self.size[0], "height": self.size[1]},
             "regions": to_json_regions(self.regions, self.size),
             "warnings": list(self.warnings),
             "finish_reason": self.finish_reason,

@@ -1,5 +1,7 @@
 """Regions for other tools: JSON, COCO results and hOCR. `size` is the (width, height) of the original picture.
 
+Pixels are those of the upright picture: where EXIF turns it, width and height are those after the turn.
+
 VARCO gives no confidence: COCO results carry the score 1.0 because the format asks for one, and hOCR carries none.
 """
 
@@ -39,8 +41,8 @@ def to_json_regions(regions: Iterable[Region], size: Size | None) -> list[dict[s
 def to_coco(regions: Iterable[Region], size: Size, image_id: int | str, file_name: str = "") -> list[dict[str, Any]]:
     """COCO detection results, one per box: `bbox` is [x, y, width, height] in pixels, to a hundredth.
 
-    `category_id` is of `COCO_CATEGORIES`; `text` and `file_name` are additions that COCO's tools ignore. Layout:
-    https://cocodataset.org/#format-results. A region without a box has no result.
+    `category_id` is of `COCO_CATEGORIES`; `text`, `file_name` and `image_size`, [width, height], are additions that
+    COCO's tools ignore. Layout: https://cocodataset.org/#format-results. A region without a box has no result.
     """
     width, height = size
     return [
@@ -54,6 +56,7 @@ def to_coco(regions: Iterable[Region], size: Size, image_id: int | str, file_nam
             "score": 1.0,
             "text": region.text,
             "file_name": file_name,
+            "image_size": [width, height],
         }
         for region in regions
         for box in region.boxes

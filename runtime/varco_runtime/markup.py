@@ -14,7 +14,11 @@ in `warnings`, with its offset in the markup:
 - a region or box that is never closed ends with the text, or at the next tag;
 - a quad that is not four numbers, or longer than MAX_QUAD_CHARS, stays in the plain text, just like numbers at which
   the text was cut off;
+- so does a quad that is not in fractions (pixels and thousandths reach above 2), or lies beside the picture: a box made
+  of it would be at a wrong place;
 - swapped corners are put in order, and coordinates outside 0..1 are clamped;
+- a quad without width or height, which three decimals make of a thin one, becomes a thousandth wide or high. So every
+  box that is read has an area, and can be asked about;
 - white space between a region and its box stays in the text, and the box still counts;
 - a box with nothing in front becomes an "object" without text, so that its place is not lost.
 A region without a box is legal and no warning. Quads may also be separated by commas or white space alone.
@@ -38,6 +42,7 @@ MARKUP_TOKENS = ("<gro>", "<ocr>", "<char>", "</char>", "<obj>", "</obj>", "<bbo
 OCR_PROMPT = "<ocr>"
 MAX_WARNINGS = 50
 MAX_QUAD_CHARS = 128
+_LEAST, _MOST = -1.0, 2.0  # a number of a quad: an object may reach out of the picture, but not by more than its size
 
 Kind = Literal["text", "object"]
 
@@ -70,10 +75,18 @@ class Box:
             )
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom in whole pixels of a `width` x `height` picture, halves rounded up."""
-        x1, x2 = (int(x * width + 0.5) for x in (self.x1, self.x2))
-        y1, y2 = (int(y * height + 0.5) for y in (self.y1, self.y2))
-        return min(x1, width), min(y1, height), min(x2, width), min(y2, height)
+        """Return left, top, right and bottom in whole pixels of a `width` x `height` picture.
+
+        Halves are rounded up. The right and bottom edges lie outside, at least one pixel from the left and top ones.
+        """
+        x1, x2 = _to_pixels(self.x1, self.x2, width)
+        y1, y2 = _to_pixels(self.y1, self.y2, height)
+        return x1, y1, x2, y2
+
+
+def _to_pixels(low: float, high: float, side_px: int) -> tuple[int, int]:
+    first = min(int(low * side_px + 0.5), side_px - 1)
+    return first, min(max(int(high * side_px + 0.5), first + 1), side_px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,27 +318,42 @@ class StreamParser:
             self._warn(f"The box at {box.at} is empty.")
             self._say(content if not closed else "")
             return
-        quad = None if cut_off else self._read_quad(content, box.at)
-        if quad is not None:
+        quad = "ends with the text" if cut_off else self._read_quad(content, box.at)
+        if isinstance(quad, Box):
             box.quads.append(quad)
             self._say("" if closed else content[len(content.rstrip()) :])
             return
-        odd = "ends with the text" if cut_off else "is not four numbers"
-        self._warn(f"The box at {box.at} {odd}; {content.strip()!r} was kept as text.")
+        self._warn(f"The box at {box.at} {quad}; {content.strip()!r} was kept as text.")
         self._say(content)
 
-    def _read_quad(self, content: str, at: int) -> Box | None:
+    def _read_quad(self, content: str, at: int) -> Box | str:
+        """Return the box, or what is wrong with it."""
         words = content.split("," if "," in content else None)
         if len(words) != 4 or not all(_NUMBER.fullmatch(word.strip()) for word in words):
-            return None
-        x1, y1, x2, y2 = (float(word) for word in words)
+            return "is not four numbers"
+        x1, y1, x2, y2 = numbers = [float(word) for word in words]
+        if min(numbers) < _LEAST or max(numbers) > _MOST:
+            return "is not in fractions of the picture"
+        if max(x1, x2) < 0 or min(x1, x2) > 1 or max(y1, y2) < 0 or min(y1, y2) > 1:
+            return "lies beside the picture"
         if x1 > x2 or y1 > y2:
             self._warn(f"The box at {at} has swapped corners; they were put in order.")
-        if min(x1, y1, x2, y2) < 0 or max(x1, y1, x2, y2) > 1:
+        if min(numbers) < 0 or max(numbers) > 1:
             self._warn(f"The box at {at} lies outside 0..1; it was clamped to the picture.")
-        left, right = sorted((_clamp(x1), _clamp(x2)))
-        top, bottom = sorted((_clamp(y1), _clamp(y2)))
+        left, right, is_thin = _with_width(x1, x2)
+        top, bottom, is_flat = _with_width(y1, y2)
+        if is_thin or is_flat:
+            self._warn(f"The box at {at} covers nothing; it was widened to a thousandth of the picture.")
         return Box(left, top, right, bottom)
+
+
+def _with_width(one: float, other: float) -> tuple[float, float, bool]:
+    """Return both in order and within 0..1, apart at three decimals, and whether they had to be drawn apart."""
+    low, high = sorted((_clamp(one), _clamp(other)))
+    if round(low, 3) < round(high, 3):
+        return low, high, False
+    low = min(round(low, 3), 0.999)
+    return low, round(low + 0.001, 3), True
 
 
 def _clamp(value: float) -> float:
@@ -343,8 +371,9 @@ def _unfinished_tag(text: str, position: int) -> int:
 def render(parsed: Parsed) -> str:
     """Write regions back as markup, so that `parse(render(x))` gives the same plain text and regions.
 
-    Representable is every plain text with regions in its order that do not overlap and boxes of three decimals; more
-    decimals are rounded. `warnings` are not written. Raises InputError for regions that do not fit the text.
+    Representable is every plain text with regions in its order that do not overlap and boxes of three decimals that
+    cover something; more decimals are rounded. `warnings` are not written. Raises InputError for regions that do not
+    fit the text.
     """
     plain, out, done = parsed.plain_text, [], 0
     _check_regions(parsed)

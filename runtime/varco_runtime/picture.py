@@ -4,20 +4,30 @@ What transformers' `load_image` and its image processor do, in that order: the E
 `Image.convert("RGB")` (alpha is dropped, not blended; a palette is looked up; of an animation the first frame counts).
 Three deviations, each where the reference would raise or give a useless picture:
 
-- 16-bit, integer and float pixels (`I;16*`, `I`, `F`) are scaled to 0..255 where `convert` clips nearly all to white;
+- pixels of 12 and 16 bits, integers and floats (`I;16*`, `I`, `F`) are scaled to 0..255 where `convert` clips nearly
+  all to white, and inverted where a TIFF says that white is zero;
 - `La` goes by way of `LA`, because Pillow has no direct way;
 - a damaged EXIF block means "upright" instead of an error.
 
-EPS is refused because decoding runs Ghostscript; IPTC because it wraps a file of any format, EPS included.
+Files are read in JPEG, MPO, PNG, WebP, GIF, BMP, TIFF and JPEG 2000. Decoders of other formats are written in Python,
+run other programs (EPS), open files of any format inside (IPTC), or allocate memory by what the compressed data says,
+not the header (AVIF). Whoever needs one of them opens it with Pillow and gives the image.
+
+Decoding takes at most 12 bytes per pixel beside the file (RGB and RGBA 8, progressive JPEG 10 to 12), WebP 17, JPEG
+2000 7 per component and 4; pictures for which that would be more than 1 GiB are refused. The `Picture` keeps 4 bytes
+per pixel. Every thread that decodes takes this much for itself; no lock is held meanwhile, and JPEG 2000, whose decoder
+would hold Python's own, is decoded in a process of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
 import re
 import stat
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, TypeAlias
@@ -26,11 +36,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from varco_runtime import jpeg2000
 from varco_runtime.errors import ImageError
+from varco_runtime.picture_bounds import MAX_PIXELS, check_structure
 from varco_runtime.quiet_decoders import quiet_libtiff, quiet_pillow
-
-MAX_PIXELS = 89_478_485
-"""Largest width x height that is decoded: Pillow's own limit, 256 MiB of RGB."""
 
 MAX_SIDE_PX = 1_000_000
 """Longest side: resizing needs 32 bytes per pixel of a side for its filter, so this bounds them by 32 MB."""
@@ -38,8 +47,12 @@ MAX_SIDE_PX = 1_000_000
 MAX_FILE_BYTES = 256 * 2**20
 """Largest file or stream that is read."""
 
-_REFUSED = {"EPS": "runs Ghostscript", "IPTC": "may wrap a file of any format, EPS included"}
+_REFUSED = {  # Pillow images that their caller opened and did not load
+    "EPS": "runs Ghostscript",
+    "IPTC": "may wrap a file of any format, EPS included",
+}
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -90,9 +103,19 @@ Source: TypeAlias = (
 def load_picture(source: Source) -> Picture:
     """Open a path, the bytes of a file, a binary stream, a Pillow image or an array uint8 [H, W, 3].
 
-    A Pillow image counts as it stands (the frame it is at) and is copied, so that it may be drawn on afterwards. Only
-    the header is read before the size is checked against `MAX_PIXELS`. Whatever is wrong with the picture raises an
-    `ImageError` of one line; no warning of Pillow gets out.
+    A Pillow image counts as it stands (the frame it is at), whatever its format, and is copied, so that it may be drawn
+    on afterwards. What decoding a file costs is counted in its bytes, and its size is checked against `MAX_PIXELS`,
+    before anything decodes it. No warning of Pillow gets out. Threads may call this at the same time: no lock is held
+    while a picture is decoded.
+
+    Args:
+        source: the picture, or where it is.
+
+    Returns:
+        The picture, upright and in RGB; a `Picture` is returned as it is.
+
+    Raises:
+        ImageError: the picture cannot be read, is in none of the formats read here, or costs too much to decode.
     """
     if isinstance(source, Picture):
         return source
@@ -123,10 +146,9 @@ def _load_path(path: str) -> Picture:
         raise ImageError(f"{name} cannot be opened: {reason}. Expected the path of a readable picture.") from None
     with file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):  # a pipe or device: it has no size, so it is read up to the limit
-            return _decode_bytes(_read(file, name), name)
-        _check_file_size(status.st_size, name)
-        return _decode(file, name)
+        if stat.S_ISREG(status.st_mode):  # a pipe or device has no size, so it is read up to the limit
+            _check_file_size(status.st_size, name)
+        return _decode_bytes(_read(file, name), name)
 
 
 def _read(stream: Readable, name: str) -> bytes:
@@ -150,7 +172,9 @@ def _read(stream: Readable, name: str) -> bytes:
 
 def _decode_bytes(data: bytes, name: str) -> Picture:
     _check_file_size(len(data), name)
-    return _decode(io.BytesIO(data), name)
+    format_ = check_structure(data, name)
+    importlib.import_module(f"PIL.{format_.plugin}")  # Pillow would import the plugins of all its formats
+    return _decode(io.BytesIO(data), name, (format_.key,))
 
 
 def _check_file_size(num_bytes: int, name: str) -> None:
@@ -162,19 +186,19 @@ def _check_file_size(num_bytes: int, name: str) -> None:
         )
 
 
-def _decode(source: BinaryIO | io.BytesIO | Image.Image, name: str) -> Picture:
+def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...] = ()) -> Picture:
+    """Decode a file in one of Pillow's `formats`, or an image that somebody else opened."""
     with quiet_pillow():
         try:
             if isinstance(source, Image.Image):
-                return _picture(_upright_rgb(source, name, may_alias=True))
-            with Image.open(source) as image:
-                return _picture(_upright_rgb(image, name, may_alias=False))
+                return _picture(_upright_rgb(*_pixels(source, name)))
+            return _picture(_upright_rgb(*_pixels_of_file(source, name, formats)))
         except ImageError:
             raise
         except UnidentifiedImageError:
             raise ImageError(
-                f"{name} is not a picture in a format that Pillow opens. Expected PNG, JPEG, WebP, TIFF, GIF or BMP,"
-                " among others; convert it to one of them."
+                f"{name} cannot be decoded: it begins as {formats[0]}, but its header is damaged or of a kind that"
+                " Pillow does not read. Expected a complete picture file; save it again as PNG or JPEG."
             ) from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             got = re.search(r"\d+", str(error))
@@ -186,8 +210,19 @@ def _decode(source: BinaryIO | io.BytesIO | Image.Image, name: str) -> Picture:
             ) from None
 
 
-def _upright_rgb(image: Image.Image, name: str, *, may_alias: bool) -> Image.Image:
-    """Check, decode, turn and convert; `may_alias` says that the caller keeps `image`, so pixels must be copied."""
+def _pixels_of_file(
+    file: io.BytesIO, name: str, formats: tuple[str, ...]
+) -> tuple[Image.Image, int, Mapping[int, Any]]:
+    with Image.open(file, formats=formats) as image:  # gone when this returns, and the decoder's memory with it
+        if image.format == "JPEG2000" and image.width * image.height >= jpeg2000.MIN_PIXELS:
+            apart = jpeg2000.decode_apart(file.getvalue())
+            if apart is not None:
+                return apart, 1, {}
+        return _pixels(image, name)
+
+
+def _pixels(image: Image.Image, name: str) -> tuple[Image.Image, int, Mapping[int, Any]]:
+    """Return a copy of the decoded pixels, which holds no file and no decoder; the orientation; the tags of a TIFF."""
     if image.format in _REFUSED:
         raise ImageError(
             f"{name} is {image.format}, which {_REFUSED[image.format]} to be decoded. Expected a raster format such as"
@@ -197,10 +232,13 @@ def _upright_rgb(image: Image.Image, name: str, *, may_alias: bool) -> Image.Ima
     with quiet_libtiff() if image.format == "TIFF" else nullcontext():
         image.load()
     _check_pixels(image.size, name)  # some formats learn their true size only now
-    upright = _UPRIGHT.get(_orientation(image))
-    turned = image.transpose(upright) if upright is not None else image
-    rgb = _to_rgb(turned)
-    return rgb.copy() if rgb is image and may_alias else rgb
+    return image.copy(), _orientation(image), getattr(image, "tag_v2", {})
+
+
+def _upright_rgb(image: Image.Image, orientation: int, tags: Mapping[int, Any]) -> Image.Image:
+    rgb = _to_rgb(image, tags)
+    turn = _UPRIGHT.get(orientation)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:
@@ -227,28 +265,46 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB; a picture that is RGB already is returned as it is."""
+def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Any mode to RGB; a picture that is RGB already is returned as it is. `tags` are those of a TIFF."""
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return Image.fromarray(_to_8_bit(np.asarray(image), sixteen_bit=image.mode.startswith("I;"))).convert("RGB")
+        return Image.fromarray(_to_grey(image, tags)).convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGB")
 
 
-def _to_8_bit(values: npt.NDArray[Any], *, sixteen_bit: bool) -> npt.NDArray[np.uint8]:
-    """Grey values [H, W] of 16 or 32 bits, or floats, to 0..255.
+def _to_grey(image: Image.Image, tags: Mapping[int, Any]) -> npt.NDArray[np.uint8]:
+    """Return the grey values of a picture of more than 8 bits as 8 bits, [H, W]."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;"):
+        (num_bits, *_) = tags.get(_BITS_PER_SAMPLE, (16,))
+        grey = _upper_byte(values, 12 if num_bits == 12 else 16)
+    else:
+        grey = _to_8_bit(values)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts up to 8 bits only
+        np.subtract(255, grey, out=grey)
+    return grey
 
-    16-bit values keep their upper byte, as Pillow does with 16-bit RGB. Wider modes do not say what white is, so their
-    range tells: floats within 0..1 are fractions, values within 0..255 are taken as they are, values within 0..65535
-    are 16-bit ones, and anything else is stretched from its minimum to its maximum. NaN counts as the minimum.
+
+def _upper_byte(values: npt.NDArray[Any], num_bits: int) -> npt.NDArray[np.uint8]:
+    """Return the upper 8 of `num_bits` bits of grey values [H, W], as Pillow does with 16-bit RGB."""
+    grey = np.empty(values.shape, np.uint8)
+    for rows in _bands(values):
+        grey[rows] = values[rows] >> num_bits - 8
+    return grey
+
+
+def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return grey values [H, W] of 32 bits, or floats, as 0..255.
+
+    They do not say what white is, so their range tells: floats within 0..1 are fractions, values within 0..255 are
+    taken as they are, values within 0..65535 are 16-bit ones, and anything else is stretched from its minimum to its
+    maximum. NaN counts as the minimum.
     """
-    if sixteen_bit:
-        return (values >> 8).astype(np.uint8)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = _finite_range(values)
     origin, scale, half = 0.0, 1.0, 0.0
     if low >= 0 and high <= 1 and values.dtype.kind == "f":
         scale, half = 255.0, 0.5
@@ -257,12 +313,29 @@ def _to_8_bit(values: npt.NDArray[Any], *, sixteen_bit: bool) -> npt.NDArray[np.
     elif high > 255:
         scale = 1.0 / 256.0
     grey = np.empty(values.shape, np.uint8)
-    rows = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
-    for top in range(0, values.shape[0], rows):
-        block = values[top : top + rows].astype(np.float64)
-        block = np.nan_to_num(block, copy=False, nan=low, posinf=high, neginf=low)
-        grey[top : top + rows] = np.floor((block - origin) * scale + half)
+    for rows in _bands(values):
+        with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one
+            band = values[rows].astype(np.float64)
+        np.nan_to_num(band, copy=False, nan=low, posinf=high, neginf=low)
+        grey[rows] = np.floor((band - origin) * scale + half)
     return grey
+
+
+def _finite_range(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return the smallest and the largest of the values that are numbers, (0, 0) if none is."""
+    low, high = np.inf, -np.inf
+    for rows in _bands(values):
+        finite = values[rows][np.isfinite(values[rows])]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
+
+
+def _bands(values: npt.NDArray[Any]) -> Iterator[slice]:
+    """Yield bands of rows that take some `_BLOCK_BYTES` as 64-bit floats."""
+    num_rows = max(1, _BLOCK_BYTES // (8 * values.shape[1]))
+    for top in range(0, values.shape[0], num_rows):
+        yield slice(top, top + num_rows)
 
 
 def _image_of_array(array: npt.NDArray[Any]) -> Image.Image:

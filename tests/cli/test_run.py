@@ -20,7 +20,9 @@ from varco_runtime.cli.run import save_picture
 from varco_runtime.errors import VarcoError
 from varco_runtime.markup import parse
 
-DOCUMENT_KEYS = {"text", "plain_text", "token_ids", "regions", "warnings", "finish_reason", "usage", "timings"}
+DOCUMENT_KEYS = {
+    *("text", "plain_text", "token_ids", "picture", "regions", "warnings", "finish_reason", "usage", "timings"),
+}
 TIMINGS = {"load_s", "preprocess_s", "vision_s", "prefill_s", "ttft_s", "tpot_s", "total_s"}
 
 
@@ -152,6 +154,18 @@ def test_regions_are_written_in_every_format(tiny_bundle: Path, picture: Path, c
     hocr = run(capsys, *command, "--format", "hocr")[0]
     assert "서울" in hocr
     assert "<title>sky.png</title>" in hocr
+
+
+@pytest.mark.usefixtures("answers_markup")
+def test_json_names_the_size_of_the_upright_picture(tiny_bundle: Path, tmp_path: Path, capsys: Captured) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.new("RGB", (60, 90), "teal").save(tmp_path / "turned.jpg", exif=exif)
+    command = ("hi", "--json", "--max-new-tokens", 1)
+    document = json.loads(run(capsys, "run", tiny_bundle, tmp_path / "turned.jpg", *command)[0])
+    assert document["picture"] == {"width": 90, "height": 60}
+    assert document["regions"][1]["boxes_px"] == [[0, 0, 90, 60]]
+    assert json.loads(run(capsys, "run", tiny_bundle, "--no-image", *command)[0])["picture"] is None
 
 
 @pytest.mark.usefixtures("answers_markup")
