@@ -220,7 +220,7 @@ def in_weights(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (lambda c: c.update(transform_config={"config_groups": {"u": {}}}), "transform_config rotates the weights"),
         (lambda c: c.update(format="marlin-24"), "int weights of 4 bits as 'marlin-24', expected int of 4 or 8"),
         (lambda c: c.update(format="nvfp4-pack-quantized"), "as 'nvfp4-pack-quantized', expected"),
-        (lambda c: c.update(ignore=["re:("]), "ignore is .*, expected names and regular expressions"),
+        (lambda c: c.update(ignore=["re:("]), r"quantization_config holds .\(., expected a regular expression"),
         (lambda c: c.update(ignore="lm_head"), "ignore is lm_head, expected a list of names"),
         (lambda c: c.update(ignore=[*c["ignore"], PART]), "up_proj is quantised in the weights and not by"),
         (lambda c: c.update(ignore=[]), "lm_head is plain in the weights and quantised by"),

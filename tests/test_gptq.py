@@ -267,7 +267,7 @@ def test_a_broken_tensor_is_refused_in_one_line(
         ({"quant_method": None}, "quant_method is 'None', expected"),
         ({"lm_head": True}, "says lm_head is quantised and the weights hold a plain one"),
         ({"dynamic": {"-:.*up_proj": {}}}, "up_proj.qweight stands in the weights .* excludes it in 'dynamic'"),
-        ({"dynamic": {"-:(": {}}}, r"dynamic holds '-:\(', expected a regular expression"),
+        ({"dynamic": {"-:(": {}}}, r"dynamic holds '\(', expected a regular expression"),
         ({"dynamic": {".*up_proj": 8}}, "dynamic maps '.*up_proj' to '8', expected settings"),
         ({"dynamic": [1]}, "dynamic is '.1.', expected patterns"),
         ({"dynamic": {".*up_proj": {"bits": 3}}}, "dynamic, .*up_proj: bits is 3, expected 4 or 8"),

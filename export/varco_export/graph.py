@@ -139,7 +139,7 @@ class Graph:
         for block in blocks:
             with np.errstate(over="ignore"):  # said below, by name
                 array = np.ascontiguousarray(block, dtype=numpy_type)
-            if (dtype == "fp16" or dtype == "bf16") and not is_finite(array, dtype):
+            if (dtype == "fp16" or dtype == "bf16") and not is_finite(array, dtype):  # the others are as wide as any
                 raise _out_of_range(name, dtype)
             written += self._data.write(array.view(np.uint8).reshape(-1).data)
         expected = int(np.prod(shape, dtype=np.int64)) * numpy_type.itemsize // (2 if dtype == "int4" else 1)
@@ -171,8 +171,8 @@ class Graph:
 
 
 def _out_of_range(name: str, dtype: str) -> ExportError:
-    largest = float(ml_dtypes.finfo(DTYPES[dtype][1]).max)
+    largest = {"fp16": "65,504", "bf16": "3.39e38"}[dtype]
     return ExportError(
-        f"{name} holds a number beyond {largest:,g}, the largest of {dtype}, expected none. Export it in a type of a "
+        f"{name} holds a number beyond {largest}, the largest of {dtype}, expected none. Export it in a type of a "
         "wider range, with --decoder or --vision: fp32 on a CPU, bf16 on a GPU."
     )

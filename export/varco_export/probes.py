@@ -178,8 +178,8 @@ def _check_finite(does: str, *values: Array | None) -> None:
     """Refuse a model that gives no numbers: weights may be finite, and what they make of an input not."""
     if not all(np.isfinite(one).all() for one in values if one is not None):
         raise CheckpointError(
-            f"The model {does} NaN or infinity, computed in fp32 from its own finite weights, expected numbers. Compare "
-            "the checkpoint's files with the original repository."
+            f"The model {does} NaN or infinity, computed in fp32 from its own finite weights, expected numbers. "
+            "Compare the checkpoint's files with the original repository."
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from varco_export.config import ModelConfig
+from varco_export.regular_file import open_regular
 
 
 def read_provenance(folder: Path, repo_id: str | None, shards: list[Path], config: ModelConfig) -> dict[str, Any]:
@@ -49,7 +50,7 @@ _LICENSE_WORDS = (
 
 def _head(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(65536)
+        with open_regular(path) as file:
+            return file.read(65536).decode(errors="replace")
     except OSError:
         return ""

@@ -42,7 +42,7 @@ FLOAT_DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
 BLOCK_BYTES = 32 << 20
 # The bits of infinity as an integer, and those of minus infinity: whatever is above is infinity or NaN. FP8 has no
 # infinity, and one NaN of each sign.
-_INFINITY: dict[Dtype, tuple[type[np.signedinteger[Any]], int, type[np.unsignedinteger[Any]], int]] = {
+_INFINITY: dict[str, tuple[type[np.signedinteger[Any]], int, type[np.unsignedinteger[Any]], int]] = {
     "bf16": (np.int16, 0x7F80, np.uint16, 0xFF80),
     "fp16": (np.int16, 0x7C00, np.uint16, 0xFC00),
     "fp32": (np.int32, 0x7F800000, np.uint32, 0xFF800000),
@@ -74,7 +74,7 @@ class Tensor:
         return self.rows(0, self.num_rows).reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop`: [stop - start, *shape[1:]]. Raises CheckpointError for numbers that are not finite."""
+        """Rows `start` to `stop`: [stop - start, *shape[1:]]. Raises CheckpointError for NaN and infinity."""
         assert 0 <= start <= stop <= self.num_rows, f"Bug: rows {start}:{stop} of {self.shape}"
         array = np.empty((stop - start, *self.shape[1:]), NUMPY_DTYPES[self.dtype])
         row_bytes = self.nbytes // max(self.num_rows, 1)
@@ -113,7 +113,7 @@ class Tensor:
             )
 
 
-def is_finite(array: Array, dtype: Dtype) -> bool:
+def is_finite(array: Array, dtype: str) -> bool:
     """Return whether contiguous numbers of a float type hold neither infinity nor NaN; integers never do.
 
     Two maxima over the bits as integers: several times as fast as `numpy.isfinite`, and without memory of its own.

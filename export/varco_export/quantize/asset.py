@@ -16,6 +16,7 @@ from typing import Any
 from varco_export.checkpoint import Checkpoint
 from varco_export.prompts import PromptAssets
 from varco_export.quantize.options import QuantizeOptions
+from varco_export.regular_file import open_regular
 from varco_runtime import __version__
 from varco_runtime.errors import CheckpointError
 from varco_runtime.tokenizer import Tokenizer
@@ -188,6 +189,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with open_regular(path) as file:
+            return file.read(MAX_BYTES).decode(errors="replace")
     except OSError:
         return ""
