@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from varco_export.json_fields import one_line
 from varco_export.names import spellings
 from varco_export.quantised import Activations
 from varco_runtime.errors import CheckpointError
@@ -160,8 +161,8 @@ def _scheme(group: object, form: object, where: str) -> CompressedScheme:
     form = group.get("format") or form
     if (kind, bits) not in (("int", 4), ("int", 8), ("float", 8)) or form != _FORMATS[kind]:
         raise CheckpointError(
-            f"{where} holds {str(kind)[:20]} weights of {str(bits)[:20]} bits as {str(form)[:40]!r}, expected int of 4 "
-            f"or 8 as 'pack-quantized' or float of 8 as 'float-quantized'. {_INSTEAD}"
+            f"{where} holds {one_line(kind, 20)} weights of {one_line(bits, 20)} bits as {one_line(form, 40)!r}, "
+            f"expected int of 4 or 8 as 'pack-quantized' or float of 8 as 'float-quantized'. {_INSTEAD}"
         )
     inputs = group.get("input_activations")
     if kind == "int" and inputs is not None:
@@ -222,6 +223,5 @@ _DEFAULTS = {"type": "int", "num_bits": 8, "symmetric": True, "strategy": "tenso
 
 
 def _refusal(where: str, got: object, expected: str) -> CheckpointError:
-    text = "missing" if got is None else " ".join(str(got).split())
-    text = text if len(text) <= 60 else text[:57] + "..."
+    text = "missing" if got is None else one_line(got, 60)
     return CheckpointError(f"{where} is {text}, expected {expected}. {_INSTEAD}")

@@ -22,6 +22,7 @@ import numpy as np
 
 from varco_export import integers
 from varco_export.act_order import sorted_by_group
+from varco_export.json_fields import one_line
 from varco_export.names import spellings
 from varco_export.quantised import BLOCK_BYTES, IntegerWeight, QuantisedWeight
 from varco_export.quantised_entries import QuantisedEntries
@@ -120,10 +121,12 @@ class GptqConfig:
         return weights
 
     def _excludes_head(self, entries: QuantisedEntries, fits: Fits) -> bool:
-        return not entries.has("lm_head", "weight") or self._override("lm_head", fits) is None
+        return not entries.has("lm_head", "weight") or self._override(spellings("lm_head"), fits) is None
 
     def _settings_of(self, name: str, disk_name: str, fits: Fits) -> GptqSettings:
-        override = self._override(name, fits)
+        override = self._override([disk_name], fits)
+        if override == {}:  # another spelling may be meant, but not to exclude what is there
+            override = self._override(spellings(name), fits, excluding=False)
         if override is None or (name == "lm_head" and not self.lm_head and not override):
             reason = "does not quantise lm_head" if override is not None else "excludes it in 'dynamic'"
             raise CheckpointError(
@@ -132,11 +135,10 @@ class GptqConfig:
             )
         return _settings(override, f"dynamic, {disk_name}", self.settings)
 
-    def _override(self, name: str, fits: Fits) -> dict[str, Any] | None:
-        """What `dynamic` changes for a module, None where it excludes it. The first pattern that fits decides."""
-        names = spellings(name)
+    def _override(self, names: list[str], fits: Fits, excluding: bool = True) -> dict[str, Any] | None:
+        """What `dynamic` changes for a module of these names, None where it excludes it; the first rule decides."""
         for pattern, override in self.dynamic:
-            if not fits[pattern].isdisjoint(names):
+            if not fits[pattern].isdisjoint(names) and (excluding or override is not None):
                 return override
         return {}
 
@@ -181,7 +183,7 @@ def zero_point_format(values: Mapping[str, Any], where: str) -> Any:
     """
     stated = {key: values[key] for key in ("checkpoint_format", "format") if values.get(key) is not None}
     if len(stated) == 2 and stated["checkpoint_format"] != stated["format"]:
-        one, other = (str(value)[:40] for value in stated.values())
+        one, other = (one_line(value, 40) for value in stated.values())
         raise CheckpointError(
             f"{where}: checkpoint_format is {one!r} and format is {other!r}, expected both to agree. Keep the one that "
             "the weights were packed in."
@@ -195,13 +197,14 @@ def _refuse_other_formats(values: dict[str, Any], where: str) -> None:
         layout = "marlin"
     if layout not in ("gptq", "gptq_v2"):
         raise CheckpointError(
-            f"{where}: checkpoint_format is {str(layout)[:40]!r}, expected 'gptq' or 'gptq_v2'. Weights packed for one "
-            "kernel cannot be read; use the checkpoint's GPTQ version, or quantise the original with: varco quantize"
+            f"{where}: checkpoint_format is {one_line(layout, 40)!r}, expected 'gptq' or 'gptq_v2'. Weights packed for "
+            "one kernel cannot be read; use the checkpoint's GPTQ version, or quantise the original with: varco "
+            "quantize"
         )
     packed = values.get("pack_dtype") or "int32"
-    if str(packed).removeprefix("torch.") != "int32":
+    if one_line(packed, 40).removeprefix("torch.") != "int32":
         raise CheckpointError(
-            f"{where}: pack_dtype is {str(packed)[:40]!r}, expected 'int32'. Save the checkpoint with 32-bit words."
+            f"{where}: pack_dtype is {one_line(packed, 40)!r}, expected 'int32'. Save the checkpoint with 32-bit words."
         )
 
 
@@ -213,13 +216,13 @@ def _settings(values: dict[str, Any], where: str, default: GptqSettings | None =
     bits, group_size = get("bits", None), get("group_size", None)
     if type(bits) is not int or bits not in _V1_OFFSET:
         raise CheckpointError(
-            f"{where}: bits is {str(bits)[:40]}, expected 4 or 8. Other widths have no kernel here; quantise the "
+            f"{where}: bits is {one_line(bits, 40)}, expected 4 or 8. Other widths have no kernel here; quantise the "
             "original checkpoint with: varco quantize"
         )
     if type(group_size) is not int or not (group_size == -1 or 16 <= group_size <= 1 << 20):
         raise CheckpointError(
-            f"{where}: group_size is {str(group_size)[:40]}, expected -1 or 16 and more. Compare it with the original "
-            "repository."
+            f"{where}: group_size is {one_line(group_size, 40)}, expected -1 or 16 and more. Compare it with the "
+            "original repository."
         )
     if group_size != -1 and group_size % 16:
         raise CheckpointError(
@@ -237,7 +240,9 @@ def _settings(values: dict[str, Any], where: str, default: GptqSettings | None =
 def _flag(values: dict[str, Any], key: str, where: str) -> bool:
     value = values.get(key)
     if value is not None and type(value) is not bool:
-        raise CheckpointError(f"{where}: {key} is {str(value)[:40]!r}, expected true or false. Copy the file again.")
+        raise CheckpointError(
+            f"{where}: {key} is {one_line(value, 40)!r}, expected true or false. Copy the file again."
+        )
     return bool(value)
 
 
@@ -245,12 +250,12 @@ def _dynamic(values: dict[str, Any], where: str) -> tuple[tuple[str, dict[str, A
     """gptqmodel's `dynamic`: `-:PATTERN` excludes modules, `PATTERN` or `+:PATTERN` changes their settings."""
     dynamic = values.get("dynamic") or {}
     if not isinstance(dynamic, dict):
-        raise CheckpointError(f"{where}: dynamic is {str(dynamic)[:40]!r}, expected patterns. Copy the file again.")
+        raise CheckpointError(f"{where}: dynamic is {one_line(dynamic, 40)!r}, expected patterns. Copy the file again.")
     rules: list[tuple[str, dict[str, Any] | None]] = []
     for text, override in dynamic.items():
         if not text.startswith("-:") and not isinstance(override, dict):
             raise CheckpointError(
-                f"{where}: dynamic maps {text[:60]!r} to {str(override)[:40]!r}, expected settings. "
+                f"{where}: dynamic maps {text[:60]!r} to {one_line(override, 40)!r}, expected settings. "
                 "Copy the file again."
             )
         rules.append((text.removeprefix("-:").removeprefix("+:"), None if text.startswith("-:") else override))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from varco_export.json_fields import one_line
 from varco_export.regular_file import open_regular
 from varco_export.small_files import read_json
 from varco_runtime.errors import CheckpointError
@@ -108,7 +109,7 @@ def _shard(folder: Path, name: str, index: str) -> Path:
 def _check_link(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise CheckpointError(
-            f"{path} is a link to {str(path.readlink())[:200]}, which is not there. Copy the folder with the files "
+            f"{path} is a link to {one_line(path.readlink(), 200)}, which is not there. Copy the folder with the files "
             "that its links point to, or download the checkpoint again."
         )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.json_fields import show
+from varco_export.json_fields import one_line, show
 from varco_export.regular_file import open_regular
 from varco_export.shard_files import check_no_pointer, find_shards
 from varco_export.tensor import SAFETENSORS_DTYPES, Dtype, Tensor
@@ -193,5 +193,5 @@ def some(names: list[str]) -> str:
 
 
 def short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 120 else text[:117] + "..."
+    """A name out of a file in one short line."""
+    return one_line(text, 120)
