@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +17,8 @@ import pytest
 
 from varco_export.checkpoint import Checkpoint
 from varco_export.provenance import find_license
-from varco_export.tensor import Tensor
+from varco_export.shards import _unique_keys
+from varco_export.tensor import NUMPY_DTYPES, Tensor, is_finite
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.errors import CheckpointError, MissingExtraError
 
@@ -288,6 +291,81 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     assert "holds only PyTorch .bin files, expected model.safetensors" in refusal(lambda: Checkpoint.open(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("adapter_config.json", "adapter_model.safetensors"), "holds an adapter (adapter_config.json) and no model"),
+        (
+            ("consolidated.safetensors", "params.json"),
+            "holds weights in their trainer's own layout (consolidated.safet",
+        ),
+        (("consolidated.00.pth",), "holds weights in their trainer's own layout (consolidated.00.pth)"),
+        (("model.fp16.safetensors",), "holds a variant of the weights (model.fp16.safetensors)"),
+        (("model.fp16-00001-of-00002.safetensors",), "holds a variant of the weights (model.fp16-00001-of-00002"),
+        (("model.safetensors.index.fp16.json",), "holds a variant of the weights (model.safetensors.index.fp16.json)"),
+        (("model-00001-of-00002.safetensors",), "holds shards (model-00001-of-00002.safetensors) without their index"),
+        (("weights.safetensors",), "holds weights.safetensors alone, expected model.safetensors"),
+        (("model-q4.gguf",), "holds only weights in GGUF (model-q4.gguf)"),
+        (
+            ("gptq_model-4bit-128g.safetensors", "gptq_model-8bit--1g.safetensors"),
+            "holds gptq_model-4bit-128g and gptq_model-8bit--1g, expected one model",
+        ),
+    ],
+)
+def test_a_folder_of_something_else_is_called_what_it_is(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert message in refusal(lambda: Checkpoint.open(tmp_path))
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_auto_gptqs_own_file_name_is_found(made: Callable[..., Path], tmp_path: Path, num_shards: int) -> None:
+    source = made(num_shards=num_shards)
+    for file in source.iterdir():
+        name = re.sub(r"^model(?=[.-])", "gptq_model-4bit-128g", file.name)
+        content = file.read_text().replace('"model-', '"gptq_model-4bit-128g-') if "index" in name else None
+        (tmp_path / name).write_bytes(file.read_bytes() if content is None else content.encode())
+    expected, found = (use_all(Checkpoint.open(folder)) for folder in (source, tmp_path))
+    assert not list(tmp_path.glob("model*"))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.safetensors.index.json", "model-00002-of-00002.safetensors"]
+)
+def test_a_git_lfs_pointer_is_called_one(copy: Callable[..., Path], name: str) -> None:
+    folder = copy(num_shards=1 if name == "model.safetensors" else 2)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert f"{name} is a Git LFS pointer, expected the file" in refusal(lambda: Checkpoint.open(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.safetensors.index.json", "model-00002-of-00002.safetensors"]
+)
+def test_a_link_to_nothing_is_called_one(copy: Callable[..., Path], name: str) -> None:
+    folder = copy(num_shards=1 if name == "model.safetensors" else 2)
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/0123")
+    message = refusal(lambda: Checkpoint.open(folder))
+    assert f"{name} is a link to ../../blobs/0123, which is not there" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("base_model.model.lm_head.weight", "begins with 'base_model.model.', as peft names it"),
+        ("module.lm_head.weight", "begins with 'module.', as DataParallel names it"),
+        ("_orig_mod.lm_head.weight", "begins with '_orig_mod.', as torch.compile names it"),
+        ("language_model.model.layers.0.mlp.up_proj.lora_A.default.weight", "is part of an adapter, expected"),
+        ("language_model.model.layers.0.mlp.up_proj.base_layer.weight", "is part of an adapter, expected"),
+    ],
+)
+def test_names_of_a_wrapper_or_an_adapter_are_called_so(copy: Callable[..., Path], name: str, message: str) -> None:
+    folder = copy()
+    change_header(folder / "model.safetensors", lambda header: add(header, name, [2, 2]), bytes(16))
+    assert message in refusal(lambda: Checkpoint.open(folder))
+
+
 def test_a_bundle_is_not_taken_for_a_checkpoint(tiny_bundle: Path) -> None:
     """Its embedding.bin is no PyTorch file."""
     assert "is a bundle, expected what a bundle is made of" in refusal(lambda: Checkpoint.open(tiny_bundle))
@@ -417,6 +495,87 @@ def test_a_shard_that_vanishes_is_named(tmp_path: Path) -> None:
 def test_a_shard_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     assert "model.safetensors cannot be read (Is a directory)" in refusal(lambda: Checkpoint.open(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "LICENSE", "README.md"],
+)
+def test_a_fifo_in_the_place_of_a_file_is_never_waited_for(copy: Callable[..., Path], name: str) -> None:
+    folder = copy(num_shards=2 if "index" in name or "-of-" in name else 1)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    if name in ("LICENSE", "README.md"):
+        for other in {"README.md"} - {name}:
+            (folder / other).unlink()
+        assert Checkpoint.open(folder).provenance["license"] == "unknown"
+    else:
+        assert f"{name} cannot be read (Not a regular file)" in refusal(lambda: Checkpoint.open(folder))
+
+
+def test_a_fifo_that_took_a_shards_place_is_never_waited_for(copy: Callable[..., Path]) -> None:
+    folder = copy()
+    tensor = Checkpoint.open(folder).tensor(EMBEDDING)
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    assert "model.safetensors cannot be read" in refusal(tensor.read)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_a_number_that_is_none_is_refused_by_name_wherever_it_is(
+    copy: Callable[..., Path], dtype: Any, value: float
+) -> None:
+    folder = copy(dtype=dtype)
+    tensor = Checkpoint.open(folder).tensor(EMBEDDING)
+    for index in (0, 515 * 64 - 1):
+        with tensor.path.open("r+b") as file:
+            file.seek(tensor.offset + index * NUMPY_DTYPES[dtype].itemsize)
+            kept = file.read(NUMPY_DTYPES[dtype].itemsize)
+            file.seek(-len(kept), os.SEEK_CUR)
+            file.write(np.array(value, NUMPY_DTYPES[dtype]).tobytes())
+        assert f"{EMBEDDING} holds NaN or infinity in model.safetensors" in refusal(lambda: list(tensor.blocks(1000)))
+        assert f"{EMBEDDING} holds NaN or infinity in model.safetensors" in refusal(
+            lambda: list(tensor.column_blocks())
+        )
+        with tensor.path.open("r+b") as file:
+            file.seek(tensor.offset + index * NUMPY_DTYPES[dtype].itemsize)
+            file.write(kept)
+    assert len(tensor.read()) == 515
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", "fp8"])
+def test_what_is_finite_is_what_numpy_calls_so(dtype: Any) -> None:
+    numpy = NUMPY_DTYPES[dtype]
+    bits = np.arange(256, dtype=np.uint32)
+    if dtype != "fp8":
+        bits = (bits[:, None] << 8 | np.array([0, 1, 0x7F, 0x80, 0xFF], np.uint32)).reshape(-1)
+    values = (bits << 16 | bits).view(np.float32) if dtype == "fp32" else bits.astype(f"u{numpy.itemsize}").view(numpy)
+    for index, finite in enumerate(np.isfinite(values.astype(np.float32))):
+        assert is_finite(values[index : index + 1], dtype) == finite, values[index]
+
+
+@pytest.mark.parametrize("num_dims", [9, 300, 200_000])
+def test_a_tensor_of_many_dimensions_is_refused(tmp_path: Path, num_dims: int) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [(1 << 59) + 1] * num_dims, "data_offsets": [0, 4]}})
+    write_header(tmp_path / "model.safetensors", header.encode(), bytes(4))
+    assert f"gives a {num_dims} dimensions, expected at most 8" in refusal(lambda: Checkpoint.open(tmp_path))
+
+
+def test_a_name_that_stands_twice_is_found_in_linear_time() -> None:
+    class Name(str):
+        num_compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Name.num_compared += 1
+            return str.__eq__(self, other)  # type: ignore[arg-type]
+
+        __hash__ = str.__hash__
+
+    names = [Name(number) for number in range(10_000)]
+    with pytest.raises(ValueError, match="'9999' stands there twice"):
+        _unique_keys([(name, None) for name in [*names, Name(9999)]])
+    assert Name.num_compared < 10 * len(names)
 
 
 @pytest.mark.parametrize(

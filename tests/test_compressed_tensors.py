@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from tests.conftest import export_bundle
 from tests.exported_weights import FUSED, ExportedDecoder, assert_equal_bit_for_bit, export_exactly, exported_linears
-from varco_export.names import canonical_name
+from varco_export import patterns
+from varco_export.compressed_config import Names
+from varco_export.names import canonical_name, spellings
+from varco_export.patterns import match_names
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
@@ -120,6 +127,119 @@ def test_the_manifest_says_what_is_stored(original: Path, tmp_path: Path, name: 
     assert manifest.decoder.precision == description
 
 
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+DOWN = "language_model.model.layers.1.mlp.down_proj"
+
+
+def group(targets: list[str], weights: dict[str, Any], inputs: dict[str, Any] | None = None) -> dict[str, Any]:
+    form = "float-quantized" if weights.get("type") == "float" else "pack-quantized"
+    return {"targets": targets, "weights": weights, "input_activations": inputs, "format": form}
+
+
+def set_groups(folder: Path, groups: list[dict[str, Any]]) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config |= {"format": "mixed-precision", "config_groups": {f"group_{n}": one for n, one in enumerate(groups)}}
+
+    change_config(folder, change)
+
+
+def num_rounded_inputs(bundle: Path) -> int:
+    """How many linears of the decoder round their input to FP8."""
+    casts = [{one.name: one.i for one in node.attribute} for node in ExportedDecoder(bundle).nodes("Cast")]
+    return sum(one["to"] == TensorProto.FLOAT8E4M3FN for one in casts)
+
+
+def graphs(bundle: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in bundle.glob("decoder.onnx*")}
+
+
+@pytest.fixture(scope="module")
+def mixed(original: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Array]]:
+    """int4 but for `DOWN` and every o_proj, which are FP8; with the library's own dequantisation."""
+    folder = tmp_path_factory.mktemp("mixed")
+    words = ("o_proj", DOWN.removeprefix("language_model.model."))
+    integers = compress_checkpoint(original, folder / "mixed", replace(PACKINGS["w4a16"], plain=words))
+    floats = compress_checkpoint(original, folder / "fp8", PACKINGS["fp8-weights-alone"])
+    tensors = load_file(folder / "mixed" / "model.safetensors")
+    own = {
+        name: t for name, t in load_file(folder / "fp8" / "model.safetensors").items() if any(w in name for w in words)
+    }
+    save_file(tensors | own, folder / "mixed" / "model.safetensors", metadata={"format": "pt"})
+    change_config(folder / "mixed", lambda config: config.update(ignore=["lm_head"]))
+    return folder / "mixed", integers | {name: array for name, array in floats.items() if f"{name}_scale" in own}
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_an_exact_name_comes_before_a_pattern_and_a_pattern_before_a_class_in_any_order(
+    mixed: tuple[Path, dict[str, Array]], tmp_path: Path, first: int
+) -> None:
+    """Here of int4 and FP8, whose weights would not even have the right dtype."""
+    packed, dequantised = mixed
+    copy = shutil.copytree(packed, tmp_path / "packed")
+    fp8, int4 = {**FP8, "strategy": "channel"}, {**GROUP, "symmetric": True}
+    groups = [
+        group(["Linear"], int4),
+        group([DOWN, r"re:.*\.self_attn\.o_proj$"], fp8),
+        group([r"re:.*\.mlp\..*", r"re:.*[qkv]_proj$"], int4),
+    ]
+    set_groups(copy, groups[first:] + groups[:first])
+    bundle = export_exactly(copy, tmp_path / "bundle")
+    assert_equal_bit_for_bit(exported_linears(bundle, TINY), expected_linears(copy, dequantised), np.float32)
+
+
+def test_fp8_groups_that_differ_in_their_inputs_alone_give_the_same_graphs_in_any_order(
+    original: Path, tmp_path: Path
+) -> None:
+    compress_checkpoint(original, tmp_path / "packed", PACKINGS["fp8-channel-dynamic"])
+    fp8 = {**FP8, "strategy": "channel"}
+    groups = [group(["Linear"], fp8, TOKEN), group([DOWN], fp8), group([r"re:.*\.gate_proj", r"re:.*\.up_proj"], fp8)]
+    made = []
+    for order in itertools.permutations(groups):
+        set_groups(tmp_path / "packed", list(order))
+        made.append(graphs(export_exactly(tmp_path / "packed", tmp_path / f"bundle-{len(made)}")))
+    assert all(one == made[0] for one in made)
+    assert num_rounded_inputs(tmp_path / "bundle-0") == 2 * 2 + 1  # both layers' qkv and o, and the first one's down
+
+
+def test_the_target_that_decides_is_the_librarys_own() -> None:
+    from compressed_tensors.utils.match import match_targets
+
+    linear, names = torch.nn.Linear(1, 1), spellings("language_model.layers.1.mlp.down_proj")
+    known = [
+        *names,
+        "Linear",
+        "Module",
+        "Other",
+        "layers.1",
+        "re:.*",
+        "re:.*down_proj",
+        "re:.*mlp",
+        "re:model",
+        "re:lm",
+    ]
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        targets = [known[index] for index in random.permutation(len(known))[: random.integers(0, 6)]]
+        name = names[random.integers(len(names))]
+        found = Names.of(targets)
+        fits = (
+            match_names(found.expressions, [name], "")
+            if found.patterns and random.random() < 0.1
+            else {one: frozenset([name]) if re.match(one, name) else frozenset() for one in found.expressions}
+        )
+        assert found.find([name], fits) == next(iter(match_targets(name, linear, targets)), None), (name, targets)
+
+
+def test_of_two_groups_with_one_target_the_later_decides(original: Path, tmp_path: Path) -> None:
+    """As in compressed-tensors, which keeps the schemes by target."""
+    compress_checkpoint(original, tmp_path / "packed", PACKINGS["fp8-channel-dynamic"])
+    fp8 = {**FP8, "strategy": "channel"}
+    set_groups(tmp_path / "packed", [group(["Linear"], {**GROUP, "symmetric": True}), group(["Linear"], fp8)])
+    bundle = export_exactly(tmp_path / "packed", tmp_path / "bundle")
+    assert num_rounded_inputs(bundle) == 0
+
+
 def test_fp8_activations_cannot_become_int8(original: Path, tmp_path: Path) -> None:
     compress_checkpoint(original, tmp_path / "packed", PACKINGS["fp8-channel-dynamic"])
     with pytest.raises(UsageError, match="--activations int8 needs integer weights, the checkpoint holds fp8"):
@@ -220,7 +340,7 @@ def in_weights(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (lambda c: c.update(transform_config={"config_groups": {"u": {}}}), "transform_config rotates the weights"),
         (lambda c: c.update(format="marlin-24"), "int weights of 4 bits as 'marlin-24', expected int of 4 or 8"),
         (lambda c: c.update(format="nvfp4-pack-quantized"), "as 'nvfp4-pack-quantized', expected"),
-        (lambda c: c.update(ignore=["re:("]), "ignore is .*, expected names and regular expressions"),
+        (lambda c: c.update(ignore=["re:("]), r"quantization_config holds .\(., expected a regular expression"),
         (lambda c: c.update(ignore="lm_head"), "ignore is lm_head, expected a list of names"),
         (lambda c: c.update(ignore=[*c["ignore"], PART]), "up_proj is quantised in the weights and not by"),
         (lambda c: c.update(ignore=[]), "lm_head is plain in the weights and quantised by"),
@@ -275,6 +395,14 @@ def test_an_fp8_config_that_contradicts_or_is_unknown_is_refused(
     compress_checkpoint(original, tmp_path / "packed", PACKINGS["fp8-channel-dynamic"])
     change_config(tmp_path / "packed", change)
     assert_matches(message, refusal(tmp_path / "packed", tmp_path / "bundle"))
+
+
+def test_a_pattern_that_never_ends_is_refused(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "MAX_CPU_S", 1)
+    compress_checkpoint(original, tmp_path / "packed", CompressedPacking(GROUP))
+    change_config(tmp_path / "packed", lambda config: config["ignore"].append(r"re:(.*.*.*.*.*.*.*.*)*!"))
+    message = refusal(tmp_path / "packed", tmp_path / "bundle")
+    assert_matches(r"quantization_config: its 3 regular expressions take more than 1 s or 1 GiB", message)
 
 
 def test_a_quantised_vision_tower_is_refused(original: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.conftest import export_bundle
 from varco_export.export import ExportOptions, export
@@ -18,7 +19,7 @@ from varco_export.progress import Silent
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.bundle import read_manifest
-from varco_runtime.errors import ExportError, UsageError
+from varco_runtime.errors import CheckpointError, ExportError, UsageError
 
 
 def test_the_two_formats_of_one_checkpoint_give_the_same_graphs_byte_for_byte(tmp_path: Path) -> None:
@@ -98,6 +99,91 @@ def test_no_tensor_of_the_checkpoint_is_read_twice_or_forgotten(tmp_path: Path) 
     checkpoint = make_tiny(tmp_path / "tied", TinyOptions(tie_word_embeddings=True))
     manifest = read_manifest(export_bundle(checkpoint, tmp_path / "bundle"))
     assert manifest.embedding.rows == manifest.model.vocab_size + 1
+
+
+def put(folder: Path, name: str, value: float, every: bool = False) -> None:
+    """Put a number into a tensor of a checkpoint of one shard: at its end, or everywhere."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].reshape(-1)[slice(None) if every else -1] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+TOWER = "vision_tower.vision_model"
+PLAIN = {  # of every kind of weight one, as the files call it, and as messages do
+    "language_model.model.embed_tokens.weight": "language_model.embed_tokens.weight",
+    "language_model.model.layers.1.self_attn.k_proj.bias": "language_model.layers.1.self_attn.k_proj.bias",
+    "language_model.model.layers.1.mlp.down_proj.weight": "language_model.layers.1.mlp.down_proj.weight",
+    "language_model.model.norm.weight": "language_model.norm.weight",
+    "language_model.lm_head.weight": "lm_head.weight",
+    f"{TOWER}.embeddings.position_embedding.weight": "vision_tower.embeddings.position_embedding.weight",
+    f"{TOWER}.encoder.layers.0.mlp.fc1.weight": "vision_tower.encoder.layers.0.mlp.fc1.weight",
+    "multi_modal_projector.linear_2.bias": "multi_modal_projector.linear_2.bias",
+    "image_newline": "image_newline",
+}
+
+
+@pytest.mark.parametrize("on_disk", PLAIN)
+@pytest.mark.parametrize("options", [{}, {"decoder": "int4", "lm_head": "int4", "vision": "int8"}])
+def test_nan_in_any_plain_weight_is_refused_by_name(tmp_path: Path, on_disk: str, options: dict[str, str]) -> None:
+    checkpoint = make_tiny(tmp_path / "tiny", TinyOptions(seed=7))
+    put(checkpoint, on_disk, np.nan)
+    with pytest.raises(CheckpointError) as caught:
+        export_bundle(checkpoint, tmp_path / "bundle", **options)
+    assert str(caught.value).startswith(f"{PLAIN[on_disk]} holds NaN or infinity in model.safetensors, expected finite")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "named", "options"),
+    [
+        ("language_model.model.layers.1.mlp.down_proj.weight", "mlp.down_proj.weight", {"decoder": "fp16"}),
+        ("language_model.model.layers.1.self_attn.v_proj.bias", "self_attn.qkv_proj.bias", {"decoder": "fp16"}),
+        ("language_model.model.layers.1.input_layernorm.weight", "input_layernorm.weight", {"decoder": "fp16"}),
+        (f"{TOWER}.encoder.layers.0.mlp.fc1.weight", "layers.0.mlp.fc1.weight", {"vision": "fp16"}),
+        ("language_model.lm_head.weight", "lm_head.weight", {"device": "cuda", "decoder": "fp16"}),
+    ],
+)
+def test_a_number_beyond_fp16_is_refused_by_name_and_kept_in_wider_types(
+    tmp_path: Path, on_disk: str, named: str, options: dict[str, str]
+) -> None:
+    checkpoint = make_tiny(tmp_path / "tiny", TinyOptions(seed=7))
+    put(checkpoint, on_disk, -65_504)
+    export_bundle(checkpoint, tmp_path / "largest", **options)
+    put(checkpoint, on_disk, -65_520)  # what rounds to infinity
+    with pytest.raises(ExportError, match=rf"{re.escape(named)} holds a number beyond 65,504, the largest of fp16"):
+        export_bundle(checkpoint, tmp_path / "bundle", **options)
+    assert not (tmp_path / "bundle").exists()
+    wider = {"device": "cuda", "decoder": "bf16"} if "device" in options else {}
+    export_bundle(checkpoint, tmp_path / "wider", **wider)
+
+
+@pytest.mark.parametrize("options", [{"decoder": "int4"}, {"decoder": "fp8"}])
+def test_scales_beyond_fp16_are_refused_by_name(tmp_path: Path, options: dict[str, str]) -> None:
+    checkpoint = make_tiny(tmp_path / "tiny", TinyOptions(seed=7))
+    put(checkpoint, "language_model.model.layers.1.mlp.down_proj.weight", 1e9, every=True)
+    with pytest.raises(ExportError, match=r"down_proj.scales holds a number beyond 65,504"):
+        export_bundle(checkpoint, tmp_path / "bundle", device="tensorrt", vision="fp16", **options)
+    export_bundle(checkpoint, tmp_path / "bundle", decoder="int4")
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "good"), [(8, False), (16, True), (24, False), (40, False), (48, True), (72, False)]
+)
+def test_a_head_size_without_a_kernel_is_refused_before_anything_is_written(
+    tmp_path: Path, head_dim: int, good: bool
+) -> None:
+    """Those that pass answer; the others onnxruntime would refuse at the first question."""
+    options = TinyOptions(seed=7, hidden_size=2 * head_dim, num_attention_heads=2, num_key_value_heads=1)
+    checkpoint = make_tiny(tmp_path / "tiny", options)
+    if good:
+        bundle = export_bundle(checkpoint, tmp_path / "bundle")
+        assert len(Varco.load(bundle, threads=1).ask(None, "Hello", max_new_tokens=2).token_ids) == 2
+        return
+    for device in ("cpu", "cuda"):
+        with pytest.raises(ExportError, match=f"heads have {head_dim} features, expected a multiple of 16"):
+            export_bundle(checkpoint, tmp_path / "bundle", device=device)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    export_bundle(checkpoint, tmp_path / "bundle", device="tensorrt")
 
 
 def test_an_existing_folder_is_kept_unless_asked(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tests.conftest import export_bundle
 from tests.exported_weights import FUSED, ExportedDecoder, assert_equal_bit_for_bit, export_exactly, exported_linears
 from tests.gptq_packer import GptqPacking, pack_checkpoint, quantization_config, write_config
+from varco_export import patterns
 from varco_export.checkpoint import Checkpoint
 from varco_export.names import Scheme, canonical_name, disk_name
 from varco_export.tiny import TinyOptions, make_tiny
@@ -120,6 +121,46 @@ def test_any_spelling_of_the_names_reads_the_same(original: Path, tmp_path: Path
     expected = exported_linears(export_exactly(tmp_path / "packed", tmp_path / "expected"), TINY)
     rename(tmp_path / "packed", lambda name: disk_name(str(canonical_name(name)), scheme))
     assert_equal_bit_for_bit(exported_linears(export_exactly(tmp_path / "packed", tmp_path / "bundle"), TINY), expected)
+
+
+@pytest.mark.parametrize("scheme", ["llava_next", "hf_old", "hf_4_57", "hf_5"])
+def test_dynamic_is_applied_in_any_spelling_of_the_names(original: Path, tmp_path: Path, scheme: Scheme) -> None:
+    folder = tmp_path / "packed"
+    packing = GptqPacking(overrides={"gate_proj": {"bits": 8}, "layers.1.self_attn.o_proj": {"group_size": 64}})
+    dequantised = pack_checkpoint(original, folder, packing)
+    layers = re.escape(disk_name("language_model.layers.", scheme))
+    dynamic = {
+        rf"+:^{layers}\d+\.mlp\.gate_proj$": {"bits": 8},
+        rf"{layers}1\.self_attn\.o_proj": {"group_size": 64},
+        rf"-:{layers}.*vision": {},
+    }
+    change_config(folder, dynamic=dynamic)
+    bundle = export_exactly(folder, tmp_path / "bundle")
+    assert_equal_bit_for_bit(exported_linears(bundle, TINY), expected_linears(original, folder, dequantised))
+
+
+def test_dynamic_means_the_stored_name_before_another_spelling(original: Path, tmp_path: Path) -> None:
+    """And what excludes another spelling does not exclude what is quantised."""
+    folder = tmp_path / "packed"
+    dequantised = pack_checkpoint(original, folder, GptqPacking(overrides={"up_proj": {"bits": 8}}))
+    dynamic = {
+        r"-:model\.layers\..*": {},
+        r"model\.language_model\..*\.up_proj": {"bits": 4},
+        r"language_model\.model\..*\.up_proj": {"bits": 8},
+    }
+    change_config(folder, dynamic=dynamic)
+    bundle = export_exactly(folder, tmp_path / "bundle")
+    assert_equal_bit_for_bit(exported_linears(bundle, TINY), expected_linears(original, folder, dequantised))
+
+
+def test_a_dynamic_pattern_that_never_ends_is_refused(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "MAX_CPU_S", 1)
+    pack_checkpoint(original, tmp_path / "packed", GptqPacking())
+    change_config(tmp_path / "packed", dynamic={r"-:(\w+\.?)+!": {}, r"-:(.*.*.*.*.*.*.*.*)*!": {}})
+    message = refusal(tmp_path / "packed", tmp_path / "bundle")
+    assert "quantization_config: dynamic: its 2 regular expressions take more than 1 s" in message
 
 
 def test_a_text_model_quantised_apart_takes_its_vision_side_from_the_original(original: Path, tmp_path: Path) -> None:
@@ -267,7 +308,7 @@ def test_a_broken_tensor_is_refused_in_one_line(
         ({"quant_method": None}, "quant_method is 'None', expected"),
         ({"lm_head": True}, "says lm_head is quantised and the weights hold a plain one"),
         ({"dynamic": {"-:.*up_proj": {}}}, "up_proj.qweight stands in the weights .* excludes it in 'dynamic'"),
-        ({"dynamic": {"-:(": {}}}, r"dynamic holds '-:\(', expected a regular expression"),
+        ({"dynamic": {"-:(": {}}}, r"dynamic holds '\(', expected a regular expression"),
         ({"dynamic": {".*up_proj": 8}}, "dynamic maps '.*up_proj' to '8', expected settings"),
         ({"dynamic": [1]}, "dynamic is '.1.', expected patterns"),
         ({"dynamic": {".*up_proj": {"bits": 3}}}, "dynamic, .*up_proj: bits is 3, expected 4 or 8"),

@@ -45,6 +45,15 @@ def test_a_block_of_zeros_stays_zero() -> None:
     assert np.isfinite(scales).all()
 
 
+@pytest.mark.parametrize("largest", [1e-45, 1e-42, 1e-38, 3.4e38])
+def test_numbers_at_the_ends_of_fp32_give_no_others(largest: float) -> None:
+    rows = np.linspace(-largest, largest, 128, dtype=np.float32).reshape(2, 64)
+    for bits in (4, 8):
+        values, scales = quantise_rows(rows, bits, 32)
+        assert np.isfinite(back := dequantise(values, scales, bits, 64)).all()
+        assert np.abs(back - rows).max() <= max(2 * np.abs(scales).max(), 1e-38)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("block_size", "width"), [(32, 96), (64, 200), (128, 64)])
 @pytest.mark.parametrize("accuracy_level", [1, 4])

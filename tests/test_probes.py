@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests import broken
 from tests.conftest import export_bundle
@@ -31,7 +32,7 @@ from varco_export.tiny import Scales, TinyOptions, make_tiny
 from varco_runtime.bundle import Bundle, read_manifest, write_manifest
 from varco_runtime.cli.main import main
 from varco_runtime.digest import digest, digest_error
-from varco_runtime.errors import BundleError, ExportError
+from varco_runtime.errors import BundleError, CheckpointError, ExportError
 from varco_runtime.manifest import FileFacts
 from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
 from varco_runtime.probes import Check, read_probes, replay
@@ -208,6 +209,32 @@ def test_a_checkpoint_of_another_shape_is_refused(bundles: Callable[[str], Path]
     other = make_tiny(tmp_path / "other", TinyOptions(num_hidden_layers=3))
     with pytest.raises(ExportError, match=r"has num_layers 3, the bundle .* has 2"):
         add_probes(other, bundles("fp32"), Silent())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "language_model.model.norm.weight",
+            "The model answers .* with NaN or infinity, computed in fp32 from its own",
+        ),
+        (
+            "multi_modal_projector.linear_1.weight",
+            "The model makes of the picture .* NaN or infinity, computed in fp32",
+        ),
+    ],
+)
+def test_probes_of_a_model_whose_answers_are_no_numbers_are_not_written(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    """Finite weights whose sums are not."""
+    folder = make_tiny(tmp_path / "checkpoint", OPTIONS)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][...] = 3e38
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
+        export_bundle(folder, tmp_path / "bundle", probes=True)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_small_models_get_probes_unasked_and_large_ones_do_not(

@@ -416,6 +416,33 @@ def test_an_existing_target_is_refused_before_pictures_are_read(
         quantize(checkpoint, tmp_path, QuantizeOptions("gptq", pictures, group_size=32), Silent())
 
 
+def test_every_file_is_on_the_disk_before_the_result_appears(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may keep the rename and lose what was not synced."""
+    synced: dict[int, bytes] = {}
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}")
+        synced[path.stat().st_ino] = path.read_bytes() if path.is_file() else b""
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.is_dir():
+            files = {path.name: path for path in self.iterdir()}
+            assert {"config.json", "model.safetensors.index.json", "tokenizer.json", "README.md"} <= files.keys()
+            for path in files.values():
+                assert synced.get(path.stat().st_ino) == path.read_bytes(), f"{path.name} is not on the disk"
+            assert self.stat().st_ino in synced
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    quantize(checkpoint, tmp_path / "out", QuantizeOptions("rtn", group_size=32), Quiet())
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
 def test_activations_of_another_size_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "activations.bin"
     samples = [np.ones((2, 3), np.float32), np.zeros((1, 3), np.float32)]

@@ -35,6 +35,15 @@ _UNUSED = (
     ("vision_tower.embeddings.position_ids", "a buffer that counts up"),
 )
 _INV_FREQ = ".rotary_emb.inv_freq"
+_VISION_LAYERS = "vision_tower.encoder.layers."
+_ADAPTER = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".base_layer.", ".modules_to_save.")
+_MERGE = "Merge the adapter (merge_and_unload()), save_pretrained the result and export that."
+# What stands in front of every name when a wrapper of the model was saved: who wraps so, and the next step.
+_WRAPPERS = {
+    "base_model.model.": ("peft", _MERGE),
+    "module.": ("DataParallel", "Save the model inside of it (model.module)."),
+    "_orig_mod.": ("torch.compile", "Save the model that was compiled (model._orig_mod)."),
+}
 
 
 @dataclass(slots=True)
@@ -149,6 +158,7 @@ def _canonical_entries(found: list[Entry]) -> dict[str, Entry]:
     """Entries by canonical name; unknown prefixes keep their own name and are refused later, with the shapes."""
     entries: dict[str, Entry] = {}
     for entry in found:
+        _refuse_wrapped(entry.disk_name)
         name = canonical_name(entry.disk_name) or entry.disk_name
         if name in entries:
             other = entries[name]
@@ -160,13 +170,27 @@ def _canonical_entries(found: list[Entry]) -> dict[str, Entry]:
     return entries
 
 
+def _refuse_wrapped(name: str) -> None:
+    """Refuse by what it is the name of a tensor that belongs to an adapter or to a wrapper of the model."""
+    for prefix, (wrapper, step) in _WRAPPERS.items():
+        if name.startswith(prefix):
+            raise CheckpointError(
+                f"{short(name)} begins with {prefix!r}, as {wrapper} names it, expected the model's own names. {step}"
+            )
+    if any(part in name for part in _ADAPTER):
+        raise CheckpointError(f"{short(name)} is part of an adapter, expected a model's own weights alone. {_MERGE}")
+
+
 def _find_skipped(entries: dict[str, Entry], config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
     skipped: dict[str, str] = {}
-    dropped = _dropped_layer_prefixes(config)
+    run, dropped = config.vision.num_hidden_layers, config.num_dropped_vision_layers
+    dropped_layers = {str(run + index) for index in range(dropped)}  # which a checkpoint may hold and which never run
     for name in entries.keys() - shapes.keys():
-        for prefix, reason in (*_UNUSED, *((prefix, "a dropped layer") for prefix in dropped)):
+        for prefix, reason in _UNUSED:
             if name.startswith(prefix):
                 skipped[name] = reason
+        if name.startswith(_VISION_LAYERS) and name.removeprefix(_VISION_LAYERS).partition(".")[0] in dropped_layers:
+            skipped[name] = "a dropped layer"
         if name.endswith(_INV_FREQ):
             skipped[name] = "computed from rope_theta"
         if name == "lm_head.weight" and config.text.tie_word_embeddings:
@@ -191,12 +215,6 @@ def _zero_biases(
             )
         skipped[f"{name}.bias"] = "a bias of zeros"
     return skipped
-
-
-def _dropped_layer_prefixes(config: ModelConfig) -> list[str]:
-    """Vision layers that a checkpoint may hold and that never run."""
-    run = config.vision.num_hidden_layers
-    return [f"vision_tower.encoder.layers.{run + index}." for index in range(config.num_dropped_vision_layers)]
 
 
 def _checked(

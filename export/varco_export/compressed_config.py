@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from varco_export.names import Scheme, disk_name
+from varco_export.json_fields import one_line
+from varco_export.names import spellings
 from varco_export.quantised import Activations
 from varco_runtime.errors import CheckpointError
 
 _INSTEAD = "Quantise the original checkpoint with: varco quantize"
+_PATTERN = "re:"
+_CLASSES = ("Linear", "Module")  # the classes of a linear in torch, as compressed-tensors looks for them
 _FORMATS = {"int": "pack-quantized", "float": "float-quantized"}
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names of modules, patterns of names (`re:...`), or the class `Linear`. Source: compressed_tensors `match.py`."""
+    """Exact names and classes of modules, and patterns of names (`re:...`) in the order in which they are tried."""
 
     exact: frozenset[str]
-    patterns: tuple[re.Pattern[str], ...]
+    patterns: tuple[str, ...]
 
     @classmethod
-    def read(cls, value: object, where: str) -> Names:
-        if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-            raise _refusal(where, value, "a list of names")
-        names: list[str] = value if isinstance(value, list) else []
-        try:
-            patterns = [re.compile(name[3:]) for name in names if name.startswith("re:")]
-        except (re.error, RecursionError, OverflowError):
-            raise _refusal(where, value, "names and regular expressions") from None
-        return cls(frozenset(name for name in names if not name.startswith("re:")), tuple(patterns))
+    def of(cls, names: Collection[str]) -> Names:
+        patterns = sorted(name for name in names if name.startswith(_PATTERN))
+        return cls(frozenset(names) - frozenset(patterns), tuple(patterns))
 
-    def hold(self, spellings: Iterable[str]) -> bool:
-        """Whether any spelling of a linear's name is among them."""
-        return "Linear" in self.exact or any(
-            name in self.exact or any(pattern.match(name) for pattern in self.patterns) for name in spellings
-        )
+    @property
+    def expressions(self) -> list[str]:
+        """The patterns without `re:`."""
+        return [pattern.removeprefix(_PATTERN) for pattern in self.patterns]
+
+    def find(self, spelled: list[str], fits: Mapping[str, frozenset[str]]) -> str | None:
+        """The one that decides for a linear, None where none does.
+
+        An exact name comes before a pattern, and a pattern before a class; of several patterns the first in
+        alphabetical order decides, whatever the order of the groups. Source: compressed_tensors `utils/match.py`,
+        `match_targets`. `spelled`: what the linear may be called, the likeliest first; `fits`: by expression, the names
+        that it fits.
+        """
+        for name in spelled:
+            if name in self.exact:
+                return name
+        for name in spelled:
+            for pattern in self.patterns:
+                if name in fits[pattern.removeprefix(_PATTERN)]:
+                    return pattern
+        return next((one for one in _CLASSES if one in self.exact), None)
 
 
 @dataclass(frozen=True, slots=True)
 class CompressedScheme:
     """How a group of linears is quantised. `strategy`: what shares a scale; a `group` has `group_size` inputs."""
 
-    targets: Names
     kind: Literal["int", "float"]
     bits: int
     strategy: str
@@ -60,29 +71,50 @@ class CompressedScheme:
 
 @dataclass(frozen=True, slots=True)
 class CompressedConfig:
-    """Schemes, of which the first that fits decides, and the modules that are left plain."""
+    """Schemes by target, and what is left plain. `where` the config stands, for messages."""
 
-    schemes: tuple[CompressedScheme, ...]
+    schemes: Mapping[str, CompressedScheme]
+    targets: Names
     ignore: Names
+    where: str
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> CompressedConfig:
+        """Read a quantization_config that stands at `where`. Raises CheckpointError for what is not implemented."""
         _refuse_other_features(values, where)
         groups = values.get("config_groups")
         if not isinstance(groups, dict) or not groups:
             raise _refusal(f"{where}: config_groups", groups, "groups with targets and weights")
-        schemes = [_scheme(group, values.get("format"), f"{where}: {name}") for name, group in groups.items()]
-        return cls(tuple(schemes), Names.read(values.get("ignore"), f"{where}: ignore"))
+        schemes: dict[str, CompressedScheme] = {}
+        for name, group in groups.items():
+            scheme = _scheme(group, values.get("format"), f"{where}: {name}")
+            # Of two groups with one target the later decides, as in compressed-tensors.
+            schemes |= dict.fromkeys(_names(group.get("targets"), f"{where}: {name}: targets"), scheme)
+        ignore = Names.of(_names(values.get("ignore"), f"{where}: ignore"))
+        return cls(schemes, Names.of(schemes), ignore, where)
 
-    def scheme_of(self, name: str, on_disk: str, kind: Literal["int", "float"]) -> CompressedScheme:
+    @property
+    def expressions(self) -> list[str]:
+        """All regular expressions."""
+        return self.targets.expressions + self.ignore.expressions
+
+
+@dataclass(frozen=True, slots=True)
+class SchemeOfLinear:
+    """The scheme of each linear. `fits`: by regular expression of the config, the names that it fits."""
+
+    config: CompressedConfig
+    fits: Mapping[str, frozenset[str]]
+
+    def quantised(self, name: str, on_disk: str, kind: Literal["int", "float"]) -> CompressedScheme:
         """The scheme of a linear that is stored quantised. Raises CheckpointError where the config says otherwise."""
-        spellings = _spellings(name, on_disk)
-        scheme = next((scheme for scheme in self.schemes if scheme.targets.hold(spellings)), None)
-        if scheme is None or self.ignore.hold([on_disk]):
+        target = self.config.targets.find([on_disk, *spellings(name)], self.fits)
+        if target is None or self.config.ignore.find([on_disk], self.fits) is not None:
             raise CheckpointError(
                 f"{on_disk} is quantised in the weights and not by quantization_config, expected both to agree. "
                 "Compare config.json with the original repository."
             )
+        scheme = self.config.schemes[target]
         if scheme.kind != kind:
             raise CheckpointError(
                 f"{on_disk} is stored as {_FORMATS[kind]} and quantization_config says {_FORMATS[scheme.kind]}, "
@@ -92,18 +124,13 @@ class CompressedConfig:
 
     def check_plain(self, name: str, on_disk: str) -> None:
         """Refuse a linear that is stored plain and that the config quantises."""
-        spellings = _spellings(name, on_disk)
-        if any(scheme.targets.hold(spellings) for scheme in self.schemes) and not self.ignore.hold(spellings):
+        spelled, config = [on_disk, *spellings(name)], self.config
+        if config.targets.find(spelled, self.fits) is not None and config.ignore.find(spelled, self.fits) is None:
             raise CheckpointError(
                 f"{on_disk} is plain in the weights and quantised by quantization_config, expected both to agree. "
                 "Compare config.json with the original repository; a model saved without compression has to be saved "
                 "again with save_compressed=True."
             )
-
-
-def _spellings(name: str, on_disk: str) -> list[str]:
-    """A linear as the files call it, and as any program might that wrote the config."""
-    return [on_disk, *(disk_name(f"{name}.", scheme).removesuffix(".") for scheme in get_args(Scheme))]
 
 
 def _refuse_other_features(values: dict[str, Any], where: str) -> None:
@@ -134,8 +161,8 @@ def _scheme(group: object, form: object, where: str) -> CompressedScheme:
     form = group.get("format") or form
     if (kind, bits) not in (("int", 4), ("int", 8), ("float", 8)) or form != _FORMATS[kind]:
         raise CheckpointError(
-            f"{where} holds {str(kind)[:20]} weights of {str(bits)[:20]} bits as {str(form)[:40]!r}, expected int of 4 "
-            f"or 8 as 'pack-quantized' or float of 8 as 'float-quantized'. {_INSTEAD}"
+            f"{where} holds {one_line(kind, 20)} weights of {one_line(bits, 20)} bits as {one_line(form, 40)!r}, "
+            f"expected int of 4 or 8 as 'pack-quantized' or float of 8 as 'float-quantized'. {_INSTEAD}"
         )
     inputs = group.get("input_activations")
     if kind == "int" and inputs is not None:
@@ -147,7 +174,6 @@ def _scheme(group: object, form: object, where: str) -> CompressedScheme:
     if weights.get("dynamic", False) is not False:
         raise _refusal(f"{where}: weights: dynamic", weights["dynamic"], "false")
     return CompressedScheme(
-        Names.read(group.get("targets"), f"{where}: targets"),
         kind,
         bits,
         strategy,
@@ -155,6 +181,12 @@ def _scheme(group: object, form: object, where: str) -> CompressedScheme:
         symmetric,
         _activations(inputs, f"{where}: input_activations"),
     )
+
+
+def _names(value: object, where: str) -> list[str]:
+    if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise _refusal(where, value, "a list of names")
+    return list(value or [])
 
 
 def _strategy(weights: dict[str, Any], kind: str, where: str) -> tuple[str, int | None]:
@@ -191,6 +223,5 @@ _DEFAULTS = {"type": "int", "num_bits": 8, "symmetric": True, "strategy": "tenso
 
 
 def _refusal(where: str, got: object, expected: str) -> CheckpointError:
-    text = "missing" if got is None else " ".join(str(got).split())
-    text = text if len(text) <= 60 else text[:57] + "..."
+    text = "missing" if got is None else one_line(got, 60)
     return CheckpointError(f"{where} is {text}, expected {expected}. {_INSTEAD}")

@@ -25,7 +25,7 @@ import numpy as np
 
 from varco_export import integers
 from varco_export.act_order import sorted_by_group
-from varco_export.compressed_config import CompressedConfig, CompressedScheme
+from varco_export.compressed_config import CompressedConfig, CompressedScheme, SchemeOfLinear
 from varco_export.quantised import BLOCK_BYTES, Fp8Weight, IntegerWeight, QuantisedWeight
 from varco_export.quantised_entries import QuantisedEntries
 from varco_export.tensor import FLOAT_DTYPES, Array, Tensor
@@ -67,14 +67,15 @@ class CompressedTensors:
     def take(self, entries: QuantisedEntries) -> dict[str, QuantisedWeight]:
         """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
         config, weights = self.config, dict[str, QuantisedWeight]()
+        schemes = SchemeOfLinear(config, entries.match(config.expressions, config.where))
         for name in entries.linears_with("weight_packed"):
-            scheme = config.scheme_of(name, entries.disk_name(name, "weight_packed"), "int")
+            scheme = schemes.quantised(name, entries.disk_name(name, "weight_packed"), "int")
             weights[name] = _packed(scheme, entries, name)
         for name in entries.linears_with("weight_scale"):  # those left over
-            scheme = config.scheme_of(name, entries.disk_name(name, "weight_scale"), "float")
+            scheme = schemes.quantised(name, entries.disk_name(name, "weight_scale"), "float")
             weights[name] = _fp8(scheme, entries, name)
         for name in entries.plain_linears():
-            config.check_plain(name, entries.disk_name(name, "weight"))
+            schemes.check_plain(name, entries.disk_name(name, "weight"))
         return weights
 
 

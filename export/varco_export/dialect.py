@@ -35,6 +35,9 @@ class AttentionHeads:
 class Dialect(ABC):
     """What a network may be made of, and the form of it that all providers share."""
 
+    head_dim_unit = 2
+    """What the size of the language model's attention heads must be a multiple of: rotary positions turn pairs."""
+
     def __init__(self, graph: Graph, precision: Precision) -> None:
         self.graph = graph
         self.precision = precision

@@ -25,6 +25,8 @@ class OnnxRuntimeDialect(Dialect):
     through unchanged. Quantised ones are MatMulNBits.
     """
 
+    head_dim_unit = 16
+    """GroupQueryAttention refuses others when it runs (onnxruntime 1.32, CPU and CUDA alike)."""
     splits_bytes = True
     """Whether 8-bit integers times floats are written as 4-bit ones."""
 
@@ -63,7 +65,8 @@ class OnnxRuntimeDialect(Dialect):
                 for start in range(0, len(block), step):
                     rows = block[start : start + step]
                     values, block_scales = quantise_rows(rows, bits, block_size)
-                    scales[row : row + len(rows)] = block_scales
+                    with np.errstate(over="ignore"):  # `Graph.weight` names them
+                        scales[row : row + len(rows)] = block_scales
                     row += len(rows)
                     yield pack_values(values, bits)
 

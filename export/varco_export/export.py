@@ -30,7 +30,7 @@ from varco_export.sampling import emit_sampling
 from varco_export.vision import emit_vision
 from varco_runtime import __version__
 from varco_runtime.bundle import write_manifest
-from varco_runtime.errors import UsageError
+from varco_runtime.errors import ExportError, UsageError
 from varco_runtime.manifest import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts
 
 DEFAULT_MAX_CONTEXT = 10_240
@@ -71,6 +71,7 @@ def export(source: str | Path, target: Path, options: ExportOptions, progress: P
     """
     _check_precisions(options)
     checkpoint = Checkpoint.open(source, vision_source=options.vision_from)
+    _check_head_dim(checkpoint, options.device)
     decoder, vision = _precisions(options, checkpoint)
     max_context = choose_max_context(options.max_context, checkpoint.config.text.max_position_embeddings)
     with whole_folder(target, options.overwrite) as folder:
@@ -90,6 +91,17 @@ def _check_precisions(options: ExportOptions) -> None:
         raise UsageError(
             f"--embedding {options.embedding} does not go with --device {options.device}. Expected one of: "
             f"{', '.join(('auto', *places))}."
+        )
+
+
+def _check_head_dim(checkpoint: Checkpoint, device: str) -> None:
+    """Refuse a language model for whose attention the device's operators have no kernel."""
+    head_dim, unit = checkpoint.config.text.head_dim, DIALECTS[device][0].head_dim_unit
+    if head_dim % unit:
+        raise ExportError(
+            f"The language model's attention heads have {head_dim} features, expected a multiple of {unit}: "
+            f"onnxruntime's GroupQueryAttention, which --device {device} runs on, has no kernel for others. Export "
+            "another model."
         )
 
 

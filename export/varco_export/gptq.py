@@ -14,7 +14,6 @@ subtracted from whole words, so that the way back is a wrapping addition to whol
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +22,16 @@ import numpy as np
 
 from varco_export import integers
 from varco_export.act_order import sorted_by_group
+from varco_export.json_fields import one_line
+from varco_export.names import spellings
 from varco_export.quantised import BLOCK_BYTES, IntegerWeight, QuantisedWeight
 from varco_export.quantised_entries import QuantisedEntries
 from varco_export.tensor import FLOAT_DTYPES, Array, Tensor
 from varco_runtime.errors import CheckpointError
 
 _V1_OFFSET = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}
+Fits = Mapping[str, frozenset[str]]
+"""By pattern of `dynamic`, the names that it fits."""
 _STEP = "Compare quantization_config with the original repository, or copy the shards again."
 
 
@@ -76,13 +79,14 @@ class GptqSettings:
 
 @dataclass(frozen=True, slots=True)
 class GptqConfig:
-    """`quantization_config` of a GPTQ checkpoint. `dynamic` maps patterns of module names to what differs there, or to
-    None for modules that are not quantised."""
+    """`quantization_config` of a GPTQ checkpoint. `dynamic` holds patterns of module names with what differs there, or
+    None for modules that are not quantised. The packer may have called the modules otherwise than the files do."""
 
     settings: GptqSettings
     zeros_minus_one: bool
     lm_head: bool
-    dynamic: tuple[tuple[re.Pattern[str], dict[str, Any] | None], ...]
+    dynamic: tuple[tuple[str, dict[str, Any] | None], ...]
+    where: str
 
     method = "GPTQ"
 
@@ -94,31 +98,35 @@ class GptqConfig:
             zeros_minus_one=zero_point_format(values, where) in (None, "gptq"),
             lm_head=_flag(values, "lm_head", where),
             dynamic=_dynamic(values, where),
+            where=where,
         )
 
     def take(self, entries: QuantisedEntries) -> dict[str, QuantisedWeight]:
         """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
         weights: dict[str, QuantisedWeight] = {}
+        fits = entries.match([pattern for pattern, _ in self.dynamic], f"{self.where}: dynamic")
         for name in entries.linears_with("qweight"):
-            settings = self._settings_of(entries.disk_name(name, "qweight"), name)
+            settings = self._settings_of(name, entries.disk_name(name, "qweight"), fits)
             weights[name] = self._read(entries, name, settings)
         if not weights:
             raise CheckpointError(
                 "quantization_config says GPTQ and the weights hold no qweight, expected both to agree. Copy the "
                 "shards again; if the weights are meant to be plain, remove quantization_config from config.json."
             )
-        if self.lm_head and "lm_head" not in weights and not self._excludes_head(entries):
+        if self.lm_head and "lm_head" not in weights and not self._excludes_head(entries, fits):
             raise CheckpointError(
                 "quantization_config says lm_head is quantised and the weights hold a plain one, expected both to "
                 "agree. Set lm_head to false in it if the checkpoint's other tools read it so."
             )
         return weights
 
-    def _excludes_head(self, entries: QuantisedEntries) -> bool:
-        return not entries.has("lm_head", "weight") or self._override(entries.disk_name("lm_head", "weight")) is None
+    def _excludes_head(self, entries: QuantisedEntries, fits: Fits) -> bool:
+        return not entries.has("lm_head", "weight") or self._override(spellings("lm_head"), fits) is None
 
-    def _settings_of(self, disk_name: str, name: str) -> GptqSettings:
-        override = self._override(disk_name)
+    def _settings_of(self, name: str, disk_name: str, fits: Fits) -> GptqSettings:
+        override = self._override([disk_name], fits)
+        if override == {}:  # another spelling may be meant, but not to exclude what is there
+            override = self._override(spellings(name), fits, excluding=False)
         if override is None or (name == "lm_head" and not self.lm_head and not override):
             reason = "does not quantise lm_head" if override is not None else "excludes it in 'dynamic'"
             raise CheckpointError(
@@ -127,10 +135,10 @@ class GptqConfig:
             )
         return _settings(override, f"dynamic, {disk_name}", self.settings)
 
-    def _override(self, disk_name: str) -> dict[str, Any] | None:
-        """What `dynamic` changes for a module, None where it excludes it. The first pattern that fits decides."""
+    def _override(self, names: list[str], fits: Fits, excluding: bool = True) -> dict[str, Any] | None:
+        """What `dynamic` changes for a module of these names, None where it excludes it; the first rule decides."""
         for pattern, override in self.dynamic:
-            if pattern.match(disk_name):
+            if not fits[pattern].isdisjoint(names) and (excluding or override is not None):
                 return override
         return {}
 
@@ -175,7 +183,7 @@ def zero_point_format(values: Mapping[str, Any], where: str) -> Any:
     """
     stated = {key: values[key] for key in ("checkpoint_format", "format") if values.get(key) is not None}
     if len(stated) == 2 and stated["checkpoint_format"] != stated["format"]:
-        one, other = (str(value)[:40] for value in stated.values())
+        one, other = (one_line(value, 40) for value in stated.values())
         raise CheckpointError(
             f"{where}: checkpoint_format is {one!r} and format is {other!r}, expected both to agree. Keep the one that "
             "the weights were packed in."
@@ -189,13 +197,14 @@ def _refuse_other_formats(values: dict[str, Any], where: str) -> None:
         layout = "marlin"
     if layout not in ("gptq", "gptq_v2"):
         raise CheckpointError(
-            f"{where}: checkpoint_format is {str(layout)[:40]!r}, expected 'gptq' or 'gptq_v2'. Weights packed for one "
-            "kernel cannot be read; use the checkpoint's GPTQ version, or quantise the original with: varco quantize"
+            f"{where}: checkpoint_format is {one_line(layout, 40)!r}, expected 'gptq' or 'gptq_v2'. Weights packed for "
+            "one kernel cannot be read; use the checkpoint's GPTQ version, or quantise the original with: varco "
+            "quantize"
         )
     packed = values.get("pack_dtype") or "int32"
-    if str(packed).removeprefix("torch.") != "int32":
+    if one_line(packed, 40).removeprefix("torch.") != "int32":
         raise CheckpointError(
-            f"{where}: pack_dtype is {str(packed)[:40]!r}, expected 'int32'. Save the checkpoint with 32-bit words."
+            f"{where}: pack_dtype is {one_line(packed, 40)!r}, expected 'int32'. Save the checkpoint with 32-bit words."
         )
 
 
@@ -207,13 +216,13 @@ def _settings(values: dict[str, Any], where: str, default: GptqSettings | None =
     bits, group_size = get("bits", None), get("group_size", None)
     if type(bits) is not int or bits not in _V1_OFFSET:
         raise CheckpointError(
-            f"{where}: bits is {str(bits)[:40]}, expected 4 or 8. Other widths have no kernel here; quantise the "
+            f"{where}: bits is {one_line(bits, 40)}, expected 4 or 8. Other widths have no kernel here; quantise the "
             "original checkpoint with: varco quantize"
         )
     if type(group_size) is not int or not (group_size == -1 or 16 <= group_size <= 1 << 20):
         raise CheckpointError(
-            f"{where}: group_size is {str(group_size)[:40]}, expected -1 or 16 and more. Compare it with the original "
-            "repository."
+            f"{where}: group_size is {one_line(group_size, 40)}, expected -1 or 16 and more. Compare it with the "
+            "original repository."
         )
     if group_size != -1 and group_size % 16:
         raise CheckpointError(
@@ -231,27 +240,23 @@ def _settings(values: dict[str, Any], where: str, default: GptqSettings | None =
 def _flag(values: dict[str, Any], key: str, where: str) -> bool:
     value = values.get(key)
     if value is not None and type(value) is not bool:
-        raise CheckpointError(f"{where}: {key} is {str(value)[:40]!r}, expected true or false. Copy the file again.")
+        raise CheckpointError(
+            f"{where}: {key} is {one_line(value, 40)!r}, expected true or false. Copy the file again."
+        )
     return bool(value)
 
 
-def _dynamic(values: dict[str, Any], where: str) -> tuple[tuple[re.Pattern[str], dict[str, Any] | None], ...]:
+def _dynamic(values: dict[str, Any], where: str) -> tuple[tuple[str, dict[str, Any] | None], ...]:
     """gptqmodel's `dynamic`: `-:PATTERN` excludes modules, `PATTERN` or `+:PATTERN` changes their settings."""
     dynamic = values.get("dynamic") or {}
     if not isinstance(dynamic, dict):
-        raise CheckpointError(f"{where}: dynamic is {str(dynamic)[:40]!r}, expected patterns. Copy the file again.")
-    rules: list[tuple[re.Pattern[str], dict[str, Any] | None]] = []
+        raise CheckpointError(f"{where}: dynamic is {one_line(dynamic, 40)!r}, expected patterns. Copy the file again.")
+    rules: list[tuple[str, dict[str, Any] | None]] = []
     for text, override in dynamic.items():
-        try:
-            pattern = re.compile(text.removeprefix("-:").removeprefix("+:"))
-        except (re.error, RecursionError, OverflowError):
-            raise CheckpointError(
-                f"{where}: dynamic holds {text[:60]!r}, expected a regular expression. Copy the file again."
-            ) from None
         if not text.startswith("-:") and not isinstance(override, dict):
             raise CheckpointError(
-                f"{where}: dynamic maps {text[:60]!r} to {str(override)[:40]!r}, expected settings. "
+                f"{where}: dynamic maps {text[:60]!r} to {one_line(override, 40)!r}, expected settings. "
                 "Copy the file again."
             )
-        rules.append((pattern, None if text.startswith("-:") else override))
+        rules.append((text.removeprefix("-:").removeprefix("+:"), None if text.startswith("-:") else override))
     return tuple(rules)

@@ -17,6 +17,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from varco_export.output import HashedFile
+from varco_export.tensor import is_finite
+from varco_runtime.errors import ExportError
 from varco_runtime.manifest import FileFacts
 
 MICROSOFT = "com.microsoft"
@@ -126,13 +128,20 @@ class Graph:
         return self.constant("ints_" + "_".join(str(v) for v in values), np.array(values, dtype=np.int64))
 
     def weight(self, name: str, dtype: str, shape: Sequence[int], blocks: Iterable[np.ndarray[Any, Any]]) -> str:
-        """Stream a weight of `shape` to the data file and return its name; `blocks` are its leading rows, in order."""
+        """Stream a weight of `shape` to the data file and return its name; `blocks` are its leading rows, in order.
+
+        Raises ExportError for a number beyond the type's range: fp16 ends at 65,504.
+        """
         assert name not in self._initializers, f"Bug: weight {name} is written twice"
         onnx_type, numpy_type = DTYPES[dtype]
         offset = self._data.size + self._data.write(bytes(-self._data.size % ALIGNMENT))
         written = 0
         for block in blocks:
-            written += self._data.write(np.ascontiguousarray(block, dtype=numpy_type).view(np.uint8).reshape(-1).data)
+            with np.errstate(over="ignore"):  # said below, by name
+                array = np.ascontiguousarray(block, dtype=numpy_type)
+            if (dtype == "fp16" or dtype == "bf16") and not is_finite(array, dtype):  # the others are as wide as any
+                raise _out_of_range(name, dtype)
+            written += self._data.write(array.view(np.uint8).reshape(-1).data)
         expected = int(np.prod(shape, dtype=np.int64)) * numpy_type.itemsize // (2 if dtype == "int4" else 1)
         assert written == expected, f"Bug: {name} wrote {written} bytes, its shape {tuple(shape)} needs {expected}"
         tensor = TensorProto(name=name, data_type=onnx_type, dims=list(shape), data_location=TensorProto.EXTERNAL)
@@ -159,3 +168,11 @@ class Graph:
             file.write(model.SerializeToString(deterministic=True))
         self._data.close()
         return {self.path.name: file.facts(), self.data_path.name: self._data.facts()}
+
+
+def _out_of_range(name: str, dtype: str) -> ExportError:
+    largest = {"fp16": "65,504", "bf16": "3.39e38"}[dtype]
+    return ExportError(
+        f"{name} holds a number beyond {largest}, the largest of {dtype}, expected none. Export it in a type of a "
+        "wider range, with --decoder or --vision: fp32 on a CPU, bf16 on a GPU."
+    )

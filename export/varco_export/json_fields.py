@@ -92,3 +92,13 @@ def show(value: object) -> str:
         text = repr(type(value))
     text = "missing" if value is None else text
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def one_line(value: object, length: int) -> str:
+    """A value in one line of at most `length` characters that a terminal can print."""
+    try:
+        text = " ".join(str(value).split())
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= length else text[: length - 3] + "..."

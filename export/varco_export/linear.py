@@ -193,8 +193,9 @@ def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array
     largest, smallest = values.max(axis=2), values.min(axis=2)
     half = 1 << (bits - 1)
     scales = np.where(largest > -smallest, largest, smallest) / np.float32(-half)  # [n, blocks]
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / scales
+    inverse[np.isinf(inverse)] = 0  # a block of zeros, or of numbers too small to divide by
     values *= inverse[:, :, None]
     np.rint(values, out=values)
     values += half

@@ -7,7 +7,7 @@ Only the part in front of a tensor is spelled differently; what follows (`layers
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Scheme = Literal["llava_next", "hf_old", "hf_4_57", "hf_5"]
 
@@ -73,3 +73,8 @@ def disk_name(canonical: str, scheme: Scheme) -> str:
         if canonical.startswith(prefix):
             return spellings[scheme] + canonical[len(prefix) :]
     raise AssertionError(f"Bug: {canonical!r} is not a canonical name")
+
+
+def spellings(linear: str) -> list[str]:
+    """Return what any program might call a module, `linear` being its canonical name: that and each scheme's."""
+    return [linear, *(disk_name(f"{linear}.", scheme).removesuffix(".") for scheme in get_args(Scheme))]

@@ -23,7 +23,7 @@ from varco_export.progress import Progress
 from varco_export.reference_pass import Advance, Array, Logits, ReferencePass, Sequence
 from varco_runtime.bundle import Bundle, write_manifest
 from varco_runtime.digest import digest, newline_digest
-from varco_runtime.errors import ExportError
+from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.image import normalise, pack, packing_plan, tile
 from varco_runtime.manifest import FileFacts, Manifest
 from varco_runtime.picture import load_picture
@@ -104,13 +104,18 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
 
     formats = linear_formats(checkpoint, folder / manifest.decoder.file)
     reference = ReferencePass(checkpoint, formats)
-    pictures, tokens = _look(reference, drawn, manifest, advance)
-    sequences = [
-        # All but the last token: nothing is asked after it.
-        Sequence(ids[:-1], None if question.picture is None else tokens[question.picture], num_answer)
-        for question, ids, num_answer in asked
-    ]
-    logits = reference.logits(sequences, manifest.prompt.image_token_id, advance)
+    with np.errstate(all="ignore"):  # what comes out is checked
+        pictures, tokens = _look(reference, drawn, manifest, advance)
+        sequences = [
+            # All but the last token: nothing is asked after it.
+            Sequence(ids[:-1], None if question.picture is None else tokens[question.picture], num_answer)
+            for question, ids, num_answer in asked
+        ]
+        logits = reference.logits(sequences, manifest.prompt.image_token_id, advance)
+    for one, rows in zip(drawn, tokens, strict=True):
+        _check_finite(f"makes of the picture {one.name!r}", rows)
+    for (question, _, _), answer in zip(asked, logits, strict=True):
+        _check_finite(f"answers {question.prompt[:60]!r} with", answer.exact, answer.built, answer.noisy)
     return Probes(
         vision=coarsest(held_formats(folder / manifest.vision.file).values(), manifest.vision.compute),
         decoder=coarsest(formats.values(), manifest.decoder.compute),
@@ -167,6 +172,15 @@ def _probe(question: Question, ids: Array, logits: Logits) -> Probe:
         log_sum_exp=log_sum_exp.astype(np.float32),
         spread=wide.std(axis=1).astype(np.float32),
     )
+
+
+def _check_finite(does: str, *values: Array | None) -> None:
+    """Refuse a model that gives no numbers: weights may be finite, and what they make of an input not."""
+    if not all(np.isfinite(one).all() for one in values if one is not None):
+        raise CheckpointError(
+            f"The model {does} NaN or infinity, computed in fp32 from its own finite weights, expected numbers. "
+            "Compare the checkpoint's files with the original repository."
+        )
 
 
 def _noise(logits: list[Logits]) -> float:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from varco_export.compressed_config import CompressedConfig
 from varco_export.compressed_tensors import CompressedTensors
 from varco_export.gptq import GptqConfig, zero_point_format
+from varco_export.json_fields import one_line
 from varco_export.precision import Stored
 from varco_export.quantised import Fp8Weight, IntegerWeight, QuantisedWeight
 from varco_export.quantised_entries import QuantisedEntries
@@ -44,7 +45,7 @@ def read_quantisation(folder: Path) -> Quantisation | None:
         case "compressed-tensors":
             return CompressedTensors(CompressedConfig.from_dict(values, where))
     raise CheckpointError(
-        f"{where}: quant_method is {str(method)[:40]!r}, expected 'gptq' or 'compressed-tensors'. Quantise the "
+        f"{where}: quant_method is {one_line(method, 40)!r}, expected 'gptq' or 'compressed-tensors'. Quantise the "
         "original checkpoint with: varco quantize"
     )
 
@@ -73,7 +74,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
             "the file with its original repository."
         )
     if values is not None and not isinstance(values, dict):
-        raise CheckpointError(f"{where} is {str(values)[:40]!r}, expected an object. Copy the file again.")
+        raise CheckpointError(f"{where} is {one_line(values, 40)!r}, expected an object. Copy the file again.")
     other = folder / "quantize_config.json"
     if not is_there(other):
         return values, where
@@ -86,7 +87,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
     for key, (one, another) in pairs.items():
         if one is not None and another is not None and one != another:
             raise CheckpointError(
-                f"{key} is {str(one)[:40]} in config.json and {str(another)[:40]} in {other.name}, "
+                f"{key} is {one_line(one, 40)} in config.json and {one_line(another, 40)} in {other.name}, "
                 "expected both to agree. Compare the files with their original repository."
             )
     return {**second, **{key: value for key, value in values.items() if value is not None}}, where

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from varco_export.names import spellings
+from varco_export.patterns import match_names
 from varco_export.shards import Entry, short
 from varco_export.tensor import Dtype, Tensor
 from varco_runtime.errors import CheckpointError
@@ -72,10 +74,21 @@ class QuantisedEntries:
                 "Compare config.json with the original repository."
             )
 
-    def plain_linears(self) -> list[str]:
-        """The language model's linears that are stored as floats."""
+    def linears(self) -> list[str]:
+        """The language model's linears, its head last."""
         return [
             name.removesuffix(".weight")
             for name in self.shapes
-            if name.endswith("_proj.weight") and name.startswith("language_model.") and name in self.entries
-        ] + (["lm_head"] if "lm_head.weight" in self.shapes and "lm_head.weight" in self.entries else [])
+            if name.startswith("language_model.") and name.endswith("_proj.weight")
+        ] + (["lm_head"] if "lm_head.weight" in self.shapes else [])
+
+    def plain_linears(self) -> list[str]:
+        """Those of them that are stored as floats."""
+        return [name for name in self.linears() if self.has(name, "weight")]
+
+    def match(self, patterns: Collection[str], where: str) -> Mapping[str, frozenset[str]]:
+        """By pattern, the names that it fits, of all that any program might give the language model's linears.
+
+        Raises CheckpointError, naming `where`, for patterns that cannot be matched.
+        """
+        return match_names(patterns, [spelled for name in self.linears() for spelled in spellings(name)], where)

@@ -66,8 +66,9 @@ def round_rows(part: FloatPart) -> tuple[Array, Array]:
     for block in part.blocks():
         rows = block.astype(np.float32)
         largest = np.abs(rows).max(axis=1)
-        with np.errstate(divide="ignore"):
-            inverse = np.where(largest == 0, np.float32(0), np.float32(LARGEST) / largest)
+        with np.errstate(divide="ignore", over="ignore"):
+            inverse = np.float32(LARGEST) / largest
+        inverse[np.isinf(inverse)] = 0  # a row of zeros, or of numbers too small to divide by
         values[row : row + len(rows)] = np.rint(rows * inverse[:, None])
         scales[row : row + len(rows)] = largest / np.float32(LARGEST)
         row += len(rows)

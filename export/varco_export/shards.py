@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.small_files import MAX_INDEX_BYTES, read_json
+from varco_export.json_fields import one_line, show
+from varco_export.regular_file import open_regular
+from varco_export.shard_files import check_no_pointer, find_shards
 from varco_export.tensor import SAFETENSORS_DTYPES, Dtype, Tensor
 from varco_runtime.errors import CheckpointError, MissingExtraError
-from varco_runtime.schema import MANIFEST
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_MAX_DIMS = 8  # twice those of any weight here
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16}
 _BITS |= {"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4}
 _BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -54,7 +56,7 @@ class Entry:
 
     def raw_bytes(self) -> bytes:
         """All bytes of a small tensor of any dtype."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             return file.read(math.prod(self.shape) * _BITS[self.dtype] // 8)
 
@@ -93,39 +95,15 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
 def read_shards(folder: Path) -> dict[Path, list[Entry]]:
     """model.safetensors, or the shards that its index names, each inside the folder. Checks the index against them."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
-        return {single: _read_header(single)}
-    if not index.exists():
-        if (folder / MANIFEST).is_file():
-            raise CheckpointError(
-                f"{folder} is a bundle, expected what a bundle is made of: a checkpoint's folder of safetensors, or a "
-                "Hugging Face repository id. Name that, or ask the bundle with varco run."
-            )
-        found = "only PyTorch .bin files" if any(folder.glob("*.bin")) else "neither"
-        raise CheckpointError(
-            f"{folder} holds {found}, expected model.safetensors or model.safetensors.index.json. Convert or "
-            "download the checkpoint as safetensors."
-        )
-    weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
-        raise CheckpointError(f"{index} has no usable weight_map, expected tensor names to shard names. Copy it again.")
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise CheckpointError(
-                f"{index.name} names the shard {name[:80]!r}, expected a .safetensors file beside it. Copy it again."
-            )
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{name} is missing from {folder}, expected by {index.name}. Download the shard again."
-            )
-    shards = {folder / name: _read_header(folder / name) for name in names}
+    paths, weight_map, index = find_shards(folder)
+    shards = {path: _read_header(path) for path in paths}
+    if weight_map is None:
+        return shards
     held = {(entry.disk_name, path.name) for path, entries in shards.items() for entry in entries}
     absent = sorted(tensor for tensor, shard in weight_map.items() if (tensor, shard) not in held)
     if absent:
         raise CheckpointError(
-            f"{some(absent)} not in {weight_map[absent[0]]}, expected there by {index.name}. Copy both files again."
+            f"{some(absent)} not in {weight_map[absent[0]]}, expected there by {index}. Copy both files again."
         )
     return shards
 
@@ -137,9 +115,10 @@ def _read_header(path: Path) -> list[Entry]:
         return CheckpointError(f"{path.name} {problem}, expected {expected}. Download the shard again.")
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file_bytes = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
+            check_no_pointer(path, prefix)
             header_bytes = int.from_bytes(prefix, "little")
             if len(prefix) < 8:
                 raise bad(f"is {file_bytes} bytes long", "a safetensors file")
@@ -174,7 +153,9 @@ def _check_entries(
             ):
                 pass
             case _:
-                raise bad(f"describes {short(name)} as {short(str(info))}", "dtype, shape and data_offsets")
+                raise bad(f"describes {short(name)} as {show(info)}", "dtype, shape and data_offsets")
+        if len(shape) > _MAX_DIMS:
+            raise bad(f"gives {short(name)} {len(shape)} dimensions", f"at most {_MAX_DIMS}")
         if dtype not in _BITS:
             raise bad(f"holds {short(name)} in the unknown dtype {short(dtype)}", "BF16, F16 or F32")
         size = math.prod(shape) * _BITS[dtype] // 8
@@ -197,8 +178,11 @@ def _check_entries(
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"{name!r} stands there twice")
+            seen.add(name)
     return keys
 
 
@@ -209,5 +193,5 @@ def some(names: list[str]) -> str:
 
 
 def short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 120 else text[:117] + "..."
+    """A name out of a file in one short line."""
+    return one_line(text, 120)

@@ -7,13 +7,14 @@ than their bound, and no JSON that repeats a key or nests deeper than any real o
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from varco_export.regular_file import open_regular
 from varco_runtime.errors import CheckpointError
 
 MAX_SETTINGS_BYTES = 4 << 20
@@ -83,23 +84,17 @@ def open_plain(path: Path) -> BinaryIO:
     Raises:
         CheckpointError: It is missing, a link to nothing, a folder, pipe or device, or may not be read.
     """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(path, flags)
+        return open_regular(path)
     except FileNotFoundError:
         problem = f"is missing from {path.parent}"
         if path.is_symlink():
             problem = f"in {path.parent} is a link to nothing, expected a file"
         raise CheckpointError(f"{path.name} {problem}. Copy it from the checkpoint's original repository.") from None
     except OSError as error:
-        reason = error.strerror or str(error)
+        is_other = error.errno in (errno.EISDIR, errno.EINVAL)
+        reason = "it is a folder, pipe or device" if is_other else error.strerror or str(error)
         raise CheckpointError(f"{path} cannot be read ({reason}), expected a plain file. Copy it again.") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointError(
-            f"{path} cannot be read (it is a folder, pipe or device), expected a plain file. Copy it again."
-        )
-    return open(descriptor, "rb")
 
 
 def is_there(path: Path) -> bool:

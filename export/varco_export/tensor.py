@@ -40,6 +40,15 @@ SAFETENSORS_DTYPES: dict[str, Dtype] = {
 }
 FLOAT_DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
 BLOCK_BYTES = 32 << 20
+# The bits of infinity as an integer, and those of minus infinity: whatever is above is infinity or NaN. FP8 has no
+# infinity, and one NaN of each sign.
+_INFINITY: dict[str, tuple[type[np.signedinteger[Any]], int, type[np.unsignedinteger[Any]], int]] = {
+    "bf16": (np.int16, 0x7F80, np.uint16, 0xFF80),
+    "fp16": (np.int16, 0x7C00, np.uint16, 0xFC00),
+    "fp32": (np.int32, 0x7F800000, np.uint32, 0xFF800000),
+    "fp8": (np.int8, 0x7F, np.uint8, 0xFF),
+}
+_CHECKED_BYTES = 1 << 20  # at a time, so that the second look at them comes out of the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +74,12 @@ class Tensor:
         return self.rows(0, self.num_rows).reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop`: [stop - start, *shape[1:]]."""
+        """Rows `start` to `stop`: [stop - start, *shape[1:]]. Raises CheckpointError for NaN and infinity."""
         assert 0 <= start <= stop <= self.num_rows, f"Bug: rows {start}:{stop} of {self.shape}"
         array = np.empty((stop - start, *self.shape[1:]), NUMPY_DTYPES[self.dtype])
         row_bytes = self.nbytes // max(self.num_rows, 1)
         _read_exactly(self, [(self.offset + start * row_bytes, array)])
+        self._check_finite(array)
         return array
 
     def columns(self, start: int, stop: int) -> Array:
@@ -79,6 +89,7 @@ class Tensor:
         array = np.empty((num_rows, stop - start), NUMPY_DTYPES[self.dtype])
         size = array.itemsize
         _read_exactly(self, ((self.offset + (row * width + start) * size, array[row]) for row in range(num_rows)))
+        self._check_finite(array)
         return array
 
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
@@ -94,12 +105,36 @@ class Tensor:
         for start in range(0, width, step):
             yield self.columns(start, min(start + step, width))
 
+    def _check_finite(self, array: Array) -> None:
+        if not is_finite(array, self.dtype):
+            raise CheckpointError(
+                f"{self.name} holds NaN or infinity in {self.path.name}, expected finite numbers. Copy the file again, "
+                "or use a checkpoint from before its training diverged."
+            )
+
+
+def is_finite(array: Array, dtype: str) -> bool:
+    """Return whether contiguous numbers of a float type hold neither infinity nor NaN; integers never do.
+
+    Two maxima over the bits as integers: several times as fast as `numpy.isfinite`, and without memory of its own.
+    """
+    if dtype not in _INFINITY:
+        return True
+    signed, infinity, unsigned, minus_infinity = _INFINITY[dtype]
+    bits = array.reshape(-1).view(unsigned)
+    step = _CHECKED_BYTES // bits.itemsize
+    for start in range(0, len(bits), step):
+        part = bits[start : start + step]
+        if part.max() >= minus_infinity or part.view(signed).max() >= infinity:
+            return False
+    return True
+
 
 def _read_exactly(tensor: Tensor, spans: Iterable[tuple[int, Array]]) -> None:
     """Fill each array with the bytes of the tensor's file that begin at its offset."""
     path = tensor.path
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO fails at once
         try:
             missing = max((_fill(descriptor, offset, array) for offset, array in spans), default=0)
         finally:

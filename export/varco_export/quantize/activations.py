@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varco_export.quantize.work import sync
 from varco_runtime.errors import ExportError
 
 Array = NDArray[np.floating[Any]]
@@ -24,6 +25,7 @@ def write_activations(path: Path, samples: Iterable[Array]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    sync(path.parent)  # before what it replaces is removed
 
 
 def read_activations(path: Path, lengths: Sequence[int], width: int) -> Iterator[Array]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from varco_export.quantize.work import sync
 from varco_export.tensor import SAFETENSORS_DTYPES, Tensor
 
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
@@ -73,6 +74,7 @@ def write_shard(path: Path, tensors: Mapping[str, Stored]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    sync(path.parent)  # before what it replaces is removed
 
 
 def read_sizes(path: Path) -> dict[str, int]:

@@ -55,12 +55,17 @@ class Work:
                 path.unlink()
 
     def publish(self) -> None:
-        """Rename the checkpoint to OUT and remove the rest."""
-        _sync(self.checkpoint)
+        """Rename the checkpoint to OUT and remove the rest.
+
+        Every file is on the disk before the rename is: after a power cut OUT is whole or absent too.
+        """
+        for path in self.checkpoint.iterdir():
+            sync(path)
+        sync(self.checkpoint)
         if os.path.lexists(self.target):
             raise _exists(self.target)
         self.checkpoint.replace(self.target)
-        _sync(self.target.parent)
+        sync(self.target.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -133,7 +138,9 @@ def _claim(work: Work, asked: dict[str, Any]) -> None:
         work.keep_activations(None)
         partial = path.with_name("run.json.partial")
         partial.write_text(json.dumps(asked, indent=2, sort_keys=True), encoding="utf-8")
+        sync(partial)
         partial.replace(path)
+        sync(work.folder)
     work.checkpoint.mkdir(exist_ok=True)
 
 
@@ -141,10 +148,13 @@ def _exists(target: Path) -> ExportError:
     return ExportError(f"{target} exists already. Choose another output folder or remove it.")
 
 
-def _sync(folder: Path) -> None:
-    """Bring names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk. Some file systems cannot sync a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
