@@ -146,7 +146,9 @@ class Varco:
 
         Options, all off or as the checkpoint says by default: `system` (a system message), `max_new_tokens` 1024,
         `temperature` 0 (greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` (strings that end
-        the answer), `speculate` (False turns drafts off; they change how fast an answer comes and not what it says).
+        the answer), `speculate` (False turns drafts off; with them an answer comes faster, and with float activations
+        it is the same unless two tokens are all but equal; a bundle with int8 activations may give another answer,
+        which is as good on average: see `speculation.py`).
         Raises `ImageError`, `PromptError`, `ContextError` or `UsageError`; the model stays usable.
         """
         return self.stream(image, prompt, **options).run()
