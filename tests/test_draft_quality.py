@@ -57,12 +57,12 @@ def test_with_int8_activations_every_way_is_as_near_to_the_exact_model(
 ) -> None:
     """The KL of drafts, restored prefixes and other chunks is that of a token a step, within a tenth of it."""
     bundle = export_bundle(smollm_checkpoint, tmp_path / "bundle", max_context=1024, activations="int8", **options)
-    ways = by_tokens(Varco.load(smollm_fp32), Varco.load(bundle), [Question(None, q) for q in QUESTIONS[:6]], 64)
+    ways = by_tokens(Varco.load(smollm_fp32), Varco.load(bundle), [Question(None, q) for q in QUESTIONS[:4]], 48)
     base = ways[A_TOKEN_A_STEP]
     assert base["kl"] > 0
     for name, row in ways.items():
         assert abs(row["kl_more"]) < 0.1 * base["kl"] + 3 * row["kl_more_error"], name
-        assert row["moved"] < base["kl"], name
+        assert row["moved"] < 2 * base["kl"], name  # two ways that round independently
 
 
 @pytest.mark.full
