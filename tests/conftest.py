@@ -12,6 +12,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
+from tests.smollm import make_smollm
 from varco_export.export import ExportOptions, export
 from varco_export.progress import Silent
 from varco_export.tiny import TinyOptions, make_tiny
@@ -50,6 +51,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the reference material (../shared) is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def smollm_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real language weights, 135 million of them, behind a random tower: HF format, fp32, for tests marked `full`."""
+    return make_smollm(tmp_path_factory.mktemp("smollm"), shared / "tools")
 
 
 @pytest.fixture(scope="session")

@@ -18,16 +18,28 @@ from varco_runtime.speculation import StepCosts
 NUM_TOKENS = 24
 
 
-@pytest.fixture(scope="module", params=["fp32", "int4 with int8 activations"])
+FORMATS = [
+    "fp32",
+    "int4 with int8 activations",
+    pytest.param("int8 with float activations", marks=pytest.mark.full),
+    pytest.param("int4 with float activations", marks=pytest.mark.full),
+]
+
+
+@pytest.fixture(scope="module", params=FORMATS)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The exact bundle, and the kind for which drafts are made."""
+    """The exact bundle, the kind for which drafts are made, and those whose answers drafts leave as they are.
+
+    That the second one's answers stay as they are, too, is because random weights hold no outliers.
+    """
     if request.param == "fp32":
         return Path(request.getfixturevalue("tiny_bundle"))
+    decoder, _, activations, _ = request.param.split()
     return export_bundle(
         request.getfixturevalue("tiny_checkpoint"),
-        tmp_path_factory.mktemp("int4") / "bundle",
-        decoder="int4",
-        activations="int8",
+        tmp_path_factory.mktemp("bundles") / "bundle",
+        decoder=decoder,
+        activations=activations,
     )
 
 

@@ -35,7 +35,7 @@ def generate_tokens(
 
     `position` is where the first new token goes. `on_token` is called with each id once it is in the cache. Where the
     choice needs nothing but the largest logit, a device that can makes it. With a `drafter`, steps may hold several
-    tokens; the tokens that come out are the same.
+    tokens; the tokens that come out are those of the same logits, as far as a longer step gives the same logits.
     """
     if drafter is not None and isinstance(backend, VerifyingBackend):
         yield from _generate_verified(

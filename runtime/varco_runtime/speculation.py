@@ -1,8 +1,18 @@
 """Drafts: guesses at the next tokens, which one decoder step of several tokens confirms or rejects.
 
-A draft changes no answer. Every token is chosen from the decoder's own logits, and what follows a wrong guess is thrown
-away; only the number of steps differs, and with it the last bits of the logits, which decide where two are all but
-equal. (Prompt-lookup decoding, Saxena 2023; here with VARCO's markup as a second source.)
+Every token is chosen from the decoder's own logits, and what follows a wrong guess is thrown away; only the number of
+tokens to a step differs, and with it the last bits of the logits: onnxruntime's GroupQueryAttention adds up the rows of
+several tokens in another order than that of one (1e-6, release 1.32 on a CPU), and so do most matrix products.
+
+- With float activations that decides only where two tokens are all but equal.
+- With int8 activations it moves some inputs across the border between two integers, which each layer amplifies, so that
+  an answer may take another way. Both ways are equally near to the exact model, which is measured by
+  `benchmarks/draft_quality.py`.
+
+The same holds for whatever else changes how many positions run at once: a restored prefix, what an earlier question
+left in the cache, another length of a prompt's chunks. A draft as a batch of rows of one token each would have equal
+bits, but each row needs a cache of its own: to copy 2,048 positions takes half as long as a step of the 0.5B shape.
+(Prompt-lookup decoding, Saxena 2023; here with VARCO's markup as a second source.)
 """
 
 from __future__ import annotations

@@ -64,6 +64,9 @@ class _Encoded:
 class Varco:
     """A loaded bundle that answers questions. One question at a time: it holds one key/value cache.
 
+    It may be used from several threads. A newer question ends the unfinished answer of an older one, which then raises
+    `UsageError`; an answer that comes to its end is the one that would have come without other threads.
+
     ```
     varco = Varco.load("bundle")
     answer = varco.ask("cats.png", "Describe this image.")
@@ -88,7 +91,9 @@ class Varco:
         self._memory = Memory(backend, manifest.prompt.image_token_id, memory_mb << 20)
         self._chances, self._costs = Chances(), StepCosts()
         self._lock = threading.Lock()
+        """Held by whoever uses the backend, `_memory`, `_chances`, `_costs` or `_turn`."""
         self._turn = 0
+        """Counts the prompts that were put into the cache: the cache belongs to the latest one."""
 
     @classmethod
     def load(
@@ -141,7 +146,9 @@ class Varco:
 
         Options, all off or as the checkpoint says by default: `system` (a system message), `max_new_tokens` 1024,
         `temperature` 0 (greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` (strings that end
-        the answer), `speculate` (False turns drafts off; they change how fast an answer comes and not what it says).
+        the answer), `speculate` (False turns drafts off; with them an answer comes faster, and with float activations
+        it is the same unless two tokens are all but equal; a bundle with int8 activations may give another answer,
+        which is as good on average: see `speculation.py`).
         Raises `ImageError`, `PromptError`, `ContextError` or `UsageError`; the model stays usable.
         """
         return self.stream(image, prompt, **options).run()
@@ -280,6 +287,42 @@ class Varco:
             self._memory.forget_sequence()
         return logits, cached
 
+    def _begin(self, request: _Request) -> _Prefilled:
+        """Put a question into the cache. The caller holds the lock, and the cache is the question's from here on.
+
+        A turn taken before the lock would not follow the order of the prefills: an older question that came second to
+        the lock would overwrite the cache of a newer one, which would go on without noticing.
+        """
+        self._turn += 1
+        turn = self._turn
+        encoded = None if request.picture is None else self._encode(request.picture)
+        started = time.perf_counter()
+        logits, num_cached = self._prefill(request.ids, encoded)
+        prefill_s = time.perf_counter() - started
+        generation = self.bundle.manifest.generation
+        drafter = self._drafter(request)
+        tokens = generate_tokens(
+            self.backend,
+            logits[-1],
+            len(request.ids),
+            Sampler(request.sampling, generation, request.ids),
+            generation.eos_token_ids,
+            request.max_new_tokens,
+            self._memory.sequence.ids.append,
+            drafter,
+        )
+        return _Prefilled(turn, encoded, prefill_s, num_cached, drafter, tokens)
+
+    def _next_token(self, prefilled: _Prefilled) -> int | None:
+        """The next token of an answer, None behind the last. The caller holds the lock."""
+        if self._turn != prefilled.turn:
+            raise UsageError("A newer question ended this stream. Read a stream to its end before the next question.")
+        try:
+            return next(prefilled.tokens, None)
+        except Exception:
+            self._memory.forget_sequence()
+            raise
+
     def _drafter(self, request: _Request) -> Drafter | None:
         """Drafts for an answer, where they may pay: greedy, on a backend that verifies several tokens at once."""
         if not request.speculate or request.sampling.temperature or not isinstance(self.backend, VerifyingBackend):
@@ -303,10 +346,22 @@ class _Request:
     started: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Prefilled:
+    """A question whose prompt is in the cache, which is its own as long as `turn` is the `Varco`'s."""
+
+    turn: int
+    encoded: _Encoded | None
+    prefill_s: float
+    num_cached: int
+    drafter: Drafter | None
+    tokens: Iterator[int]
+
+
 class Stream:
     """An answer on its way: iterate over its `Piece`s, then read `answer`. `cancel` ends it early.
 
-    A newer question to the same `Varco` ends an unfinished stream.
+    A newer question to the same `Varco` ends an unfinished stream. Threads that read one stream share its pieces.
     """
 
     def __init__(self, varco: Varco, request: _Request) -> None:
@@ -315,18 +370,22 @@ class Stream:
         generation = varco.bundle.manifest.generation
         self._transcript = Transcript(varco._tokenizer, generation.eos_token_ids, request.stop)
         self._pieces = self._run()
+        self._reading = threading.Lock()
         self._answer: Answer | None = None
-        self._drafter: Drafter | None = None
         self._cancelled = False
 
     def __iter__(self) -> Iterator[Piece]:
         return self
 
     def __next__(self) -> Piece:
-        return next(self._pieces)
+        with self._reading:  # a generator refuses a second thread with an error of Python's
+            return next(self._pieces)
 
     def cancel(self) -> None:
-        """End the answer after the current token; `answer` then says `cancelled`."""
+        """End the answer after the current token; `answer` then says `cancelled`. Any thread may call it.
+
+        A stream that has not begun never begins, and does not end another one.
+        """
         self._cancelled = True
 
     @property
@@ -343,50 +402,30 @@ class Stream:
         return self.answer
 
     def _run(self) -> Iterator[Piece]:
-        varco, request, transcript = self._varco, self._request, self._transcript
-        varco._turn += 1
-        turn = varco._turn
-        generation = varco.bundle.manifest.generation
-        with varco._lock:
-            encoded = None if request.picture is None else varco._encode(request.picture)
-            prefill_started = time.perf_counter()
-            logits, num_cached = varco._prefill(request.ids, encoded)
-            prefill_s = time.perf_counter() - prefill_started
-        sampler = Sampler(request.sampling, generation, request.ids)
-        self._drafter = varco._drafter(request)
-        tokens = generate_tokens(
-            varco.backend,
-            logits[-1],
-            len(request.ids),
-            sampler,
-            generation.eos_token_ids,
-            request.max_new_tokens,
-            varco._memory.sequence.ids.append,
-            self._drafter,
-        )
+        varco, transcript = self._varco, self._transcript
+        prefilled: _Prefilled | None = None
         while transcript.finish_reason is None and not self._cancelled:
             with varco._lock:
-                if varco._turn != turn:
-                    raise UsageError(
-                        "A newer question ended this stream. Read a stream to its end before the next question."
-                    )
-                try:
-                    token = next(tokens, None)
-                except Exception:
-                    varco._memory.forget_sequence()
-                    raise
+                if self._cancelled:  # while it waited for the lock
+                    break
+                prefilled = prefilled or varco._begin(self._request)
+                token = varco._next_token(prefilled)
             if token is None:
                 break
             piece = transcript.feed(token)
             if piece.text or piece.plain_text or piece.regions:
                 yield piece
         last = transcript.finish("cancelled" if self._cancelled else "length")
-        self._answer = self._finished(encoded, prefill_s, num_cached)
+        self._answer = self._finished(prefilled)
         if last.text or last.plain_text or last.regions:
             yield last
 
-    def _finished(self, encoded: _Encoded | None, prefill_s: float, num_cached: int) -> Answer:
+    def _finished(self, prefilled: _Prefilled | None) -> Answer:
+        """The whole answer; None for a stream that was cancelled before it began."""
         request, transcript = self._request, self._transcript
+        encoded = None if prefilled is None else prefilled.encoded
+        drafter = None if prefilled is None else prefilled.drafter
+        num_cached = 0 if prefilled is None else prefilled.num_cached
         times = transcript.token_times or [time.perf_counter()]
         steps = len(times) - 1
         parsed = transcript.parsed
@@ -402,34 +441,39 @@ class Stream:
                 load_s=self._varco.load_s,
                 preprocess_s=0.0 if encoded is None else encoded.preprocess_s,
                 vision_s=0.0 if encoded is None else encoded.vision_s,
-                prefill_s=prefill_s,
+                prefill_s=0.0 if prefilled is None else prefilled.prefill_s,
                 ttft_s=times[0] - request.started,
                 tpot_s=(times[-1] - times[0]) / steps if steps else 0.0,
                 total_s=time.perf_counter() - request.started,
-                drafted=0 if self._drafter is None else self._drafter.drafted,
-                accepted=0 if self._drafter is None else self._drafter.accepted,
+                drafted=0 if drafter is None else drafter.drafted,
+                accepted=0 if drafter is None else drafter.accepted,
             ),
             picture=request.picture,
         )
 
 
 class Chat:
-    """Several turns about one picture. What earlier turns left in the cache is not computed again."""
+    """Several turns about one picture. What earlier turns left in the cache is not computed again.
+
+    Questions from several threads are asked one after the other, each with all answers before it.
+    """
 
     def __init__(self, varco: Varco, picture: Picture | None, system: str | None) -> None:
         self._varco = varco
         self._picture = picture
+        self._asking = threading.Lock()
         self._messages: list[Message] = [] if system is None else [Message("system", system)]
 
     def ask(self, prompt: str, **options: Unpack[Options]) -> Answer:
         """Ask the next question. An error leaves the conversation as it was."""
         if options.get("system") is not None:
             raise UsageError("A conversation's system message is set once. Give it to chat(image, system=...).")
-        is_first = not any(message.role == "user" for message in self._messages)
-        question = Message("user", prompt, image=is_first and self._picture is not None)
-        answer = self._varco._stream(self._picture, [*self._messages, question], options).run()
-        self._messages += [question, Message("assistant", answer.text)]
-        return answer
+        with self._asking:
+            is_first = not any(message.role == "user" for message in self._messages)
+            question = Message("user", prompt, image=is_first and self._picture is not None)
+            answer = self._varco._stream(self._picture, [*self._messages, question], options).run()
+            self._messages += [question, Message("assistant", answer.text)]
+            return answer
 
 
 def _messages(prompt: str, has_image: bool, system: str | None) -> list[Message]:
