@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from varco_runtime import __version__
-from varco_runtime.cli.console import print_facts, print_table, size_text, write, write_document
+from varco_runtime.cli.console import one_line, print_facts, print_table, size_text, write, write_document
 from varco_runtime.cores import usable_cores
 
 PACKAGES = (
@@ -113,7 +113,7 @@ def _print(report: Report) -> None:
         print_table("\nNot installed", ("extra", "for", "install with"), rows)
     write("\n")
     for warning in report.warnings:
-        write(f"WARNING: {warning}\n")
+        write(f"WARNING: {one_line(warning)}\n")
     if not report.warnings:
         write("Ready to run bundles.\n" if report.providers else "Install the extra 'cpu' to run bundles.\n")
 

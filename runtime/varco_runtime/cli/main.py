@@ -59,6 +59,7 @@ def varco(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted."""
+    console.open_missing_streams()
     try:
         status = typer.main.get_command(app).main(args=arguments, prog_name="varco", standalone_mode=False)
         return int(status or 0)
