@@ -86,7 +86,9 @@ class OnnxRuntimeBackend:
             folder = Prepacked.folder_of(bundle, component, self._ort.__version__)
             if folder is None:
                 return self._new_session(path, self._new_options())
-            return Prepacked(self._ort, self._new_options, self._new_session, _trials, folder).session(path)
+            return Prepacked(
+                self._ort, self._new_options, self._new_session, _trials, folder, bundle.check_unchanged
+            ).session(path)
         except Exception as error:  # onnxruntime raises its own types, which share no base
             raise BackendError(f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor") from None
 

@@ -130,7 +130,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     if manifest.device == "cpu":
         for name, component in manifest.components.items():
             if component.compute == "bf16":
-                yield f"{name}.compute is bf16, expected fp32 or fp16 in a bundle for the CPU, which has no kernels for it"
+                yield f"{name}.compute is bf16, expected fp32 or fp16, the CPU's kernels"
     for name in _NETWORKS[manifest.device]:
         if name not in manifest.components:
             yield f"it has no {name} network, expected one in a bundle for {manifest.device}"

@@ -114,6 +114,10 @@ class Varco:
         check_provider(provider)
         if verify not in ("quick", "full"):
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
+        for name, number in (("max_context", max_context), ("threads", threads), ("memory_mb", memory_mb)):
+            is_default = number is None and name != "memory_mb"
+            if not is_default and (not isinstance(number, Integral) or isinstance(number, bool)):
+                raise UsageError(f"{name}={number!r} is no whole number. Expected one, or leave it out.")
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads} is too few. Expected at least 1.")
         # Threads beyond the cores wait for each other: 1,000 on two cores need minutes for what two do in a second.

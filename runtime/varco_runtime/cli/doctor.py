@@ -60,7 +60,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON do
 
 def examine() -> Report:
     """Look at this machine and installation."""
-    from varco_runtime.verified import cache_folder
+    from varco_runtime.cache import cache_folder
 
     versions: dict[str, str | None] = {"python": platform.python_version(), "varco-edge": __version__}
     versions |= {name: _version(name) for name in PACKAGES}
@@ -70,6 +70,8 @@ def examine() -> Report:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files. Uninstall both, then "
             "install one: pip uninstall onnxruntime onnxruntime-gpu; pip install 'varco-edge[cpu]'"
         )
+    if (cache := _cache_warning()) is not None:
+        warnings.append(cache)
     providers, fault = _providers()
     warnings += [fault] if fault else []
     total, available = _memory()
@@ -87,6 +89,14 @@ def examine() -> Report:
         cache_folder=str(cache_folder()),
         warnings=warnings,
     )
+
+
+def _cache_warning() -> str | None:
+    """Why nothing in the cache folder is used."""
+    from varco_runtime.cache import cache_fault
+
+    fault = cache_fault()
+    return None if fault is None else f"{fault} Nothing in it is used, so that loading takes longer."
 
 
 def _print(report: Report) -> None:

@@ -15,6 +15,7 @@ import typer
 from varco_runtime import __version__
 from varco_runtime.cli import console
 from varco_runtime.cli.bench import bench
+from varco_runtime.cli.cache import cache
 from varco_runtime.cli.demo import demo
 from varco_runtime.cli.doctor import doctor
 from varco_runtime.cli.engines import engines
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, engines, quantize, run, inspect, verify, probe, bench, demo, doctor):
+for command in (export, engines, quantize, run, inspect, verify, probe, bench, demo, doctor, cache):
     app.command()(command)
 
 
