@@ -81,7 +81,9 @@ def test_a_bundle_that_is_exchanged_while_it_is_loaded_is_refused(
     change: Callable[[Path, Path], None],
 ) -> None:
     change_before_network(monkeypatch, number, lambda: change(bundle, other_bundle))
-    with pytest.raises(BundleError, match="was exchanged or written while the bundle was being loaded. Load it again"):
+    with pytest.raises(
+        BundleError, match=r"was exchanged or written while the bundle was being loaded\. Load it again"
+    ):
         Varco.load(bundle)
 
 

@@ -131,7 +131,9 @@ def test_a_graph_that_reads_what_the_manifest_does_not_list_is_refused(
         next(entry for entry in first.external_data if entry.key == "location").value = name
 
     change_decoder(bundle, redirect)
-    with pytest.raises(BundleError, match=r"decoder\.onnx reads the file .*, which the manifest does not list") as caught:
+    with pytest.raises(
+        BundleError, match=r"decoder\.onnx reads the file .*, which the manifest does not list"
+    ) as caught:
         Bundle.open(bundle)
     assert "\x1b" not in str(caught.value)
 

@@ -101,7 +101,9 @@ def make_private(folder: Path) -> bool:
     root.parent.mkdir(parents=True, exist_ok=True)
     for part in (root, *reversed([part for part in (folder, *folder.parents) if root in part.parents])):
         part.mkdir(mode=0o700, exist_ok=True)
-    return is_private(folder)
+        if not is_private(part):
+            return False
+    return True
 
 
 # --- entries ----------------------------------------------------------------------------------------------------------
