@@ -147,14 +147,11 @@ def test_inspect_and_doctor_print_no_controls_of_others(
 
 
 def test_with_standard_error_closed_notes_go_nowhere(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
-    asked = f"varco run {tiny_bundle} {picture} Hi --max-new-tokens 3"
-    expected = shell(f"{asked} 2>{os.devnull}")
-    closed = shell(f"{asked} 2>&-")
-    assert (closed.returncode, closed.stdout) == (0, expected.stdout)
+    answered = shell(f"varco run {tiny_bundle} {picture} Hi --max-new-tokens 3 --json 2>&-")
+    assert answered.returncode == 0
+    assert json.loads(answered.stdout)["usage"]["completion_tokens"] == 3
     refused = shell(f"varco run {tmp_path} {picture} Hi 2>&-")
     assert (refused.returncode, refused.stdout) == (1, "")
-    hashed = shell(f"varco verify {tiny_bundle} --json 2>&-")
-    assert json.loads(hashed.stdout)["ok"]
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
