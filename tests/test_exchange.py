@@ -87,6 +87,21 @@ def test_a_bundle_that_is_exchanged_while_it_is_loaded_is_refused(
         Varco.load(bundle)
 
 
+@pytest.mark.parametrize("change", [overwrite, remove])
+def test_an_exchange_between_the_manifest_and_its_files_is_no_damage(
+    bundle: Path, other_bundle: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, Path], None]
+) -> None:
+    check = Bundle.check
+
+    def changing(self: Bundle, *given: Any, **options: Any) -> None:
+        change(bundle, other_bundle)
+        check(self, *given, **options)
+
+    monkeypatch.setattr(Bundle, "check", changing)
+    with pytest.raises(BundleError, match=r"bundle\.json was exchanged or written while"):
+        Bundle.open(bundle)
+
+
 def test_an_exchanged_bundle_leaves_no_packed_weights_under_the_former_name(
     bundle: Path, other_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
