@@ -55,6 +55,7 @@ def add_probes(source: str | Path, target: Path, progress: Progress, vision_from
             "--max-context."
         )
     try:
+        bundle.stamps.pop(former.probes or "", None)  # written again where the new ones are the same
         bundle.check_unchanged()
         if read_manifest(target) != former:
             raise ExportError(f"{target} was changed while its probes were made. Make them again.")
