@@ -153,6 +153,12 @@ class Session:
     def get_providers(self) -> list[str]:
         return ["CPUExecutionProvider"] if self.place == "cpu" else list(self.gpu.providers)
 
+    def get_inputs(self) -> Any:
+        return self.inner.get_inputs()
+
+    def get_outputs(self) -> Any:
+        return self.inner.get_outputs()
+
     def io_binding(self) -> Binding:
         return Binding(self)
 

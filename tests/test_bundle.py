@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from varco_runtime import Varco, schema
 from varco_runtime import bundle as bundle_module
-from varco_runtime import schema
 from varco_runtime.bundle import MAX_MANIFEST_BYTES, Bundle, read_manifest, write_manifest
 from varco_runtime.errors import BundleError, ExportError
 from varco_runtime.manifest import FORMAT_VERSION, FileFacts, Manifest
@@ -210,6 +210,64 @@ def test_a_linked_folder_inside_the_bundle_is_refused(bundle: Path, tmp_path: Pa
 def test_a_link_to_the_whole_bundle_opens(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to(bundle)
     Bundle.open(tmp_path / "current")
+
+
+# --- a hub's cache ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def snapshot(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """The bundle as huggingface_hub lays a download out: `snapshots/REVISION` links to `blobs`."""
+    repository = tmp_path / "models--someone--bundle"
+    snapshot = repository / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for path in tiny_bundle.iterdir():
+        blob = hashlib.sha256(path.name.encode()).hexdigest()
+        shutil.copy(path, repository / "blobs" / blob)
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob}")
+    return snapshot
+
+
+def test_a_bundle_in_a_hubs_cache_answers_as_the_bundle_itself(
+    snapshot: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Varco.load(tiny_bundle).ask(None, "Hello", max_new_tokens=8).token_ids
+    assert Varco.load(snapshot, verify="full").ask(None, "Hello", max_new_tokens=8).token_ids == expected
+    monkeypatch.chdir(snapshot)
+    assert Varco.load(".").bundle.manifest == read_manifest(tiny_bundle)
+
+
+def test_a_blob_of_a_hubs_cache_must_hold_what_the_manifest_says(snapshot: Path) -> None:
+    blob = (snapshot / "decoder.onnx").resolve()
+    raw = bytearray(blob.read_bytes())
+    raw[7] ^= 1
+    blob.write_bytes(raw)
+    assert "decoder.onnx has been altered" in refusal(snapshot)
+    blob.unlink()
+    assert "decoder.onnx is missing" in refusal(snapshot)
+    os.mkfifo(blob)
+    assert "decoder.onnx is a folder, pipe or device" in refusal(snapshot)
+
+
+def test_a_link_of_a_hubs_cache_to_anything_but_its_blobs_is_refused(snapshot: Path, tmp_path: Path) -> None:
+    link = snapshot / "decoder.onnx"
+    blob = link.resolve()
+    for target in (tmp_path / "outside", tmp_path / "blobs" / "outside", blob.parent / "below" / "it"):
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(blob, target)
+        link.unlink()
+        link.symlink_to(target)
+        message = refusal(snapshot)
+        assert "decoder.onnx is a symbolic link, expected a plain file or a link within a Hugging Face cache" in message
+        assert message.endswith("Copy the files themselves: cp -rL BUNDLE COPY")
+
+
+def test_a_hubs_cache_whose_blobs_lie_elsewhere_is_refused(snapshot: Path, tmp_path: Path) -> None:
+    blobs = snapshot.parent.parent / "blobs"
+    blobs.rename(tmp_path / "blobs")
+    blobs.symlink_to(tmp_path / "blobs")
+    assert "is a symbolic link" in refusal(snapshot)
 
 
 def test_files_that_the_manifest_does_not_name_are_never_opened(bundle: Path) -> None:

@@ -124,6 +124,13 @@ def test_hocr_stays_well_formed_whatever_the_text(text: str) -> None:
     assert word.text == expected
 
 
+def test_hocr_holds_nothing_that_a_terminal_obeys() -> None:
+    text = "a\x7f\x9b31m\u202eb\u2066"
+    document = to_hocr([Region("text", text, (Box(0, 0, 1, 1),), 0, len(text))], (10, 10), f"{text}.png")
+    assert not set("\x7f\x9b\u202e\u2066") & set(document)
+    assert [node.text for node in by_class(parsed_hocr(document), "ocrx_word")] == [text]
+
+
 def test_hocr_ids_are_unique() -> None:
     ids = re.findall(r' id="(\w+)"', to_hocr(ANSWER.regions, SIZE, "sign.png", ANSWER.plain_text))
     assert len(ids) == len(set(ids))

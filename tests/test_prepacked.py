@@ -14,6 +14,7 @@ from tests.conftest import export_bundle
 from varco_runtime import Varco, prepacked
 from varco_runtime.backend import PromptInputs
 from varco_runtime.bundle import Bundle
+from varco_runtime.cache import drop_oldest
 from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 
@@ -188,7 +189,7 @@ def test_the_longest_unused_entries_go_first(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "graph.onnx.data").write_bytes(b"x" * 100)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    prepacked.drop_oldest(tmp_path, 250)
+    assert drop_oldest(tmp_path.iterdir(), 250) == 100
     assert {path.name for path in tmp_path.iterdir()} == {"new", "middle"}
-    prepacked.drop_oldest(tmp_path, 0)
-    assert {path.name for path in tmp_path.iterdir()} == {"new"}
+    assert drop_oldest(tmp_path.iterdir(), 0) == 200
+    assert not list(tmp_path.iterdir())

@@ -205,6 +205,34 @@ def test_a_bundle_stays_as_it_was_when_probes_cannot_be_added(
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
+def test_the_same_probes_can_be_added_again(checkpoint: Path, bundles: Callable[[str], Path], tmp_path: Path) -> None:
+    target = Path(shutil.copytree(bundles("fp32"), tmp_path / "bundle"))
+    assert add_probes(checkpoint, target, Silent()) == read_manifest(bundles("fp32"))
+
+
+@pytest.mark.parametrize("exchanges", ["manifest", "graph"])
+def test_a_bundle_that_changes_while_its_probes_are_made_stays_as_it_is(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: str
+) -> None:
+    target = export_bundle(checkpoint, tmp_path / "bundle")
+    make = probes_module.write_probes
+
+    def exchanging(*given: Any) -> Any:
+        made = make(*given)
+        if exchanges == "manifest":
+            write_manifest(target, dataclasses.replace(read_manifest(target), license="another"))
+        else:
+            shutil.copy(target / "vision.onnx", tmp_path / "copy")
+            (tmp_path / "copy").replace(target / "vision.onnx")
+        return made
+
+    monkeypatch.setattr(probes_module, "write_probes", exchanging)
+    with pytest.raises((ExportError, BundleError), match=r"was changed while|was exchanged"):
+        add_probes(checkpoint, target, Silent())
+    assert read_manifest(target).probes is None
+    assert not list(target.glob("probes-*"))
+
+
 def test_a_checkpoint_of_another_shape_is_refused(bundles: Callable[[str], Path], tmp_path: Path) -> None:
     other = make_tiny(tmp_path / "other", TinyOptions(num_hidden_layers=3))
     with pytest.raises(ExportError, match=r"has num_layers 3, the bundle .* has 2"):

@@ -221,6 +221,9 @@ def test_a_failed_turn_leaves_a_conversation_as_it_was(varco: Varco, image: Imag
         ({"threads": 0}, "threads=0"),
         ({"threads": 100_000}, "threads=100000 is too many"),
         ({"max_context": 5}, "max_context=5 is out of range"),
+        ({"max_context": "4096"}, "max_context='4096' is no whole number"),
+        ({"threads": 1.5}, "threads=1.5 is no whole number"),
+        ({"memory_mb": None}, "memory_mb=None is no whole number"),
         ({"max_context": 10**9}, "max_context=1000000000 is out of range"),
     ],
 )
@@ -246,6 +249,9 @@ def test_no_tokens_asked_for_is_refused(varco: Varco) -> None:
         ("Hello", {"max_tokens": 5}, UsageError, "max_tokens is no option of a question. Did you mean max_new_tokens?"),
         ("Hello", {"beams": 5}, UsageError, "beams is no option of a question. Expected one of: system, "),
         ("Hello", {"max_new_tokens": 2.5}, UsageError, "max_new_tokens=2.5 is no whole number"),
+        ("Hello", {"stop": 5}, UsageError, "stop=5 is no text. Expected a string, a list of strings, or None."),
+        ("Hello", {"stop": [None]}, UsageError, "stop=[None] is no text"),
+        ("Hello", {"stop": b"x"}, UsageError, "stop=b'x' is no text"),
         ("Hello", {"system": 3}, PromptError, "The text is of type int, expected a string"),
         (None, {}, PromptError, "The text is of type NoneType, expected a string"),
     ],
@@ -255,6 +261,10 @@ def test_what_is_no_question_is_one_clear_line(
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):
         varco.ask(None, prompt, **options)
+
+
+def test_no_stop_strings_may_be_spelled_none(varco: Varco) -> None:
+    assert varco.ask(None, "Hello", max_new_tokens=2, stop=None).token_ids
 
 
 def test_a_task_about_a_picture_needs_one(varco: Varco) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_bundle import FILES, hashed, refusal
-from varco_runtime import verified
+from varco_runtime import cache, verified
 from varco_runtime.bundle import LARGE_SUFFIXES
 from varco_runtime.schema import MANIFEST
 
@@ -116,10 +116,10 @@ def test_the_memory_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("VARCO_EDGE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert verified.cache_folder() == tmp_path / "xdg" / "varco-edge"
+    assert cache.cache_folder() == tmp_path / "xdg" / "varco-edge"
     for unset in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", unset)
-        assert verified.cache_folder() == tmp_path / ".cache" / "varco-edge"
+        assert cache.cache_folder() == tmp_path / ".cache" / "varco-edge"
 
 
 def test_a_user_without_a_home_has_no_memory_and_no_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

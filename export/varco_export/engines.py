@@ -18,13 +18,12 @@ from typing import Protocol
 
 from varco_export.build_callbacks import OnStep
 from varco_export.engine_builder import Builder, Built, Lengths
-from varco_runtime.bundle import check_file, read_manifest, write_manifest
+from varco_runtime.bundle import Bundle, read_manifest, write_manifest
 from varco_runtime.contract import COMPONENTS, contract
 from varco_runtime.cuda import Cuda
 from varco_runtime.device_memory import largest_picture
 from varco_runtime.errors import BackendError, BundleError, ExportError, MissingExtraError, UsageError
 from varco_runtime.manifest import EngineFacts, FileFacts, Manifest
-from varco_runtime.verified import Remembered
 
 PREFILL_TOKENS = 512
 """Prompt positions in one run: enough to keep a GPU's matrix units busy, and few enough for its memory."""
@@ -74,19 +73,22 @@ def build_engines(
     `BackendError` or `ExportError`; then targets that were finished stay recorded. The failing one keeps its former
     engines, or has none if their files could not be exchanged.
     """
-    manifest = read_manifest(folder)
+    bundle = Bundle.read(folder)
+    manifest = bundle.manifest
     max_context, max_tiles = _choose_limits(folder, manifest, options)
     builder = Builder.load(is_target_named=bool(options.sm))
     targets = tuple(dict.fromkeys(options.sm)) or (_sm_of_this_gpu(builder),)
     for sm in targets:
         builder.check_target(sm, is_named=bool(options.sm))
     with _lock(folder):
-        _check_files(folder, manifest, hashing)
+        # The graphs and their weights are what was exported, before a library parses them.
+        bundle.check((name for part in manifest.components.values() for name in (part.file, part.data)), False, hashing)
         for sm in targets:
-            _check_target(folder, manifest, builder, sm, max_context)
+            with bundle.unchanged():
+                _check_target(folder, manifest, builder, sm, max_context)
         reports = []
         for sm in targets:
-            reports += _build_target(folder, builder, sm, max_context, max_tiles, progress)
+            reports += _build_target(bundle, builder, sm, max_context, max_tiles, progress)
     return reports
 
 
@@ -128,15 +130,6 @@ def _sm_of_this_gpu(builder: Builder) -> int:
         cuda.close()
 
 
-def _check_files(folder: Path, manifest: Manifest, hashing: Callable[[str, int], None] | None) -> None:
-    """The graphs and their weights are what was exported, before a library parses them."""
-    remembered = Remembered.load()
-    for component in manifest.components.values():
-        for name in (component.file, component.data):
-            check_file(folder, name, manifest.files[name], remembered, full=False, progress=hashing)
-    remembered.save()
-
-
 def _check_target(folder: Path, manifest: Manifest, builder: Builder, sm: int, max_context: int) -> None:
     """Parse every graph before the first is built: what a target refuses is refused at once."""
     log = _log_file(folder, sm)
@@ -152,8 +145,9 @@ def _log_file(folder: Path, sm: int) -> Path:
 
 
 def _build_target(
-    folder: Path, builder: Builder, sm: int, max_context: int, max_tiles: int, progress: Progress
+    bundle: Bundle, builder: Builder, sm: int, max_context: int, max_tiles: int, progress: Progress
 ) -> list[EngineReport]:
+    folder = bundle.folder
     manifest, target = read_manifest(folder), f"sm{sm}"
     partial = folder / "engines" / f".{target}.partial"
     with _one_line(partial):
@@ -188,6 +182,7 @@ def _build_target(
                     on_step,
                 )
             reports.append(EngineReport(facts, component.weight_bytes, built))
+        bundle.check_unchanged()
         _record(folder, manifest, target, partial, reports)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

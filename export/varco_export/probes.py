@@ -21,7 +21,7 @@ from varco_export.output import HashedFile
 from varco_export.probe_questions import Drawn, Question, draw_pictures, encode_answer, questions
 from varco_export.progress import Progress
 from varco_export.reference_pass import Advance, Array, Logits, ReferencePass, Sequence
-from varco_runtime.bundle import Bundle, write_manifest
+from varco_runtime.bundle import Bundle, read_manifest, write_manifest
 from varco_runtime.digest import digest, newline_digest
 from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.image import normalise, pack, packing_plan, tile
@@ -55,6 +55,10 @@ def add_probes(source: str | Path, target: Path, progress: Progress, vision_from
             "--max-context."
         )
     try:
+        bundle.stamps.pop(former.probes or "", None)  # written again where the new ones are the same
+        bundle.check_unchanged()
+        if read_manifest(target) != former:
+            raise ExportError(f"{target} was changed while its probes were made. Make them again.")
         write_manifest(target, manifest)  # in one step, by renaming
     except BaseException:
         if manifest.probes != former.probes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.verified import cache_folder
+from varco_runtime.cache import cache_folder, read_entry, write_entry
+
+MAX_BYTES = 1 << 30
 
 
 def load_timings(library: str, version: str, config: Any, sm: int) -> Path | None:
@@ -20,9 +21,7 @@ def load_timings(library: str, version: str, config: Any, sm: int) -> Path | Non
         path = cache_folder() / f"timings-{version}-sm{sm}.cache"
     except RuntimeError:  # a user without a home
         return None
-    known = b""
-    with contextlib.suppress(OSError):
-        known = path.read_bytes()
+    known = read_entry(path, MAX_BYTES) or b""
     cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
     config.set_timing_cache(cache, ignore_mismatch=False)
     return path
@@ -32,8 +31,5 @@ def save_timings(path: Path | None, config: Any) -> None:
     """Keep what the build of `config` timed, old and new, in the file that `load_timings` returned."""
     if path is None:
         return
-    partial = path.with_suffix(".partial")
-    with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, nothing else
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        partial.replace(path)
+    # A cache folder that cannot be written costs time, nothing else.
+    write_entry(path, memoryview(config.get_timing_cache().serialize()))

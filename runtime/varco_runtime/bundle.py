@@ -13,30 +13,39 @@
 
 The exporter fills a `Manifest` and calls `write_manifest`; the runtime calls `Bundle.open`. A bundle is not trusted:
 the manifest is bounded before it is parsed and its numbers before they are used; every other file must be a plain file
-of the recorded size and sha256, reached over no symbolic link, and only then does a library see it. Small files are
-hashed at every opening, large ones when path, size, time or inode are new (`verified.py`). Files that the manifest does
-not name are never opened.
+of the recorded size and sha256, and only then does a library see it. Small files are hashed at every opening, large
+ones when path, size, time or inode are new (`verified.py`). A graph may read listed files alone (`graph_files.py`), so
+that files which the manifest does not name are never opened.
+
+The one symbolic link that is followed is Hugging Face's: in `models--OWNER--NAME/snapshots/REVISION` each file links to
+`models--OWNER--NAME/blobs`, where a plain file of the recorded hash must lie.
+
+Libraries open files by their paths, after they were hashed. So each file's inode, size and times are noted when it is
+hashed, and compared once everything is loaded (`Bundle.unchanged`): an `export --overwrite` in between is an error and
+never a mixture of two bundles. Large files stay mapped as long as they are loaded. Replacing them by renaming is then
+harmless, writing into them is not: they are compared again before each question (`Bundle.check_mapped`), and what is
+truncated in the middle of an answer ends the process with SIGBUS.
 
 What this does not do: the hashes lie in the bundle, so they tell of damage and of a part that was exchanged, not of who
-made the whole. A graph refers to its data file by name, and that reference is covered by the graph's hash: it is as
-good as the exporter that wrote it (onnxruntime 1.31 refuses one that leaves the folder). Load bundles of people whose
-programs you would run.
+made the whole. Load bundles of people whose programs you would run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import stat
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from varco_runtime.errors import BundleError, ExportError
+from varco_runtime.graph_files import external_files
 from varco_runtime.manifest import FORMAT_VERSION, FileFacts, Manifest
 from varco_runtime.schema import MANIFEST, MAX_DEPTH, is_shallow, manifest_of, no_constant, serialise, short
 from varco_runtime.verified import Remembered
@@ -49,11 +58,36 @@ _AGAIN = "Copy or export the bundle again."
 
 
 @dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells a file from another one at the same path, and from itself after a change."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, info: os.stat_result) -> Stamp:
+        """Take it from what `stat` or `fstat` says."""
+        return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+    def is_rewritten_as(self, now: Stamp) -> bool:
+        """Whether `now` is the same file with another content: not a new file, nor one that got a second name."""
+        same_file = (now.device, now.inode) == (self.device, self.inode)
+        return same_file and (now.size, now.mtime_ns) != (self.size, self.mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files have been checked."""
+    """A bundle whose files have been checked: all of them by `open`, those that were asked for by `read` and `check`.
+
+    `stamps` are the checked files as they were then.
+    """
 
     folder: Path
     manifest: Manifest
+    stamps: dict[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(
@@ -64,23 +98,108 @@ class Bundle:
         `verify`: `quick` remembers the hash of large files that have not changed since, `full` hashes everything.
         `progress(file, num_bytes)` is called as bytes are hashed. Raises `BundleError`.
         """
+        bundle = cls.read(folder)
+        try:
+            bundle.check(bundle.manifest.files, full=verify == "full", progress=progress)
+        except BundleError:
+            if bundle._has_another_manifest():  # the files are another bundle's by now, and no worse for it
+                raise bundle._exchanged(MANIFEST) from None
+            raise
+        return bundle
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Bundle:
+        """Read the manifest and check no other file yet. Raises `BundleError`."""
         path = Path(folder)
-        manifest = read_manifest(path)
+        return cls(path, read_manifest(path))
+
+    def check(
+        self, names: Iterable[str], full: bool = False, progress: Callable[[str, int], None] | None = None
+    ) -> None:
+        """Check files of these names, and that graphs among them read listed files alone.
+
+        `full`: hash large files too that were hashed before. `progress(file, num_bytes)`: told as bytes are hashed.
+        Raises `BundleError`.
+        """
+        graphs = {part.file for part in self.manifest.components.values()}
         remembered = Remembered.load()
-        for name, facts in sorted(manifest.files.items()):
-            check_file(path, name, facts, remembered, full=verify == "full", progress=progress)
+        for name in sorted(names):
+            info = check_file(self.folder, name, self.manifest.files[name], remembered, full, progress)
+            self.stamps[name] = Stamp.of(info)
+            if name in graphs:
+                check_graph(name, self._bytes(name), self.folder, self.manifest)
         remembered.save()
-        return cls(path, manifest)
+
+    def _has_another_manifest(self) -> bool:
+        try:
+            return read_manifest(self.folder) != self.manifest
+        except BundleError:
+            return True
 
     def path(self, name: str) -> Path:
         assert name in self.manifest.files, f"Bug: {name} is not a file of this bundle"
         return self.folder / name
 
     def text(self, name: str) -> str:
+        """Read a checked file that is text. Raises `BundleError`, also where it has changed since it was checked."""
         try:
-            return self.path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return self._bytes(name).decode("utf-8")
+        except UnicodeDecodeError as error:
             raise BundleError(f"{name} of {self.folder} cannot be read: {error}. Export the bundle again.") from None
+
+    def _bytes(self, name: str) -> bytes:
+        """All of a checked file, from the very file that was hashed."""
+        with _open_plain(self.folder, name) as file:
+            if Stamp.of(os.fstat(file.fileno())) != self.stamps[name]:
+                raise self._exchanged(name)
+            return _read(file, self.path(name), self.manifest.files[name].size)
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Make sure that what is opened by path within the block is what was checked.
+
+        Raises:
+            BundleError: A checked file was exchanged, written or removed since. It comes instead of an error in the
+                block too, which the change may have caused.
+        """
+        try:
+            yield
+        except Exception:
+            self.check_unchanged()
+            raise
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Raise `BundleError` where a checked file is another one by now, or has another content."""
+        for name, stamp in self.stamps.items():
+            if self._stamp_now(name) != stamp:
+                raise self._exchanged(name)
+
+    def check_mapped(self) -> None:
+        """Raise `BundleError` where a large file, which stays mapped while it is loaded, was written in place since.
+
+        What was replaced by renaming is as good as before: the old file lives as long as it is mapped.
+        """
+        for name, stamp in self.stamps.items():
+            if name.endswith(LARGE_SUFFIXES):
+                now = self._stamp_now(name)
+                if now is not None and stamp.is_rewritten_as(now):
+                    raise BundleError(
+                        f"{self.path(name)} was written while it is loaded, and answers would come from both contents. "
+                        "Load the bundle again; to replace one, rename it as varco export --overwrite does."
+                    )
+
+    def _stamp_now(self, name: str) -> Stamp | None:
+        try:
+            return Stamp.of(os.stat(self.folder / name))
+        except OSError:
+            return None
+
+    def _exchanged(self, name: str) -> BundleError:
+        return BundleError(
+            f"{self.folder / name} was exchanged or written while the bundle was being loaded. Load it again when "
+            "whoever writes it has finished."
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -108,7 +227,7 @@ def _manifest_bytes(folder: Path, path: Path) -> bytes:
         raise BundleError(f"{folder} is not a bundle: {got}. {make_one}")
     if not os.path.lexists(path):
         raise BundleError(f"{folder} is not a bundle: it holds no {MANIFEST}. {make_one}")
-    with _open_plain(path) as file:
+    with _open_plain(folder, MANIFEST) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{path} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}. {_AGAIN}")
@@ -137,18 +256,18 @@ def check_file(
     remembered: Remembered,
     full: bool,
     progress: Callable[[str, int], None] | None = None,
-) -> None:
-    """Raise `BundleError` unless the file is a plain file of the recorded size and hash."""
+) -> os.stat_result:
+    """Return what the system says of a file. Raise `BundleError` unless it has the recorded size and hash."""
     path = folder / name
     if any(parent.is_symlink() for parent in path.parents if parent != folder and folder in parent.parents):
         raise BundleError(f"{path} lies behind a symbolic link, expected a plain file. {_AGAIN}")
-    with _open_plain(path) as file:
+    with _open_plain(folder, name) as file:
         info = os.fstat(file.fileno())
         if info.st_size != facts.size:
             raise BundleError(f"{path} has {info.st_size} bytes, expected {facts.size}. {_AGAIN}")
         large = name.endswith(LARGE_SUFFIXES)
         if large and not full and remembered.knows(path, info, facts.sha256):
-            return
+            return info
         digest, started_ns = hashlib.sha256(), time.time_ns()
         while block := _read(file, path, 4 << 20):
             digest.update(block)
@@ -161,21 +280,58 @@ def check_file(
         )
     if large:
         remembered.remember(path, info, facts.sha256, started_ns)
+    return info
 
 
-def _open_plain(path: Path) -> BinaryIO:
-    """Open a plain file, without following a link and without waiting for whoever feeds a pipe."""
+def check_graph(name: str, content: bytes, folder: Path, manifest: Manifest) -> None:
+    """Raise `BundleError` for a graph that reads a file which the manifest does not list, or that is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        found = external_files(content)
+    except ValueError as error:
+        raise BundleError(f"{folder / name} is no ONNX graph: {error}. Export the bundle again.") from None
+    prefix = name[: name.rfind("/") + 1]  # names are relative to the graph's own folder
+    for other in sorted(found):
+        if prefix + other not in manifest.files:
+            raise BundleError(
+                f"{folder / name} reads the file {short(other)}, which the manifest does not list. Export the bundle "
+                "again."
+            )
+
+
+def _open_plain(folder: Path, name: str) -> BinaryIO:
+    """Open a plain file of a bundle, without waiting for whoever feeds a pipe. The link of a hub's cache is followed,
+    any other refused."""
+    path = folder / name
+    target = _blob(folder, path) or path
+    try:
+        descriptor = os.open(target, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise BundleError(f"{path} is missing. {_AGAIN}") from None
     except OSError as error:
-        reason = "is a symbolic link" if path.is_symlink() else f"cannot be read ({error.strerror})"
-        raise BundleError(f"{path} {reason}, expected a plain file. {_AGAIN}") from None
+        if path.is_symlink():
+            raise BundleError(
+                f"{path} is a symbolic link, expected a plain file or a link within a Hugging Face cache. Copy the "
+                "files themselves: cp -rL BUNDLE COPY"
+            ) from None
+        raise BundleError(f"{path} cannot be read ({error.strerror}), expected a plain file. {_AGAIN}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise BundleError(f"{path} is a folder, pipe or device, expected a plain file. {_AGAIN}")
     return open(descriptor, "rb", buffering=0)
+
+
+def _blob(folder: Path, path: Path) -> str | None:
+    """The file that `path` links to in the way of huggingface_hub's cache; None for anything else.
+
+    `folder` is then `REPOSITORY/snapshots/REVISION`, and the file lies in `REPOSITORY/blobs`.
+    """
+    if not path.is_symlink():
+        return None
+    snapshots, _ = os.path.split(os.path.realpath(folder))
+    repository, kind = os.path.split(snapshots)
+    target = os.path.realpath(path)
+    is_blob = kind == "snapshots" and os.path.dirname(target) == os.path.join(repository, "blobs")
+    return target if is_blob else None
 
 
 def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
@@ -185,6 +341,11 @@ def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
         raise BundleError(
             f"{path} cannot be read ({error.strerror}). Check the disk, then copy the bundle again."
         ) from None
+
+
+def digest_of(manifest: Manifest) -> str:
+    """Return the digest that `bundle.json` states for this manifest."""
+    return str(json.loads(serialise(dataclasses.asdict(manifest)))["digest"])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

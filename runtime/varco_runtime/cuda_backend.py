@@ -30,6 +30,7 @@ from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTok
 from varco_runtime.device_memory import Sizes
 from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, MissingExtraError, ShortageError
+from varco_runtime.graph_contract import check_graph_contract, graph_contract
 from varco_runtime.image import PackingPlan
 from varco_runtime.manifest import Embedding, Manifest
 from varco_runtime.prompt_runs import check_length, prompt_runs
@@ -131,6 +132,7 @@ class CudaBackend:
             raise
         if self._gpu is not None and not runs_on_cuda(session):
             raise libraries_missing(missing)
+        check_graph_contract(session, path, graph_contract(self._manifest)[name])
         return session
 
     # -- pictures -----------------------------------------------------------------------------------------------------

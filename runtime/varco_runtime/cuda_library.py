@@ -19,6 +19,7 @@ from typing import Any
 from varco_runtime.cuda_driver import GpuFacts
 from varco_runtime.errors import BackendError, MissingExtraError
 from varco_runtime.extras import install_command, reinstall_command
+from varco_runtime.graph_contract import SILENT
 from varco_runtime.manifest import Manifest
 
 PROVIDER = "CUDAExecutionProvider"
@@ -92,7 +93,7 @@ def load_onnxruntime() -> tuple[Any, list[str]]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # it prints what it cannot find
         ort.preload_dlls()
-    ort.set_default_logger_severity(3)  # it warns of its own defaults, six times at every loading
+    ort.set_default_logger_severity(SILENT)  # it warns of its own defaults, six times at every loading
     _take_no_more_than_asked()
     missed = dict.fromkeys(Path(path).name for path in re.findall(r"Failed to load (\S+?):", said.getvalue()))
     return ort, [name for name in missed if not _load_from_elsewhere(name)]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from varco_runtime.cuda_session import Buffer, Device, Network
+from varco_runtime.graph_contract import NUM_SETTINGS
 from varco_runtime.sampling import Draw
 
-NUM_SETTINGS = 6
 GRAPH_ID = 1
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from varco_runtime.contract import ITEM_BYTES
 from varco_runtime.errors import BackendError, ShortageError, first_line
+from varco_runtime.graph_contract import SILENT
 from varco_runtime.storage import STORAGE
 
 Array = np.ndarray[Any, Any]
@@ -129,7 +130,7 @@ class Device:
         What fails is raised. By default onnxruntime prints it and goes on with the CPU, here and in every run.
         """
         options = self.ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = SILENT
         options.intra_op_num_threads = 1 if self.place == "cuda" else self._threads
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False

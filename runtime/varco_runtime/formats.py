@@ -20,6 +20,8 @@ PixelBox = tuple[int, int, int, int]
 
 COCO_CATEGORIES: tuple[dict[str, Any], ...] = ({"id": 1, "name": "text"}, {"id": 2, "name": "object"})
 _CATEGORY_IDS: dict[Kind, int] = {"text": 1, "object": 2}
+# DEL, C1 controls and bidirectional overrides: text to XML, orders to a terminal.
+_OBEYED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -125,8 +127,8 @@ def _page(size: Size, title: str) -> str:
 
 
 def _xml(text: str) -> str:
-    """Escape for XHTML; characters that XML 1.0 forbids become U+FFFD."""
-    return escape(_NOT_XML.sub("\ufffd", text))
+    """Escape for XHTML, also what a terminal obeys; characters that XML 1.0 forbids become U+FFFD."""
+    return _OBEYED.sub(lambda found: f"&#x{ord(found[0]):x};", escape(_NOT_XML.sub("\ufffd", text)))
 
 
 _DOCUMENT = """<?xml version="1.0" encoding="UTF-8"?>

@@ -3,8 +3,8 @@
 Such an engine holds no finished kernels: the library compiles them on the device, when a context is made and when a
 shape is new. Its runtime cache holds them, and is kept here in the user's cache folder, one file per engine, named by
 the engine's hash. The library itself compares what it is given with its version, the driver and the GPU and takes
-nothing that does not match. As with `verified.py`: whoever can write there could as well replace this program, and
-losing a file costs nothing but the compilation.
+nothing that does not match. Files that another user may have written are not read (`cache.py`); losing one costs a
+compilation.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.verified import cache_folder
+from varco_runtime.cache import cache_folder, drop_oldest, entries_of, max_cache_bytes, read_entry, write_entry
 
 MAX_FILES = 40
 """Five engines a bundle: the caches of the eight bundles used last. Those of engines that are gone age out."""
@@ -36,10 +35,10 @@ class KernelCache:
         """The hash of what lies in the file, if the library took it."""
         with contextlib.suppress(OSError, RuntimeError):
             path = _folder() / self._name
-            if 0 < path.stat().st_size <= MAX_BYTES:
-                content = path.read_bytes()
-                if self.handle.deserialize(content):
-                    self._known = hashlib.sha256(content).digest()
+            content = read_entry(path, MAX_BYTES)
+            if content and self.handle.deserialize(content):
+                self._known = hashlib.sha256(content).digest()
+                os.utime(path)
 
     def save(self) -> None:
         """Write what is compiled by now, whole or not at all, where that is not what the file holds."""
@@ -51,18 +50,10 @@ class KernelCache:
         if found == self._known or not 0 < content.nbytes <= MAX_BYTES:
             return
         with contextlib.suppress(OSError, RuntimeError):
-            folder = _folder()
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, partial = tempfile.mkstemp(dir=folder, prefix="partial.")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-                os.replace(partial, folder / self._name)
-            except OSError:
-                os.unlink(partial)
-                raise
-            self._known = found
-            _forget_oldest(folder)
+            if write_entry(_folder() / self._name, content):
+                self._known = found
+                _forget_oldest(_folder())
+                drop_oldest(entries_of(cache_folder()), max_cache_bytes())
 
 
 def _folder() -> Path:

@@ -18,6 +18,7 @@ from varco_runtime.bundle import Bundle
 from varco_runtime.cores import overflows_in_pairs, usable_cores
 from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, MissingExtraError, first_line
+from varco_runtime.graph_contract import SILENT, check_graph_contract, graph_contract
 from varco_runtime.image import PackingPlan, pack
 from varco_runtime.manifest import Component
 from varco_runtime.prepacked import Prepacked
@@ -56,10 +57,10 @@ class OnnxRuntimeBackend:
         assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
         self._embedding = EmbeddingTable(bundle.path(manifest.embedding.file), manifest.embedding)
         self._newline = self._embedding.newline
-        self._vision = self._session(bundle, manifest.vision)
-        self._projector = self._session(bundle, manifest.projector)
+        self._vision = self._session(bundle, "vision")
+        self._projector = self._session(bundle, "projector")
         self._vision_type = _NUMPY_TYPES[manifest.vision.compute]
-        self._decoder = self._session(bundle, manifest.decoder)
+        self._decoder = self._session(bundle, "decoder")
         self._decoder_type = _NUMPY_TYPES[manifest.decoder.compute]
         self._allocate()
 
@@ -72,13 +73,22 @@ class OnnxRuntimeBackend:
         threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
         return f"onnxruntime {self._ort.__version__}, CPU, {threads}"
 
-    def _session(self, bundle: Bundle, component: Component) -> Any:
+    def _session(self, bundle: Bundle, name: str) -> Any:
+        """A network by its name, with the inputs and outputs that the manifest lets expect."""
+        component = bundle.manifest.components[name]
+        session = self._load(bundle, component)
+        check_graph_contract(session, bundle.path(component.file), graph_contract(bundle.manifest)[name])
+        return session
+
+    def _load(self, bundle: Bundle, component: Component) -> Any:
         path: Path = bundle.path(component.file)
         try:
             folder = Prepacked.folder_of(bundle, component, self._ort.__version__)
             if folder is None:
                 return self._new_session(path, self._new_options())
-            return Prepacked(self._ort, self._new_options, self._new_session, _trials, folder).session(path)
+            return Prepacked(
+                self._ort, self._new_options, self._new_session, _trials, folder, bundle.check_unchanged
+            ).session(path)
         except Exception as error:  # onnxruntime raises its own types, which share no base
             raise BackendError(f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor") from None
 
@@ -86,7 +96,7 @@ class OnnxRuntimeBackend:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = SILENT
         if overflows_in_pairs():
             options.add_session_config_entry("session.x64quantprecision", "1")
         return options

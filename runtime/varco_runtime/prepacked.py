@@ -5,7 +5,7 @@ the packed weights are mapped instead: loading takes a fraction of the time, and
 
 An entry belongs to one graph with its weights, one version of onnxruntime and one kind of processor, whose vector width
 the layout follows; `entry.json` holds size and sha256 of its files, which are checked like those of a bundle. What is
-damaged, or does not load, is made again.
+damaged, does not load, or may have been written by another user is made again.
 
 onnxruntime 1.31 reads some packed weights wrongly where their place in the file is not aligned as their place in memory
 was (MatMulNBits with int8 activations: its sums of blocks; seen with small layers). An entry is therefore tried before
@@ -31,18 +31,28 @@ import numpy as np
 
 from varco_runtime.backend import Array
 from varco_runtime.bundle import Bundle, check_file
+from varco_runtime.cache import (
+    MAKING,
+    UNUSABLE,
+    cache_folder,
+    drop_oldest,
+    entries_of,
+    fault_of,
+    make_private,
+    max_cache_bytes,
+    read_entry,
+    remove,
+    write_entry,
+)
 from varco_runtime.errors import BundleError
 from varco_runtime.manifest import Component, FileFacts
-from varco_runtime.verified import Remembered, cache_folder
+from varco_runtime.verified import Remembered
 
 MIN_WEIGHT_BYTES = 16 << 20
 """Smaller networks load fast as they are."""
 MAX_WEIGHT_BYTES = 1 << 30
 """An entry takes twice the weights, and the first load some seconds per gigabyte to write and hash it: worth it for
 what is started often, the int4 and int8 networks of small models."""
-MAX_CACHE_BYTES = 8 << 30
-"""Of all entries; the ones longest unused go first."""
-
 _LAYOUT = "2"
 """Part of every key: raised when the way in which entries are made or loaded changes."""
 _SIZES, _SPARE_BYTES = 3, 1 << 30
@@ -50,7 +60,6 @@ _SIZES, _SPARE_BYTES = 3, 1 << 30
 _STALE_S = 3600
 """A temporary folder this old belongs to a process that was killed."""
 
-_MAKING = ".making-"
 _GRAPH, _DATA, _ENTRY = "graph.onnx", "graph.onnx.data", "entry.json"
 _MAX_ENTRY_BYTES = 1 << 16
 
@@ -59,7 +68,8 @@ class Prepacked:
     """The kept form of one network of a bundle.
 
     `new_session(path, options)` makes an onnxruntime session from a graph's path, `new_options()` the session options.
-    `trials` are inputs that use every weight.
+    `trials` are inputs that use every weight. `check_unchanged()` raises where the graph's files are others by now than
+    those that `folder` is named by.
     """
 
     def __init__(
@@ -69,13 +79,15 @@ class Prepacked:
         new_session: Callable[[Path, Any], Any],
         trials: Callable[[Any], list[dict[str, Array]]],
         folder: Path,
+        check_unchanged: Callable[[], None],
     ) -> None:
         self._ort = ort
         self._new_options = new_options
         self._new_session = new_session
         self._trials = trials
         self._folder = folder
-        self._unusable = folder.with_name(f"{folder.name}.unusable")
+        self._check_unchanged = check_unchanged
+        self._unusable = folder.with_name(f"{folder.name}{UNUSABLE}")
         """Stands where an entry gave other numbers, so that it is not made again at every load."""
 
     @staticmethod
@@ -109,11 +121,12 @@ class Prepacked:
 
     def _is_whole(self) -> bool:
         try:
-            entry = (self._folder / _ENTRY).read_bytes()[:_MAX_ENTRY_BYTES]
-            facts = {name: FileFacts(*map(_checked, values)) for name, values in json.loads(entry).items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+            entry = json.loads(read_entry(self._folder / _ENTRY, _MAX_ENTRY_BYTES) or b"{}")
+            facts = {name: FileFacts(*map(_checked, values)) for name, values in entry.items()}
+            is_ours = all(fault_of(os.lstat(self._folder / name)) is None for name in facts)
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return False
-        if facts.keys() != {_GRAPH, _DATA}:
+        if facts.keys() != {_GRAPH, _DATA} or not is_ours:
             return False
         remembered = Remembered.load()
         try:
@@ -128,11 +141,12 @@ class Prepacked:
         """Load the graph, and leave an entry behind where the disk takes it."""
         graph_bytes = sum(path.stat().st_size for path in (graph, graph.with_name(f"{graph.name}.data")))
         try:
-            self._folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if graph_bytes > max_cache_bytes() or not make_private(self._folder.parent):
+                return self._new_session(graph, self._new_options())
             _remove_stale(self._folder.parent)
             if shutil.disk_usage(self._folder.parent).free < _SPARE_BYTES + _SIZES * graph_bytes:
                 return self._new_session(graph, self._new_options())
-            temporary = Path(tempfile.mkdtemp(dir=self._folder.parent, prefix=_MAKING))
+            temporary = Path(tempfile.mkdtemp(dir=self._folder.parent, prefix=MAKING))
         except OSError:
             return self._new_session(graph, self._new_options())
         try:
@@ -148,6 +162,7 @@ class Prepacked:
                 session = self._new_session(graph, options)
             except Exception:  # a full disk, or a graph that cannot be loaded at all, which then raises again
                 return self._new_session(graph, self._new_options())
+            self._check_unchanged()  # an entry of another network would be loaded from now on
             with contextlib.suppress(OSError):
                 if self._agrees(session, temporary):
                     self._complete(temporary)
@@ -170,26 +185,14 @@ class Prepacked:
         """Record what was written and put it in its place."""
         facts = {}
         for name in (_GRAPH, _DATA):
+            (temporary / name).chmod(0o600)  # onnxruntime makes them as the user's umask lets it
             with (temporary / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             facts[name] = [(temporary / name).stat().st_size, digest]
-        (temporary / _ENTRY).write_text(json.dumps(facts), encoding="utf-8")
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
+        write_entry(temporary / _ENTRY, json.dumps(facts).encode())
+        remove(self._folder)
         temporary.rename(self._folder)
-        drop_oldest(self._folder.parent, MAX_CACHE_BYTES)
-
-
-def drop_oldest(folder: Path, max_bytes: int) -> None:
-    """Remove entries, the longest unused first, until the rest take at most `max_bytes`."""
-    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(_MAKING))
-    entries = sorted(found, key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in entries}
-    for path in entries[:-1]:
-        if sum(sizes.values()) <= max_bytes:
-            return
-        shutil.rmtree(path, ignore_errors=True)
-        del sizes[path]
+        drop_oldest(entries_of(cache_folder()), max_cache_bytes())
 
 
 def num_entries() -> int:
@@ -201,7 +204,7 @@ def num_entries() -> int:
 
 def _remove_stale(folder: Path) -> None:
     """Remove what killed processes left behind."""
-    for path in folder.glob(f"{_MAKING}*"):
+    for path in folder.glob(f"{MAKING}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_S:
                 shutil.rmtree(path, ignore_errors=True)

@@ -171,6 +171,8 @@ def _probe_of(entry: dict[str, Any], num_pictures: int, vocab_size: int) -> Prob
     exact = _unpacked(entry["exact"], np.float32, (count, NUM_TOP + NUM_SAMPLED))
     built = exact if entry["built"] is None else _unpacked(entry["built"], np.float32, exact.shape)
     log_sum_exp, spread = (_unpacked(entry[name], np.float32, (count,)) for name in ("log_sum_exp", "spread"))
+    if (exact[:, :NUM_TOP].max(axis=1) > log_sum_exp + 1e-3 * (1 + np.abs(log_sum_exp))).any():
+        raise ValueError("a logit above the logarithm of the sum of all")
     task, prompt, answer = (str(entry[name]) for name in ("task", "prompt", "answer"))
     return Probe(task, picture, prompt, answer, ids, count, top_ids, exact, built, log_sum_exp, spread)
 

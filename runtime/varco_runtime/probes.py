@@ -21,19 +21,17 @@ The limits come from measurement: see `probe_limits.py`.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from varco_runtime.backend import Backend, NormalisesPixels, PromptInputs, ShowsFeatures
 from varco_runtime.bundle import Bundle
 from varco_runtime.digest import digest, digest_error, newline_digest
-from varco_runtime.errors import BundleError, PromptError
+from varco_runtime.errors import BundleError, ImageError, PromptError
 from varco_runtime.image import normalise, packing_plan, tile
 from varco_runtime.picture import load_picture
 from varco_runtime.probe_limits import FEATURE_LIMITS, KL_LIMITS, LOGIT_LIMITS, MAX_NOISE, NOISE_FACTOR
@@ -118,7 +116,12 @@ def _checks(
 def _see(probe: ProbePicture, bundle: Bundle, backend: Backend, errors: dict[str, list[float]]) -> tuple[Any, int]:
     """The picture's tokens in the backend's memory and their number; adds to `errors` by component."""
     settings = bundle.manifest.image
-    picture = load_picture(Image.open(io.BytesIO(probe.png)))
+    try:
+        picture = load_picture(probe.png)
+    except ImageError as error:
+        raise BundleError(
+            f"The picture {probe.name!r} of the bundle's probes cannot be used: {error} Export the bundle again."
+        ) from None
     plan = packing_plan(picture.size_hw, settings)
     tiles = tile(picture, settings)
     pixel_values = normalise(tiles, settings)

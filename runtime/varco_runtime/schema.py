@@ -127,6 +127,10 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield "embedding is null, expected the token rows, which a bundle for the CPU reads"
     if embedding is not None:
         yield from _embedding_faults(manifest, embedding)
+    if manifest.device == "cpu":
+        for name, component in manifest.components.items():
+            if component.compute == "bf16":
+                yield f"{name}.compute is bf16, expected fp32 or fp16, the CPU's kernels"
     for name in _NETWORKS[manifest.device]:
         if name not in manifest.components:
             yield f"it has no {name} network, expected one in a bundle for {manifest.device}"

@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     min_p: float
     repetition_penalty: float | None
     seed: int | None
-    stop: str | tuple[str, ...] | list[str]
+    stop: str | tuple[str, ...] | list[str] | None
     speculate: bool
 
 
@@ -119,6 +119,10 @@ class Varco:
         check_provider(provider)
         if verify not in ("quick", "full"):
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
+        for name, number in (("max_context", max_context), ("threads", threads), ("memory_mb", memory_mb)):
+            is_default = number is None and name != "memory_mb"
+            if not is_default and (not isinstance(number, Integral) or isinstance(number, bool)):
+                raise UsageError(f"{name}={number!r} is no whole number. Expected one, or leave it out.")
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads} is too few. Expected at least 1.")
         # Threads beyond the cores wait for each other: 1,000 on two cores need minutes for what two do in a second.
@@ -133,8 +137,9 @@ class Varco:
             raise UsageError(
                 f"max_context={max_context} is out of range. Expected 16 to {limit}, the bundle's maximum."
             )
-        chosen = open_provider(opened, provider, max_context, threads)
-        varco = cls(opened, chosen.backend, provider=chosen.line, memory_mb=memory_mb)
+        with opened.unchanged():
+            chosen = open_provider(opened, provider, max_context, threads)
+            varco = cls(opened, chosen.backend, provider=chosen.line, memory_mb=memory_mb)
         varco._prefill_opening()
         varco.load_s = time.perf_counter() - started
         return varco
@@ -186,6 +191,7 @@ class Varco:
         """
         if len(token_ids) == 0:  # an array of them has no truth value
             raise UsageError("There is no answer to score. Give at least one token id.")
+        self.bundle.check_mapped()
         self._check_ids(token_ids, image is not None)
         picture = None if image is None else load_picture(image)
         plan = None if picture is None else packing_plan(picture.size_hw, self.bundle.manifest.image)
@@ -205,6 +211,7 @@ class Varco:
 
     def _stream(self, image: Source | None, messages: list[Message], options: Options) -> Stream:
         started = time.perf_counter()
+        self.bundle.check_mapped()
         _check_options(options)
         picture = None if image is None else load_picture(image)
         sampling = _sampling(options)
@@ -503,5 +510,9 @@ def _sampling(options: Options) -> SamplingSettings:
 
 
 def _stop_strings(options: Options) -> tuple[str, ...]:
-    stop = options.get("stop", ())
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+    """The strings that end an answer; None, as other libraries spell it, is none. Raises `UsageError`."""
+    stop: object = options.get("stop")
+    strings = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if not isinstance(strings, (tuple, list)) or not all(isinstance(one, str) for one in strings):
+        raise UsageError(f"stop={stop!r} is no text. Expected a string, a list of strings, or None.")
+    return tuple(strings)

@@ -1,7 +1,7 @@
 """The memory of which large files have been hashed: path, size, modification time, inode and the hash that was found.
 
-It lies in the user's cache folder, so that the gigabytes of a bundle are hashed once and not at every start. Whoever
-can write there could as well replace this program; losing the file costs one more hashing.
+It lies in the user's cache folder, so that the gigabytes of a bundle are hashed once and not at every start. What
+others may have written there is not believed (`cache.py`); losing the file costs one more hashing.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from varco_runtime.cache import cache_folder, read_entry, write_entry
 
 MAX_ENTRIES = 512
 MAX_BYTES = 4 << 20
@@ -20,14 +21,7 @@ SETTLED_S = 2.0
 """A file written later than this before it was hashed is not remembered: a clock that ticks every 2 s (FAT) could hide
 a change right after the hashing."""
 
-
-def cache_folder() -> Path:
-    """`$VARCO_EDGE_CACHE`, else `varco-edge` in `$XDG_CACHE_HOME` or `~/.cache`; `RuntimeError` if there is no home."""
-    chosen = os.environ.get("VARCO_EDGE_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "varco-edge"
+_NAME = "verified.json"
 
 
 class Remembered:
@@ -40,12 +34,10 @@ class Remembered:
     @classmethod
     def load(cls) -> Remembered:
         entries: dict[str, list[Any]] = {}
-        with contextlib.suppress(OSError, ValueError, RuntimeError):
-            path = cache_folder() / "verified.json"
-            if path.is_file() and path.stat().st_size <= MAX_BYTES:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(content, dict):
-                    entries = {str(key): value for key, value in content.items() if isinstance(value, list)}
+        with contextlib.suppress(ValueError, RuntimeError):
+            content = json.loads(read_entry(cache_folder() / _NAME, MAX_BYTES) or b"{}")
+            if isinstance(content, dict):
+                entries = {str(key): value for key, value in content.items() if isinstance(value, list)}
         return cls(entries)
 
     def knows(self, path: Path, info: os.stat_result, sha256: str) -> bool:
@@ -65,16 +57,8 @@ class Remembered:
         if not self._changed:
             return
         kept = dict(list(self._entries.items())[-MAX_ENTRIES:])
-        with contextlib.suppress(OSError, RuntimeError):
-            folder = cache_folder()
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, name = tempfile.mkstemp(dir=folder, prefix="verified.")
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(kept, file)
-                os.replace(name, folder / "verified.json")
-            except OSError:
-                os.unlink(name)
+        with contextlib.suppress(RuntimeError):
+            write_entry(cache_folder() / _NAME, json.dumps(kept).encode())
 
     @staticmethod
     def _facts(info: os.stat_result, sha256: str) -> list[Any]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Captured, fail, run, shell
+from tests.test_bundle import forge, set_at
 from varco_runtime import __version__
 from varco_runtime.cli import console, doctor
 from varco_runtime.cli.main import app, main
 from varco_runtime.errors import VarcoError
 
-COMMANDS = ("export", "engines", "quantize", "run", "inspect", "verify", "probe", "bench", "demo", "doctor")
+COMMANDS = ("export", "engines", "quantize", "run", "inspect", "verify", "probe", "bench", "demo", "doctor", "cache")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -121,6 +125,45 @@ def test_control_characters_cannot_reach_the_terminal(tiny_bundle: Path, capsys:
     assert "\x1b" not in line
     assert "\u202e" not in line
     assert console.printable("a\tb\nc\x1b]0;owned\x07\u2066") == "a\tb\nc\\x1b]0;owned\\x07\\u2066"
+
+
+def test_documents_hold_nothing_that_a_terminal_obeys(capfd: pytest.CaptureFixture[str]) -> None:
+    """As they are in memory: JSON's escapes mean the same characters."""
+    document = {"text": "a\x7f\x9b31m\u202eb\u2066\u2028\ud800\n가😀"}
+    console.write_document(json.dumps(document, ensure_ascii=False))
+    out = capfd.readouterr().out
+    assert out == '{"text": "a\\u007f\\u009b31m\\u202eb\\u2066\\u2028\\ud800\\n가😀"}\n'
+    assert json.loads(out) == document
+
+
+def test_inspect_and_doctor_print_no_controls_of_others(
+    tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    forge(bundle, set_at("license", "free\x9b2J\x7f\u202e"))
+    for arguments in (["inspect", str(bundle)], ["inspect", str(bundle), "--json"]):
+        assert main(arguments) == 0
+        assert not set("\x9b\x7f\u202e") & set(capfd.readouterr().out)
+
+
+def test_with_standard_error_closed_notes_go_nowhere(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    answered = shell(f"varco run {tiny_bundle} {picture} Hi --max-new-tokens 3 --json 2>&-")
+    assert answered.returncode == 0
+    assert json.loads(answered.stdout)["usage"]["completion_tokens"] == 3
+    refused = shell(f"varco run {tmp_path} {picture} Hi 2>&-")
+    assert (refused.returncode, refused.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_no_file_takes_the_number_of_a_closed_stream(closed: int) -> None:
+    """What a library prints would be written into it."""
+    code = (
+        "import os, sys; from varco_runtime.cli import console; console.open_missing_streams();"
+        f"print(os.path.samefile('/dev/null', '/proc/self/fd/{closed}'), file=open(sys.argv[1], 'w'))"
+    )
+    with tempfile.NamedTemporaryFile() as answer:
+        subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{code}" "{answer.name}" {closed}>&-'], check=True)
+        assert answer.read() == b"True\n"
 
 
 def test_a_bug_is_not_dressed_up_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import shutil
 import threading
 import types
 from pathlib import Path
@@ -290,10 +291,26 @@ def test_an_altered_graph_is_not_parsed(fresh: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_bundle_that_changes_meanwhile_is_not_recorded(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = engines.read_manifest
-    answers = iter([read(fresh), read(fresh), dataclasses.replace(read(fresh), license="another")])
+    answers = iter([read(fresh), dataclasses.replace(read(fresh), license="another")])
     monkeypatch.setattr(engines, "read_manifest", lambda folder: next(answers))
     with pytest.raises(ExportError, match=r"was changed while its engines were built"):
         build(fresh, 89)
+
+
+@pytest.mark.usefixtures("quick")
+def test_graphs_that_are_exchanged_meanwhile_make_no_engines(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_manifest(fresh)
+    check = engines._check_target
+
+    def exchanging(*given: Any) -> None:
+        check(*given)
+        shutil.copy(fresh / "vision.onnx", fresh / "copy")
+        os.replace(fresh / "copy", fresh / "vision.onnx")
+
+    monkeypatch.setattr(engines, "_check_target", exchanging)
+    with pytest.raises(BundleError, match=r"vision\.onnx was exchanged"):
+        build(fresh, 89)
+    assert read_manifest(fresh) == before
 
 
 def test_two_builds_at_once_are_refused(int4: Path) -> None:

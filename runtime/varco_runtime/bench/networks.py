@@ -9,6 +9,7 @@ import numpy as np
 from varco_runtime.backend import Array, Backend, ShowsFeatures
 from varco_runtime.bench.budget import Clock
 from varco_runtime.bundle import Bundle
+from varco_runtime.graph_contract import SILENT
 from varco_runtime.image import PackingPlan
 
 _TYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16}
@@ -25,10 +26,11 @@ def time_projector(bundle: Bundle, backend: Backend, tile: Array, threads: int, 
     component = bundle.manifest.projector
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session: Any = onnxruntime.InferenceSession(
-        str(bundle.path(component.file)), options, providers=["CPUExecutionProvider"]
-    )
+    options.log_severity_level = SILENT
+    with bundle.unchanged():
+        session: Any = onnxruntime.InferenceSession(
+            str(bundle.path(component.file)), options, providers=["CPUExecutionProvider"]
+        )
     patches = _patches(backend, tile, bundle.manifest.image.patches_per_tile).astype(_TYPES[component.compute])
     feeds = {session.get_inputs()[0].name: patches}
     seconds = []

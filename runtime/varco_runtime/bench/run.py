@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.stages import Plan, Progress, measure
 from varco_runtime.bench.summary import Summary, summarise
 from varco_runtime.bench.workload import PROMPT, Workload
-from varco_runtime.bundle import Bundle
+from varco_runtime.bundle import Bundle, digest_of
 from varco_runtime.cores import usable_cores
 from varco_runtime.manifest import Manifest
 from varco_runtime.picture import Picture
 from varco_runtime.prepacked import num_entries
 from varco_runtime.providers import check_provider
-from varco_runtime.schema import MANIFEST
 from varco_runtime.varco import Varco
 
 LIMIT_SECONDS, LIMIT_SHARE = 1.5, 0.05
@@ -90,6 +88,7 @@ def run(
     progress("Loading the bundle.")
     num_packed = num_entries()
     varco = Varco.load(options.bundle, options.provider, options.max_context, options.threads)
+    bundle = varco.bundle  # what is measured, whatever was there at first
     has_packed = num_entries() != num_packed
     free_after = free_device_bytes(device)
     if device != "cpu" and varco.provider.startswith("cpu"):  # no GPU can be used
@@ -106,7 +105,7 @@ def run(
         samples.notes.append(found)
     setup = Setup(
         bundle=options.bundle.resolve().name,
-        digest=json.loads((options.bundle / MANIFEST).read_bytes())["digest"],
+        digest=digest_of(bundle.manifest),
         bundle_bytes=sum(facts.size for facts in bundle.manifest.files.values()),
         provider=varco.provider,
         device=varco.backend.description,

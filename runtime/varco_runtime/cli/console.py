@@ -13,6 +13,8 @@ from typing import Literal, TextIO
 # C0 and C1 controls, line and paragraph separators, bidirectional overrides, surrogates that no encoding takes.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _CONTROLS_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# The same beyond ASCII's own, which JSON always escapes: within strings alone, so that an escape stands for each.
+_CONTROLS_IN_JSON = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 GAP = 3  # blanks between columns
 LONG_WORD = 24  # a longer one, such as a path, is cut where its column ends
 PIPED_WIDTH = 500
@@ -35,7 +37,11 @@ def write_text(text: str) -> None:
 
 
 def write_document(text: str) -> None:
-    """Put a JSON, COCO or hOCR document on standard output, in UTF-8 whatever the terminal's encoding."""
+    """Put a JSON, COCO or hOCR document on standard output, in UTF-8 whatever the terminal's encoding.
+
+    Characters that a terminal obeys come as JSON's escapes, which mean the same; hOCR has none of them left.
+    """
+    text = _CONTROLS_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     write(text if text.endswith("\n") else text + "\n", encoding="utf-8")
 
 
@@ -60,12 +66,34 @@ def discard_stdout() -> None:
 def note(text: str, faint: bool = False) -> None:
     """One line on standard error: what happens, a warning, or with `faint` a timing."""
     line = one_line(text)
-    print(f"\x1b[2m{line}\x1b[0m" if faint and _is_colourful() else line, file=sys.stderr, flush=True)
+    _write_error(f"\x1b[2m{line}\x1b[0m" if faint and _is_colourful() else line)
 
 
 def error(message: str) -> None:
     """The one line of an error."""
-    print(f"varco: {one_line(message)}", file=sys.stderr, flush=True)
+    _write_error(f"varco: {one_line(message)}")
+
+
+def _write_error(line: str) -> None:
+    if sys.stderr is not None:  # print would take standard output for one that was closed
+        print(line, file=sys.stderr, flush=True)
+
+
+def open_missing_streams() -> None:
+    """Let standard streams that were closed by whoever started the command lead nowhere.
+
+    The next files to be opened would get their numbers, and what libraries print would go into these files.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
+def shows_bars() -> bool:
+    """Return whether standard error is a terminal, where a line can be drawn again and again."""
+    return _is_terminal(sys.stderr)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

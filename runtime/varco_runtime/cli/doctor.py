@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from varco_runtime import __version__
-from varco_runtime.cli.console import print_facts, size_text, write, write_document
+from varco_runtime.cli.console import one_line, print_facts, size_text, write, write_document
 from varco_runtime.cores import usable_cores
 from varco_runtime.extras import install_command, reinstall_command, required_packages
 
@@ -64,7 +64,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON do
 
 def examine() -> Report:
     """Look at this machine and installation."""
-    from varco_runtime.verified import cache_folder
+    from varco_runtime.cache import cache_folder
 
     versions: dict[str, str | None] = {"python": platform.python_version(), "varco-edge": __version__}
     versions |= {name: _version(name) for name in PACKAGES}
@@ -74,6 +74,8 @@ def examine() -> Report:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files. Uninstall both, then "
             f"install one, for a CPU with: {reinstall_command('cpu')}"
         )
+    if (cache := _cache_warning()) is not None:
+        warnings.append(cache)
     providers, fault = _providers()
     warnings += [fault] if fault else []
     total, available = _memory()
@@ -92,6 +94,14 @@ def examine() -> Report:
         cache_folder=str(cache_folder()),
         warnings=warnings,
     )
+
+
+def _cache_warning() -> str | None:
+    """Why nothing in the cache folder is used."""
+    from varco_runtime.cache import cache_fault
+
+    fault = cache_fault()
+    return None if fault is None else f"{fault} Nothing in it is used, so that loading takes longer."
 
 
 def _print(report: Report) -> None:
@@ -120,7 +130,7 @@ def _print(report: Report) -> None:
             write(f"{extra}, {EXTRAS[extra]}:\n    {command}\n")
     write("\n")
     for warning in report.warnings:
-        write(f"WARNING: {warning}\n")
+        write(f"WARNING: {one_line(warning)}\n")
     if not report.warnings:
         write(f"{_readiness(report)}\n")
 

@@ -12,6 +12,7 @@ import typer
 from varco_runtime.cli.console import count_text, note, print_facts, print_table, size_text, write, write_document
 
 if TYPE_CHECKING:
+    from varco_runtime.bundle import Bundle
     from varco_runtime.manifest import Manifest
 
 _NON_COMMERCIAL = ("-nc", "noncommercial", "research")
@@ -25,29 +26,29 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> None:
     """Show what a bundle holds: licence, networks, precisions, memory, picture and prompt settings."""
-    from varco_runtime.bundle import read_manifest
+    from varco_runtime.bundle import Bundle
 
-    manifest = read_manifest(bundle)
+    opened = Bundle.read(bundle)
+    manifest = opened.manifest
     if kernels:
-        _show_kernels(bundle, manifest, as_json)
+        _show_kernels(opened, as_json)
         return
-    end_tokens, tasks = _end_tokens(bundle, manifest), _probe_tasks(bundle, manifest)
+    end_tokens, tasks = _end_tokens(opened), _probe_tasks(opened)
     if as_json:
         write_document(json.dumps(document(manifest, end_tokens, tasks), indent=2, ensure_ascii=False))
     else:
         _print(bundle, manifest, end_tokens, tasks)
 
 
-def _show_kernels(bundle: Path, manifest: Manifest, as_json: bool) -> None:
+def _show_kernels(bundle: Bundle, as_json: bool) -> None:
     """Each kind of node and its kernels. The graphs are checked before they are parsed."""
-    from varco_runtime.bundle import check_file
     from varco_runtime.kernels import kernel_uses
-    from varco_runtime.verified import Remembered
 
-    for part in manifest.components.values():
-        check_file(bundle, part.file, manifest.files[part.file], Remembered.load(), full=True)
+    manifest = bundle.manifest
+    bundle.check((part.file for part in manifest.components.values()), full=True)
     device, capability = _kernel_device(manifest)
-    uses = kernel_uses(bundle, manifest, capability)
+    with bundle.unchanged():
+        uses = kernel_uses(bundle.folder, manifest, capability)
     basis = (
         "the provider's documented conditions and its dispatch, not observed on a GPU"
         if capability
@@ -97,28 +98,26 @@ def document(manifest: Manifest, end_tokens: list[str], probe_tasks: list[str]) 
     }
 
 
-def _end_tokens(bundle: Path, manifest: Manifest) -> list[str]:
+def _end_tokens(bundle: Bundle) -> list[str]:
     """The texts of the tokens that end an answer."""
     from varco_runtime.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.from_json(_checked_text(bundle, manifest, manifest.tokenizer))
-    return [tokenizer.decode([token]) for token in manifest.generation.eos_token_ids]
+    tokenizer = Tokenizer.from_json(_checked_text(bundle, bundle.manifest.tokenizer))
+    return [tokenizer.decode([token]) for token in bundle.manifest.generation.eos_token_ids]
 
 
-def _probe_tasks(bundle: Path, manifest: Manifest) -> list[str]:
+def _probe_tasks(bundle: Bundle) -> list[str]:
     """The task of each acceptance probe; none where the bundle has no probes."""
     from varco_runtime.probes import probe_tasks
 
-    return [] if manifest.probes is None else probe_tasks(_checked_text(bundle, manifest, manifest.probes))
+    probes = bundle.manifest.probes
+    return [] if probes is None else probe_tasks(_checked_text(bundle, probes))
 
 
-def _checked_text(bundle: Path, manifest: Manifest, name: str) -> str:
+def _checked_text(bundle: Bundle, name: str) -> str:
     """A small file, hashed before it is parsed."""
-    from varco_runtime.bundle import check_file
-    from varco_runtime.verified import Remembered
-
-    check_file(bundle, name, manifest.files[name], Remembered.load(), full=True)
-    return (bundle / name).read_text(encoding="utf-8")
+    bundle.check([name], full=True)
+    return bundle.text(name)
 
 
 def _print(bundle: Path, manifest: Manifest, end_tokens: list[str], probe_tasks: list[str]) -> None:

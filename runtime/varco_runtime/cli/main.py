@@ -15,6 +15,7 @@ import typer
 from varco_runtime import __version__
 from varco_runtime.cli import console
 from varco_runtime.cli.bench import bench
+from varco_runtime.cli.cache import cache
 from varco_runtime.cli.demo import demo
 from varco_runtime.cli.doctor import doctor
 from varco_runtime.cli.engines import engines
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, engines, quantize, run, inspect, verify, probe, bench, demo, doctor):
+for command in (export, engines, quantize, run, inspect, verify, probe, bench, demo, doctor, cache):
     app.command()(command)
 
 
@@ -59,6 +60,7 @@ def varco(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted."""
+    console.open_missing_streams()
     try:
         status = typer.main.get_command(app).main(args=arguments, prog_name="varco", standalone_mode=False)
         return int(status or 0)

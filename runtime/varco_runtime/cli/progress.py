@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from varco_runtime.cli.console import note, one_line, size_text
+from varco_runtime.cli.console import note, one_line, shows_bars, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -19,7 +18,7 @@ class _Bars:
     """Bars that are shown while it is entered; none without a terminal."""
 
     def __init__(self) -> None:
-        self._bars = _bars("{task.completed:.0f}/{task.total:.0f}") if sys.stderr.isatty() else None
+        self._bars = _bars("{task.completed:.0f}/{task.total:.0f}") if shows_bars() else None
 
     def __enter__(self) -> Self:
         if self._bars:
@@ -95,7 +94,7 @@ class HashProgress:
         size = self._sizes.get(name, 0)
         if size < self._quiet_bytes:
             return
-        if not sys.stderr.isatty():
+        if not shows_bars():
             if name not in self._announced:
                 note(f"Checking the sha256 of {name} ({size_text(size)}).")
                 self._announced.add(name)

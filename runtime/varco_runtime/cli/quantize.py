@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from varco_runtime.cli.console import note, print_facts, size_text
+from varco_runtime.cli.console import note, print_facts, shows_bars, size_text
 from varco_runtime.errors import MissingExtraError
 
 _EXTRA_MODULES = ("ml_dtypes", "torch", "transformers")
@@ -23,7 +22,7 @@ class _Progress:
 
     @contextmanager
     def stage(self, name: str, steps: int, done: int = 0) -> Iterator[Callable[[], None]]:
-        if sys.stderr.isatty():
+        if shows_bars():
             from rich.console import Console
             from rich.progress import Progress
 

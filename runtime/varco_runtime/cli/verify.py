@@ -116,6 +116,8 @@ def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Chec
     # Engines hold what they were built for, which may be less than the probes need, and less saves no memory.
     max_context = None if opened.manifest.device == "tensorrt" else max(16, probes.max_tokens)
     varco = Varco.load(bundle, provider, max_context, threads)
+    if varco.bundle.manifest != opened.manifest:
+        raise BundleError(f"{bundle} was exchanged while it was being verified. Verify it again.")
     fitting = probes.within(varco.backend.max_context)
     checks = replay(varco.bundle, fitting, varco.backend)
     return checks, varco.backend.description, len(probes.probes) - len(fitting.probes)
