@@ -629,6 +629,13 @@ def test_an_index_without_a_weight_map_is_refused(tmp_path: Path) -> None:
         assert "has no usable weight_map" in refusal(lambda: Checkpoint.open(tmp_path))
 
 
+def test_an_index_of_any_size_is_bounded(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.touch()
+    os.truncate(index, (64 << 20) + 1)
+    assert "has more than 67,108,864 bytes" in refusal(lambda: Checkpoint.open(tmp_path))
+
+
 def test_a_missing_shard_is_named(copy: Callable[..., Path]) -> None:
     folder = copy(num_shards=2)
     (folder / "model-00002-of-00002.safetensors").unlink()

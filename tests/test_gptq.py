@@ -291,6 +291,7 @@ def test_a_broken_tensor_is_refused_in_one_line(
     [
         ({"bits": 3}, "bits is 3, expected 4 or 8"),
         ({"bits": 2}, "bits is 2, expected 4 or 8"),
+        ({"bits": "\x1b[31m\n4"}, r"bits is \\x1b\[31m 4, expected 4 or 8"),
         ({"bits": 8}, r"down_proj.qweight has the shape \[24, 128\], expected \[48, 128\]"),
         ({"group_size": 64}, r"qzeros has the shape \[6, 16\], expected \[3, 16\]. .*in groups of 64"),
         ({"group_size": 0}, "group_size is 0, expected -1 or 16 and more"),

@@ -139,7 +139,8 @@ class Graph:
         for block in blocks:
             with np.errstate(over="ignore"):  # said below, by name
                 array = np.ascontiguousarray(block, dtype=numpy_type)
-            if (dtype == "fp16" or dtype == "bf16") and not is_finite(array, dtype):  # the others are as wide as any
+            narrowed = dtype == "fp16" or (dtype == "bf16" and block.dtype != numpy_type)
+            if narrowed and not is_finite(array, dtype):
                 raise _out_of_range(name, dtype)
             written += self._data.write(array.view(np.uint8).reshape(-1).data)
         expected = int(np.prod(shape, dtype=np.int64)) * numpy_type.itemsize // (2 if dtype == "int4" else 1)
