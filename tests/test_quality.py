@@ -15,7 +15,7 @@ from training.evaluate import evaluate
 from training.pictures import held_out_seeds
 
 CLOSE = 1e-3
-"""Logits of the trained model, up to 40, are good to some 1e-4."""
+"""Logits of the trained model, up to 27, were seen to differ by up to 7e-5 between the two."""
 CHECKPOINT = Path(__file__).resolve().parents[1] / "models" / "varco-tiny"
 
 
