@@ -11,12 +11,12 @@ WORKERS ?= 2
 INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-# The first Python that is new enough. What an earlier attempt left in the folder is cleared.
+# The first Python that is new enough and can make one; some systems leave venv out. What an earlier attempt left in the folder is cleared.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 define make_venv
 @for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
-	if $$python -c '$(NEW_ENOUGH)' 2>/dev/null; then exec $$python -m venv --clear $(1); fi; \
-done; echo "Python 3.11 or newer is needed and was not found: make PYTHON=/where/it/is/python3" >&2; exit 1
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && $$python -m venv --clear $(1) && exit 0; \
+done; echo "Python 3.11 or newer with its module venv is needed and was not found: make PYTHON=/path/to/it" >&2; exit 1
 endef
 # An environment without pip, or of an older Python, is what a failed attempt leaves behind: it is made anew.
 ifneq ($(shell $(BIN)/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null && echo usable),usable)

@@ -11,7 +11,7 @@ from tests.test_bench import noise
 from varco_runtime.cli.main import main
 
 Captured = pytest.CaptureFixture[str]
-FAST = ("--seconds", "1", "--repetitions", "1", "--new-tokens", "4", "--threads", "1")
+FAST = ("--seconds", "60", "--repetitions", "1", "--new-tokens", "4", "--threads", "1")
 
 
 def test_the_command_prints_a_table_and_writes_the_document(

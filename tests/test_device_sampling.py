@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from varco_export.sampling import SETTINGS, emit_sampling
 from varco_runtime.cuda_sampling import NUM_SETTINGS, SamplingStep
 from varco_runtime.cuda_session import Buffer, Device, Network
 from varco_runtime.errors import ShortageError
-from varco_runtime.sampling import Draw, Sampler, SamplingSettings
+from varco_runtime.sampling import Draw, Sampler, SamplingSettings, candidates
 from varco_runtime.settings import GenerationSettings
 
 Array = np.ndarray[Any, Any]
@@ -64,23 +65,45 @@ def rows(vocab_size: int, count: int) -> list[Array]:
     return made
 
 
+def drawn_nearby(scores: Array, settings: SamplingSettings, place: float) -> set[int]:
+    """The tokens that the host draws at about this place, of about these candidates.
+
+    Powers differ in the last bit from library to library and from one kind of processor to another, and a draw that
+    falls between two of 150,000 tokens feels it.
+    """
+    found: set[int] = set()
+    for slip in (-1e-6, 1e-6):
+        top_p = settings.top_p if settings.top_p in (0, 1) else settings.top_p + slip
+        near = dataclasses.replace(settings, top_p=top_p, min_p=settings.min_p * (1 + slip))
+        ids, probabilities = candidates(scores, near)
+        cumulative = np.cumsum(probabilities, dtype=np.float64)
+        first, last = np.searchsorted(cumulative, (place + np.array([-1e-6, 1e-6])) * cumulative[-1], side="right")
+        found.update(ids[max(first, 0) : last + 1].tolist())
+    return found
+
+
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 def test_every_setting_draws_the_tokens_of_the_host(drawing: Callable[[int], Drawing], vocab_size: int) -> None:
     device, logits = drawing(vocab_size), rows(vocab_size, 12)
     grid = list(itertools.product((0.0, 0.3, 2.0), (0, 1, 50), (0.0, 0.5, 0.9, 1.0), (0.0, 0.2), (1.0, 1.4)))
     chosen = grid if vocab_size < 10_000 else grid[:: len(grid) // 16]
     prompt = np.random.default_rng(1).integers(0, vocab_size, 20)
-    different = set()
+    different, num_close = set(), 0
     for index, (temperature, top_k, top_p, min_p, penalty) in enumerate(chosen):
         settings = SamplingSettings(temperature, top_k, top_p, min_p, penalty, seed=index)
         host, asking = (Sampler(settings, GENERATION, prompt) for _ in range(2))
         for turn in range(3):  # the draws go on from one another, and so does what was seen
             row = logits[(index + turn) % len(logits)]
-            expected, got = host.next(row), device(row, asking.draw(vocab_size))
-            assert got == expected, (settings, row[got], row[expected])
+            scores, draw = asking._penalised(row).copy(), asking.draw(vocab_size)
+            expected, got = host.next(row), device(row, draw)
+            if got != expected:
+                assert got in drawn_nearby(scores, settings, draw.place), (settings, row[got], row[expected])
+                num_close += 1
+                break
             asking.accept(got)
             different.add(got)
     assert len(different) > 10
+    assert num_close <= len(chosen) / 16
 
 
 def test_the_draws_have_the_probabilities_of_the_softmax(drawing: Callable[[int], Drawing]) -> None:

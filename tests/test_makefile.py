@@ -108,7 +108,7 @@ def test_no_python_that_is_new_enough_is_one_clear_line(checkout: Checkout) -> N
     checkout.interpreter("bin/python3", "old", too_old=True)
     done = checkout.make("demo")
     assert done.returncode != 0
-    assert "Python 3.11 or newer is needed and was not found: make PYTHON=" in done.stderr
+    assert "Python 3.11 or newer with its module venv is needed and was not found: make PYTHON=" in done.stderr
     assert not (checkout.folder / ".venv").exists()
     checkout.interpreter("elsewhere/python", "new")
     assert checkout.make("demo", f"PYTHON={checkout.folder}/elsewhere/python").returncode == 0

@@ -14,6 +14,8 @@ from tests.conftest import export_bundle
 from training.evaluate import evaluate
 from training.pictures import held_out_seeds
 
+CLOSE = 1e-3
+"""Logits of the trained model, up to 27, were seen to differ by up to 7e-5 between the two."""
 CHECKPOINT = Path(__file__).resolve().parents[1] / "models" / "varco-tiny"
 
 
@@ -69,8 +71,12 @@ def test_transformers_gives_the_same_answers_to_the_token(fp32: Path) -> None:
         return pairs[-1][0]
 
     evaluate(both, held_out_seeds(40, start=1000))
-    different = [pair for pair in pairs if pair[0] != pair[1]]
-    assert not different, f"{len(different)} of {len(pairs)} answers differ, the first: {different[0]}"
+    different = [index for index, (ours, theirs) in enumerate(pairs) if ours != theirs]
+    for index in different:  # two libraries sum in orders of their own: a choice closer than that may go either way
+        logits = np.sort(recorder.varco.score(*recorder.asked[index], recorder.token_ids[index]), axis=1)
+        margin = float((logits[:, -1] - logits[:, -2]).min())
+        assert margin < CLOSE, f"{pairs[index]} differ, though no choice was closer than {margin:.1e}"
+    assert len(different) <= len(pairs) / 100, f"{len(different)} of {len(pairs)} answers differ"
 
 
 def test_the_divergence_of_a_model_from_itself_is_zero() -> None:

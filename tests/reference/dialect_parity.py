@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from tests.exported_weights import exported_linears
 from tests.gptq_packer import GptqPacking, pack_checkpoint, put_in
-from tests.reference.oracle import Oracle, photo, relative_error, user_message
+from tests.reference.oracle import Oracle, photo, relative_error
 from tests.reference.test_parity import CHECKPOINTS, LIMIT, clear_fixture
 from varco_export.names import canonical_name
 from varco_export.tiny import TinyOptions, make_tiny
@@ -89,10 +89,14 @@ def compare(oracle: Oracle, varco: Varco, size: tuple[int, int], limit: float = 
     all_ids = np.array(ids + reference.token_ids[:-1], dtype=np.int64)
     logits = backend.prefill(PromptInputs(all_ids, prompt.image_token_id, found.packed), 0, len(reference.token_ids))
     varco._memory.forget_sequence()
-    error = float(np.abs(logits - reference.logits).max() / np.abs(reference.logits).max())
+    error = relative_error(logits, reference.logits)
     assert error < limit, f"logits differ by {error:.1e}: suspect the picture's rows, rotary positions or the caches"
     answer = varco.ask(image, question, max_new_tokens=64)
-    assert list(answer.token_ids) == reference.token_ids
+    # In 16 bits some choices are closer than the rounding: the answers are the same up to the first of them.
+    close = reference.margins <= 2 * np.abs(logits - reference.logits).max()
+    num_clear = int(close.argmax()) if close.any() else len(close)
+    assert num_clear == 64 or limit > LIMIT, f"a close call at token {num_clear}"
+    assert list(answer.token_ids[:num_clear]) == reference.token_ids[:num_clear]
 
 
 def check_every_stage(load: Load, folder: Path, name: str, size: tuple[int, int]) -> None:
@@ -139,7 +143,7 @@ def check_rewinding(load: Load, folder: Path) -> None:
     oracle, varco = Oracle(checkpoint), load(checkpoint, folder / "bundle")
     image = photo(300, 200)
     varco.ask(image, "What is this?", max_new_tokens=8)
-    answer = varco.ask(image, "And what colour?", max_new_tokens=32)  # the picture's positions are kept
-    assert answer.usage.cached_tokens > answer.usage.image_tokens
-    reference = oracle.greedy(user_message("And what colour?", image=True), image, 32)
+    question, reference = clear_fixture(oracle, image)
+    answer = varco.ask(image, question, max_new_tokens=64)
+    assert answer.usage.cached_tokens > answer.usage.image_tokens, "the picture's positions are not kept"
     assert list(answer.token_ids) == reference.token_ids

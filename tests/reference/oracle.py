@@ -26,9 +26,14 @@ class Greedy:
     logits: Array
 
     @property
-    def smallest_margin(self) -> float:
+    def margins(self) -> Array:
+        """The gap between the two largest logits at every step, `[n]`."""
         top = np.sort(self.logits, axis=1)[:, -2:]
-        return float((top[:, 1] - top[:, 0]).min())
+        return top[:, 1] - top[:, 0]
+
+    @property
+    def smallest_margin(self) -> float:
+        return float(self.margins.min())
 
 
 class Oracle:

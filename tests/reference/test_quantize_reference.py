@@ -198,12 +198,15 @@ def test_the_calibrated_decoder_sees_what_transformers_decoder_sees(source: Path
     assert np.abs(normed - states[-1][0].numpy()).max() < 1e-4 * np.abs(normed).max()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_the_loop_gives_what_llm_compressors_own_gives(tmp_path: Path, bits: int) -> None:
-    """oneshot on the language model alone with the same token ids: the same scales and the same integers.
+@pytest.mark.parametrize(("bits", "largest_share"), [(4, 0.04), (8, 0.013)])
+def test_the_loop_gives_what_llm_compressors_own_gives(tmp_path: Path, bits: int, largest_share: float) -> None:
+    """oneshot on the language model alone with the same token ids: the same scales, and all but a few integers.
 
-    Sums are taken in another order there, so a weight that lies halfway may go the other way, and the next ones of its
-    row make up for it: none of 4 bits did, and with 8 bits a few.
+    Sums are taken in another order there, and in one order or another by the kind of processor. A weight that lies
+    halfway may then go the other way, and the next ones of its row make up for it. Hessians with relative noise of up
+    to 1e-5 changed 1.3 % of the integers of 4 bits and 0.4 % of those of 8. Faults change far more: one sample of six
+    left out 15 % and 10 %, a layer that sees what the unquantised one before it gives 13 % and 4.5 %. `largest_share`
+    lies between the two.
     """
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
@@ -226,9 +229,8 @@ def test_the_loop_gives_what_llm_compressors_own_gives(tmp_path: Path, bits: int
             unpack_from_int32(packed, bits, shape).int()
             for packed in (ours[f"{mine}.weight_packed"], theirs[f"{reference}.weight_packed"])
         )
-        assert int((values - expected).abs().max()) <= 3, name
         differing, total = differing + int((values != expected).sum()), total + values.numel()
-    assert differing <= total * (0 if bits == 4 else 3e-3), f"{differing} of {total}"
+    assert differing <= total * largest_share, f"{differing} of {total}"
 
 
 def _oneshot(source: Path, ids: list[list[int]], bits: int, tmp_path: Path) -> dict[str, Any]:

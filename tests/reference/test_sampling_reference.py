@@ -42,6 +42,17 @@ def reference_candidates(scores: Array, settings: SamplingSettings) -> tuple[Arr
     return ids.numpy(), torch.softmax(tensor, dim=-1)[0, ids].numpy()
 
 
+def assert_no_close_call(scores: Array, settings: SamplingSettings) -> None:
+    """No token is so near to a limit that the last bit of a sum, which each kind of processor takes apart, decides."""
+    scaled = scores.astype(np.float64) / settings.temperature
+    kept = np.sort(scaled)[::-1][: settings.top_k or None]
+    probabilities = np.exp(kept - kept[0]) / np.exp(kept - kept[0]).sum()
+    if settings.top_p < 1:
+        assert np.abs(np.cumsum(probabilities) - settings.top_p).min() > 1e-6
+    if 0 < settings.min_p < 1:
+        assert np.abs(probabilities / probabilities[0] - settings.min_p).min() > 1e-6
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("temperature", [0.2, 0.7, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 20, 2000])
@@ -51,6 +62,7 @@ def test_the_same_tokens_may_be_drawn_with_the_same_probabilities(
 ) -> None:
     settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     values = logits(seed, ties=top_p == 1)  # torch's sort leaves open which of equal tokens top-p cuts off
+    assert_no_close_call(values, settings)
     ids, probabilities = candidates(values, settings)
     expected_ids, expected = reference_candidates(values, settings)
     assert ids.tolist() == expected_ids.tolist()
