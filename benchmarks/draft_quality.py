@@ -91,6 +91,14 @@ class Question:
     prompt: str
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The reference's answer to a question, and its logits at each position of it."""
+
+    token_ids: tuple[int, ...]
+    logits: Array
+
+
 @dataclass(slots=True)
 class Answers:
     """What a bundle said, in the order in which it was asked."""
@@ -119,20 +127,26 @@ def logits_of(varco: Varco, question: Question, token_ids: Sequence[int], way: W
     return np.concatenate(pieces)
 
 
-def by_tokens(reference: Varco, varco: Varco, questions: Sequence[Question], max_new_tokens: int) -> dict[str, Any]:
+def expect(reference: Varco, questions: Sequence[Question], max_new_tokens: int) -> list[Expected]:
+    """What the reference says to each question."""
+    expected = []
+    for question in questions:
+        answer = reference.ask(question.image, question.prompt, max_new_tokens=max_new_tokens, speculate=False)
+        logits = reference.score(question.image, question.prompt, answer.token_ids)
+        expected.append(Expected(answer.token_ids, logits))
+    return expected
+
+
+def by_tokens(varco: Varco, questions: Sequence[Question], expected: Sequence[Expected]) -> dict[str, Any]:
     """Every way's distance from the reference, and from a token a step."""
     distances: dict[str, list[tuple[Array, Array]]] = {way.name: [] for way in WAYS}
     moved: dict[str, list[tuple[Array, Array]]] = {way.name: [] for way in WAYS}
     same_bits: dict[str, list[float]] = {way.name: [] for way in WAYS}
-    for question in questions:
-        token_ids = reference.ask(
-            question.image, question.prompt, max_new_tokens=max_new_tokens, speculate=False
-        ).token_ids
-        expected = logits_of(reference, question, token_ids, WAYS[0])
-        plain = logits_of(varco, question, token_ids, WAYS[0])
+    for question, answer in zip(questions, expected, strict=True):
+        plain = logits_of(varco, question, answer.token_ids, WAYS[0])
         for way in WAYS:
-            logits = plain if way is WAYS[0] else logits_of(varco, question, token_ids, way)
-            distances[way.name].append(divergence(expected, logits))
+            logits = plain if way is WAYS[0] else logits_of(varco, question, answer.token_ids, way)
+            distances[way.name].append(divergence(answer.logits, logits))
             moved[way.name].append(divergence(plain, logits))
             same_bits[way.name].append(float((plain == logits).all(axis=1).mean()))
     _, base = distance(distances[A_TOKEN_A_STEP])
@@ -208,6 +222,7 @@ def measure(
     """All figures, by the bundles' names. With pictures, both comparisons take the first `num_questions` asked."""
     exact = Varco.load(reference)
     report: dict[str, Any] = {}
+    expected: list[Expected] = []
     for bundle in bundles:
         varco = Varco.load(bundle)
         figures: dict[str, Any] = {"decoder": varco.bundle.manifest.decoder.precision}
@@ -215,7 +230,8 @@ def measure(
         if num_pictures:
             figures["accuracies"], questions = accuracies(varco, num_pictures, max_new_tokens)
         questions = questions[:num_questions]
-        figures["by_tokens"] = by_tokens(exact, varco, questions, max_new_tokens)
+        expected = expected or expect(exact, questions, max_new_tokens)  # every bundle is asked the same
+        figures["by_tokens"] = by_tokens(varco, questions, expected)
         figures["by_answers"] = by_answers(exact, varco, questions, max_new_tokens)
         report[bundle.name] = figures
         print(table(bundle.name, figures), flush=True)
@@ -226,7 +242,7 @@ def table(name: str, figures: dict[str, Any]) -> str:
     """One bundle's figures for people."""
     lines = [f"{name}: {figures['decoder']}"]
     for way, row in figures["by_tokens"].items():
-        more = f"{row['kl_more']:+.5f} ± {row['kl_more_error']:.5f}"
+        more = f"{row['kl_more']:+.1e} ± {row['kl_more_error']:.1e}"
         lines.append(
             f"  {way:24} KL {row['kl']:.5f}  more {more}  top-1 {row['top1_agreement']:.2%}  moved {row['moved']:.1e}"
             f"  same bits {row['same_bits']:.1%}"
@@ -266,6 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures = {
         "reference": options.reference.name,
         "max_new_tokens": options.max_new_tokens,
+        "pictures": options.pictures,
         "bundles": results,
         "machine": describe_machine(),
     }

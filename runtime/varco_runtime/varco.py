@@ -64,8 +64,8 @@ class _Encoded:
 class Varco:
     """A loaded bundle that answers questions. One question at a time: it holds one key/value cache.
 
-    It may be used from several threads. A newer question ends the unfinished answer of an older one, which then raises
-    `UsageError`; an answer that comes to its end is the one that would have come without other threads.
+    Threads may share it. A newer question ends an unfinished answer, which then raises `UsageError`, and no answer is
+    made of another question's keys and values.
 
     ```
     varco = Varco.load("bundle")
