@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from tests.test_bundle import forge, set_at
 from varco_runtime.bundle import Bundle
+from varco_runtime.cli.main import main
 from varco_runtime.errors import BundleError
 from varco_runtime.graph_files import MAX_DEPTH, external_files
 from varco_runtime.schema import MANIFEST
@@ -136,6 +137,7 @@ def test_a_graph_that_reads_what_the_manifest_does_not_list_is_refused(
     ) as caught:
         Bundle.open(bundle)
     assert "\x1b" not in str(caught.value)
+    assert main(["verify", str(bundle)]) == 1
 
 
 def test_a_graph_that_is_none_is_refused_before_a_library_sees_it(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -511,8 +511,11 @@ def _sampling(options: Options) -> SamplingSettings:
 
 def _stop_strings(options: Options) -> tuple[str, ...]:
     """The strings that end an answer; None, as other libraries spell it, is none. Raises `UsageError`."""
-    stop: object = options.get("stop")
-    strings = () if stop is None else (stop,) if isinstance(stop, str) else stop
-    if not isinstance(strings, (tuple, list)) or not all(isinstance(one, str) for one in strings):
+    stop = options.get("stop")
+    try:
+        strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    except TypeError:  # not even a list
+        strings = (stop,)  # type: ignore[assignment]
+    if not all(isinstance(one, str) for one in strings):
         raise UsageError(f"stop={stop!r} is no text. Expected a string, a list of strings, or None.")
-    return tuple(strings)
+    return strings

@@ -14,6 +14,7 @@ from varco_runtime.cli.progress import HashProgress
 from varco_runtime.errors import BackendError, BundleError, UsageError, VarcoError
 
 if TYPE_CHECKING:
+    from varco_runtime.bundle import Bundle
     from varco_runtime.manifest import Manifest
     from varco_runtime.probes import Check
 
@@ -33,12 +34,13 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> None:
     """Hash every file of a bundle and compare it with the manifest; with --numerics, also run its probes."""
-    from varco_runtime.bundle import read_manifest
+    from varco_runtime.bundle import Bundle
 
     if not numerics and (provider != "auto" or threads is not None):
         raise UsageError("--provider and --threads are for the probes. Add --numerics, or leave them out.")
-    manifest = read_manifest(bundle)
-    faults = _hash(bundle, manifest)
+    opened = Bundle.read(bundle)
+    manifest = opened.manifest
+    faults = _hash(opened)
     document: dict[str, Any] = {"bundle": str(bundle), "ok": not faults, "files": _files(manifest, faults)}
     # A file that has been altered is never opened.
     failure: VarcoError | None = _first(faults) if faults else None
@@ -62,20 +64,16 @@ def verify(
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _hash(bundle: Path, manifest: Manifest) -> dict[str, str]:
-    """The files that are not as recorded, with the reason."""
-    from varco_runtime.bundle import check_file
-    from varco_runtime.verified import Remembered
-
-    remembered = Remembered.load()
+def _hash(bundle: Bundle) -> dict[str, str]:
+    """The files that are not as recorded, and graphs that read other files, with the reason."""
     faults: dict[str, str] = {}
-    with HashProgress({name: facts.size for name, facts in manifest.files.items()}) as progress:
-        for name, facts in sorted(manifest.files.items()):
+    files = bundle.manifest.files
+    with HashProgress({name: facts.size for name, facts in files.items()}) as progress:
+        for name in sorted(files):
             try:
-                check_file(bundle, name, facts, remembered, full=True, progress=progress)
+                bundle.check([name], full=True, progress=progress)
             except BundleError as error:
                 faults[name] = str(error)
-    remembered.save()
     return faults
 
 
