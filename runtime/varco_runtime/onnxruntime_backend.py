@@ -17,8 +17,9 @@ from varco_runtime.backend import MAX_STEP_TOKENS, Features, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.cores import overflows_in_pairs, usable_cores
 from varco_runtime.embedding import EmbeddingTable
-from varco_runtime.errors import BackendError, MissingExtraError, first_line
+from varco_runtime.errors import BackendError, first_line
 from varco_runtime.image import PackingPlan, pack
+from varco_runtime.libraries import import_onnxruntime
 from varco_runtime.manifest import Component
 from varco_runtime.prepacked import Prepacked
 from varco_runtime.prompt_runs import check_length, prompt_runs
@@ -44,11 +45,7 @@ class OnnxRuntimeBackend:
     """One loaded bundle. See `Backend` for the methods. Raises `BackendError`."""
 
     def __init__(self, bundle: Bundle, max_context: int, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingExtraError("Running a bundle on the CPU", "cpu") from None
-        self._ort: Any = onnxruntime
+        self._ort: Any = import_onnxruntime("Running a bundle on the CPU")
         manifest = bundle.manifest
         self._max_context = max_context
         self._threads = threads or usable_cores()

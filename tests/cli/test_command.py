@@ -14,7 +14,8 @@ import pytest
 from tests.cli.conftest import Captured, fail, run, shell
 from varco_runtime import __version__
 from varco_runtime.cli import console, doctor
-from varco_runtime.cli.main import app, main
+from varco_runtime.cli.commands import app
+from varco_runtime.cli.main import main
 from varco_runtime.errors import VarcoError
 
 COMMANDS = ("export", "engines", "quantize", "run", "inspect", "verify", "probe", "bench", "demo", "doctor")

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,11 @@ def test_doctor_warns_of_two_onnxruntimes(capsys: Captured, monkeypatch: pytest.
 def test_doctor_survives_a_broken_onnxruntime(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     out, _ = run(capsys, "doctor")
-    assert "WARNING: onnxruntime is installed but cannot be imported" in out
+    assert "WARNING: onnxruntime is installed but cannot be imported (its files are gone)" in out
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr("importlib.import_module", lambda name: types.ModuleType(name))
+    out, _ = run(capsys, "doctor")
+    assert "onnxruntime, which is installed but cannot be imported (parts of it are missing)" in out
 
 
 def test_doctor_finds_gpus(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
