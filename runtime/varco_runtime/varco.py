@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from varco_runtime.answer import Answer, Piece, Timings, Usage
-from varco_runtime.backend import Array, Backend, PromptInputs, VerifyingBackend, pixel_path
+from varco_runtime.backend import Array, Backend, Progress, PromptInputs, VerifyingBackend, pixel_path, reporting
 from varco_runtime.bundle import Bundle
 from varco_runtime.cores import usable_cores
 from varco_runtime.errors import ContextError, ImageError, UsageError
@@ -306,8 +306,11 @@ class _Request:
 class Stream:
     """An answer on its way: iterate over its `Piece`s, then read `answer`. `cancel` ends it early.
 
-    A newer question to the same `Varco` ends an unfinished stream.
+    A newer question to the same `Varco` ends an unfinished stream. `progress`, if it is set before the first piece, is
+    called while the picture and the prompt are read, where the backend can tell how far it is.
     """
+
+    progress: Progress | None = None
 
     def __init__(self, varco: Varco, request: _Request) -> None:
         self._varco = varco
@@ -347,7 +350,7 @@ class Stream:
         varco._turn += 1
         turn = varco._turn
         generation = varco.bundle.manifest.generation
-        with varco._lock:
+        with varco._lock, reporting(varco.backend, self.progress):
             encoded = None if request.picture is None else varco._encode(request.picture)
             prefill_started = time.perf_counter()
             logits, num_cached = varco._prefill(request.ids, encoded)
