@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.document import write_json
 from benchmarks.gpu.aims import derive
-from benchmarks.machine import write_json
 from varco_runtime.cuda_driver import find_gpu
 from varco_runtime.errors import UsageError
 from varco_runtime.libraries import import_onnxruntime
