@@ -42,6 +42,9 @@ def main() -> int:
     if options.child:
         print(json.dumps({"export": _export, "build": _build}[options.child](options)))
         return 0
+    from varco_export.engine_builder import Builder
+
+    Builder.load(is_target_named=True)  # where it is missing, nobody waits for a graph first
     options.folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "benchmark": "engines",

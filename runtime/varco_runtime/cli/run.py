@@ -115,7 +115,7 @@ def run(
         seed=seed,
         speculate=False if no_speculate else None,
     )
-    question = _question(task, prompt, text, box)
+    question = user_turn(task, prompt, text, box)
 
     from varco_runtime.picture import load_picture
 
@@ -205,8 +205,8 @@ def _check_output(output: str, save: Path | None, no_image: bool) -> None:
     check_target("--save", save)
 
 
-def _question(task: str, prompt: str | None, text: str | None, box: str | None) -> str:
-    """The text of the user's turn."""
+def user_turn(task: str, prompt: str | None, text: str | None, box: str | None) -> str:
+    """Return the text of the user's turn. Raises `UsageError`."""
     from varco_runtime.markup import OCR_PROMPT, ground_prompt, refer_prompt
 
     if task == "ocr":
