@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,18 @@ INTERRUPTED = (
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that packages are found in first; of onnxruntime and onnx nothing is loaded yet."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("onnxruntime", "onnx", "tensorrt")]:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that packages are found in first; of onnxruntime, onnx and tensorrt nothing is loaded yet."""
+
+    def loaded() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] in ("onnxruntime", "onnx", "tensorrt")]
+
+    for name in loaded():
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    for name in loaded():  # the fakes; monkeypatch brings the others back
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize(

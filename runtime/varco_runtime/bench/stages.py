@@ -35,7 +35,7 @@ _VISION_SHARE, _PREFILL_SHARE, _DECODE_SHARE = 0.2, 0.4, 0.2
 """Of the time left, where only parts of the question are measured."""
 CHUNK_TOKENS = 512
 """Of a prompt that is measured in part: what the CPU's backend takes at once."""
-_TRIAL_TOKENS, _LEAST_TRIAL_TOKENS, _TRIAL_SHARE = 64, 8, 0.25
+_FIRST_CHUNK_TOKENS, _LEAST_CHUNK_TOKENS = 64, 8
 _PROJECTOR_RUNS = 3
 _DEVICE_NOTE = "Projector and packing are part of vision: the device is given all three at once and timed at their end."
 
@@ -296,21 +296,24 @@ def _prefill_parts(
         logits = backend.prefill(dataclasses.replace(prompt, ids=prompt.ids[:end]), start)
         return clock() - before, logits
 
-    # A few tokens at a time are slower than many: the warm-up's alone would forecast too few. The last ones cost most.
-    trial = min(_TRIAL_TOKENS, total, max(_LEAST_TRIAL_TOKENS, int(_TRIAL_SHARE * seconds / costs.token_s)))
-    trial_s, _ = timed(total - trial, total) if plan.is_on_host else timed(0, trial)
-    seconds, token_s = seconds - trial_s, trial_s / trial
-    count = _part(total, seconds, token_s, len(costs.ids))
+    # A few tokens at a time are slower than many, so chunks grow as long as two more of twice the size would fit. Those
+    # at the end cost most.
+    most = min(CHUNK_TOKENS, max(1, total // 2)) if plan.is_on_host else total
+    count = min(_FIRST_CHUNK_TOKENS, most, max(_LEAST_CHUNK_TOKENS, int(seconds / 2 / costs.token_s)))
+    while True:
+        last_s, logits = timed(total - count, total) if plan.is_on_host else timed(0, count)
+        seconds -= last_s
+        if count == most or 4 * last_s > seconds:
+            break
+        count = min(2 * count, most)
+    if count < total and last_s * total / count <= seconds:
+        count = total
+        last_s, logits = timed(0, total)
+    where, position = f"the first {count:,} of {total:,}", count
+    samples.prefill_s, samples.prefill_tokens = [last_s], count
     if plan.is_on_host and count < total:
-        count = min(_part(total // 2, seconds / 2, token_s, min(len(costs.ids), total // 2)), CHUNK_TOKENS)
-        first_s, _ = timed(0, count)
-        last_s, logits = timed(total - count, total)
         where, position = f"a chunk of {count:,} at its beginning and one at its end, of {total:,}", total
-        samples.prefill_s, samples.prefill_tokens = [first_s + last_s], 2 * count
-    else:
-        whole_s, logits = timed(0, count)
-        where, position = f"the first {count:,} of {total:,}", count
-        samples.prefill_s, samples.prefill_tokens = [whole_s], count
+        samples.prefill_s, samples.prefill_tokens = [timed(0, count)[0] + last_s], 2 * count
     if samples.is_prefill_part:
         samples.notes.append(f"Prefill: {where} tokens; decoding follows position {position:,}.")
     return int(np.argmax(logits[-1])), position

@@ -28,7 +28,7 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if is_default and threading.current_thread() is threading.main_thread():
+        if is_default and hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
             self._former[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look_again)
             self._former[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
