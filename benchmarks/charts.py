@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plot import Axis, Chart, Point, Series, save
+from varco_runtime.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.charts", description="Draw charts of results.")
     parser.add_argument("reports", nargs="+", type=Path, metavar="JSON")
     for path in parser.parse_args(arguments).reports:
-        report = json.loads(path.read_text())
-        if report.get("benchmark") not in CHARTS:
-            print(f"{path} is a report of {report.get('benchmark')!r}, expected one of: {', '.join(CHARTS)}.")
-            return 1
+        report = json.loads(path.read_text(encoding="utf-8"))
+        name = report.get("benchmark") if isinstance(report, dict) else None
+        if name not in CHARTS:
+            raise UsageError(f"{path} is a report of {name!r}, expected one of: {', '.join(CHARTS)}. Give another.")
         for subject, chart in CHARTS[report["benchmark"]](report):
             target = path.parent / "plots" / f"{path.stem}-{subject}.png"
             target.parent.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ are their operations over the measured matrix rate.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -68,6 +69,7 @@ def main() -> int:
         print(f"{error.filename}: {error.strerror}. Choose another --out or --folder.", file=sys.stderr)
         return 1
     print("\n".join(table(run.report)))
+    print(json.dumps(run.report))
     return 0
 
 

@@ -1,7 +1,7 @@
 """What a TensorRT engine of the 14B's decoder takes to build: bytes, memory and time, per layer and as a whole.
 
-    python benchmarks/engines.py                           # slices of one and two layers in int4, fp16 and fp8
-    python benchmarks/engines.py --decoder int4 --whole    # all 48 layers, where there is room
+    python -m benchmarks.engines                           # slices of one and two layers in int4, fp16 and fp8
+    python -m benchmarks.engines --decoder int4 --whole    # all 48 layers, where there is room
 
 Makes a sparse checkpoint of the real shape, writes the decoder's graph, builds its engine for `--sm` with TensorRT for
 RTX (no GPU needed), and removes all three. Each step runs in a process of its own. A few random numbers stand at the
@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.document import add_out, finish
+
 MAX_CONTEXT = 10_240
 KV_BYTES_PER_TOKEN_AND_LAYER = 2 * 8 * 128 * 2  # keys and values of eight heads of 128 in two bytes
 POKED_BYTES = 128
@@ -40,6 +42,9 @@ def main() -> int:
     if options.child:
         print(json.dumps({"export": _export, "build": _build}[options.child](options)))
         return 0
+    from varco_export.engine_builder import Builder
+
+    Builder.load(is_target_named=True)  # where it is missing, nobody waits for a graph first
     options.folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "benchmark": "engines",
@@ -62,7 +67,7 @@ def main() -> int:
         report["whole"] = [_whole(decoder, report["slices"], options.whole_layers) for decoder in options.decoder]
         for found in report["whole"]:
             _print_whole(found)
-    print(json.dumps(report))
+    finish(report, options.out)
     return 0
 
 
@@ -91,7 +96,17 @@ def _poke(path: Path) -> None:
 
 
 def _child(step: str, folder: Path, decoder: str, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", step, "--folder", str(folder), "--decoder", decoder]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.engines",
+        "--child",
+        step,
+        "--folder",
+        str(folder),
+        "--decoder",
+        decoder,
+    ]
     command += ["--sm", str(options.sm), *(["--whole"] if options.whole else [])]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -226,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--whole", action="store_true", help="build all layers instead of slices")
     parser.add_argument("--whole-layers", type=int, default=48)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
+    add_out(parser)
     parser.add_argument("--child", choices=("export", "build"), help=argparse.SUPPRESS)
     return parser
 

@@ -1,8 +1,8 @@
 """How much memory, time and disk an export takes, on a checkpoint of the real shape whose zeros take no disk.
 
-    python benchmarks/export_memory.py                                    # the 14B in int4: the limit is 3 GB
-    python benchmarks/export_memory.py --shape 0.5b --decoder fp32
-    python benchmarks/export_memory.py --quantised gptq --limit-gb 2      # a GPTQ checkpoint with act-order
+    python -m benchmarks.export_memory                                    # the 14B in int4: the limit is 3 GB
+    python -m benchmarks.export_memory --shape 0.5b --decoder fp32
+    python -m benchmarks.export_memory --quantised gptq --limit-gb 2      # a GPTQ checkpoint with act-order
 
 Makes the sparse checkpoint, exports it in a process of its own, and removes both. Peak memory is that process's
 `ru_maxrss`. The checkpoint is read from a hole, so what is measured is conversion, hashing and writing; the disk's own
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -26,6 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.document import add_out, finish
 
 # This process imports nothing heavy: Linux counts what the parent held when it forked into the child's ru_maxrss.
 
@@ -45,6 +46,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder)
     _print(report)
+    finish(report, options.out)
     return 0 if report["peak_rss_bytes"] < report["limit_bytes"] else 1
 
 
@@ -65,11 +67,15 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     ]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     if options.quantised:  # in a process of its own: see the imports
-        code = "import sys, pathlib, sparse_gptq; sparse_gptq.make_gptq(pathlib.Path(sys.argv[1]))"
-        subprocess.run([sys.executable, "-c", code, checkpoint], check=True, cwd=Path(__file__).parent)
+        code = (
+            "import sys, pathlib; from benchmarks import sparse_gptq; sparse_gptq.make_gptq(pathlib.Path(sys.argv[1]))"
+        )
+        subprocess.run([sys.executable, "-c", code, checkpoint], check=True)
 
     started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, __file__, "--child", checkpoint, bundle, *sys.argv[1:]])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.export_memory", "--child", checkpoint, bundle, *sys.argv[1:]]
+    )
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     wall_s = time.perf_counter() - started
@@ -169,7 +175,6 @@ def _print(report: dict[str, Any]) -> None:
     print(f"Export of a {report['shape']} checkpoint, decoder {report['decoder']}, vision {report['vision']}")
     for name, value, note in rows:
         print(f"  {name:<22}{value:>10}   {note}")
-    print(json.dumps(report))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--activations", default="float", choices=("float", "int8"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
     parser.add_argument("--limit-gb", type=float, default=3.0, help="the peak must stay below this")
+    add_out(parser)
     parser.add_argument("--child", type=Path, nargs=2, help=argparse.SUPPRESS)
     return parser
 

@@ -1,9 +1,8 @@
-"""What every benchmark says and does in the same way: the machine, medians, read bandwidth, whole JSON files."""
+"""What every benchmark says and does in the same way: the machine, medians, read bandwidth."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import statistics
@@ -68,13 +67,3 @@ def read_bandwidth(threads: int, seconds: float = 1.0) -> float:
     The loop of `varco bench`, in a process of its own.
     """
     return float(measure(threads, seconds)["best"])
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` to `path`, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -18,17 +18,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import usable_cores, write_json
+from benchmarks.document import add_out, finish
+from benchmarks.machine import usable_cores
 from benchmarks.peer.contest import Contestant, Field
 from benchmarks.peer.environments import ENVIRONMENTS
 from benchmarks.peer.material import make_material
 from benchmarks.peer.report import make_report, print_report
+from varco_runtime.verified import cache_folder
 
 DEFAULT_FOLDER = Path.home() / ".cache" / "varco-edge" / "peers"
 TEXT = (
@@ -56,6 +59,9 @@ VISION = (
     ("transformers", "vision-bf16"),
 )
 EXACT = tuple((peer, "fp32") for peer in ("transformers", "ours", "llama_cpp", "onnxruntime_genai", "openvino"))
+WEIGHTS_GB = {"tiny": 0.1, "0.5b": 13}
+"""The checkpoints and what all peers make of them, reckoned from the shape."""
+CACHE_GB = 8
 EXACT_TOLERANCE = 1e-2  # llama.cpp keeps its cache in fp16: 1.4e-3; another network is off by 1
 
 
@@ -65,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.shape, options.rounds, options.contexts, options.steps = "tiny", 1, [64], 8
         options.vision = False
     material = options.material or options.environments / "material" / options.shape
+    say_what_goes_where(options, material)
     facts = make_material(material, options.shape)
     with open(material / "peers.log", "w", encoding="utf-8") as log:
         field = Field(options, material, log)
@@ -79,10 +86,25 @@ def main(arguments: list[str] | None = None) -> int:
         return _check(contestants, field.left_out)
     report = make_report(options, facts, contestants, towers, bandwidth[1:], field.left_out)
     print_report(report)
-    if options.out:
-        write_json(options.out, report)
-    print(json.dumps(report))
+    finish(report, options.out)
     return 0
+
+
+def say_what_goes_where(options: argparse.Namespace, material: Path) -> None:
+    """Print how much the environments and weights that are not there yet take, about, and how to be rid of them."""
+    needs = [] if material.exists() else [(material, WEIGHTS_GB[options.shape])]
+    for peer, environment in ENVIRONMENTS.items():
+        home = options.environments / environment.name
+        if peer in options.peers and not options.here and not home.exists():
+            needs.append((home, environment.gigabytes))
+    for place, gigabytes in needs:
+        print(f"{place}: about {gigabytes:g} GB to be written", file=sys.stderr)
+    if options.shape != "tiny":
+        print(f"{cache_folder()}: up to {CACHE_GB} GB of packed weights, like any bundle's", file=sys.stderr)
+    there = next(path for path in (options.environments, *options.environments.parents) if path.exists())
+    total, free = sum(gigabytes for _, gigabytes in needs), shutil.disk_usage(there).free / 1e9
+    line = f"In all about {total:.3g} GB, of {free:.0f} GB that are free. They stay for the next run. To remove them:"
+    print(f"{line} rm -r {options.environments}", file=sys.stderr, flush=True)
 
 
 def _check(contestants: list[Contestant], left_out: list[dict[str, str]]) -> int:
@@ -121,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--here", action="store_true", help="run the peers in this environment, make none")
     parser.add_argument("--install", action="store_true", help="environments and weights only")
     parser.add_argument("--check", action="store_true", help="compare the peers' numbers in fp32 on the tiny shape")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON, whole or not at all")
+    add_out(parser)
     return parser
 
 

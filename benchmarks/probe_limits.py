@@ -12,7 +12,6 @@ broken one shows where it is broken, in units of the limit. Exit status 1 when a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from benchmarks.document import add_out, finish
 from tests import broken
 from varco_export.export import ExportOptions, export
 from varco_export.progress import Silent
@@ -50,6 +50,7 @@ PRECISIONS: dict[str, dict[str, str]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description="Errors of good and of broken bundles.")
     parser.add_argument("--checkpoint", type=Path, help="measure on this one instead of on random ones")
+    add_out(parser)
     options = parser.parse_args()
     summary: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="probe-limits-") as name:
@@ -57,7 +58,7 @@ def main() -> int:
             for precision, given in PRECISIONS.items():
                 _measure(Path(name), label, checkpoint, precision, given, summary)
     worst = {name: {"good": max(row["good"]), "broken": min(row["broken"])} for name, row in summary.items()}
-    print(json.dumps({"benchmark": "probe_limits", "errors_in_limits": worst}))
+    finish({"benchmark": "probe_limits", "errors_in_limits": worst}, options.out)
     return 0 if all(row["good"] < 1 < row["broken"] for row in worst.values()) else 1
 
 

@@ -24,7 +24,6 @@ noise of the pictures cancels.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -36,6 +35,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.divergence import ByAnswer, distance, divergence
+from benchmarks.document import add_out, finish
 from benchmarks.folder_quality import measure_folder
 from training.evaluate import evaluate, transformers_answer
 from training.pictures import held_out_seeds
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=int, default=0, help="first held-out picture")
     parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
     parser.add_argument("--transformers", action="store_true", help="also measure the checkpoint through transformers")
-    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    add_out(parser)
     options = parser.parse_args(arguments)
     if options.transformers and options.images:
         parser.error("--transformers takes drawn pictures, not --images")
@@ -219,8 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judges = {figures["judged_by"] for figures in results.values() if "judged_by" in figures}
     for judge in judges:
         print(f"\nWords, characters and boxes are compared with {judge}; KL, top-1 and same answer with fp32.")
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    finish(results, options.out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plot import Axis, Chart, Point, Series, save
+from varco_runtime.errors import UsageError
 
 
 def quality_chart(results: dict[str, dict[str, Any]]) -> Chart:
@@ -32,6 +33,14 @@ def quality_chart(results: dict[str, dict[str, Any]]) -> Chart:
     )
 
 
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what `benchmarks.quality` wrote: figures by the name of a bundle."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or not all(isinstance(figures, dict) for figures in found.values()):
+        raise UsageError(f"{path} holds no figures of benchmarks.quality. Make them with its option --out.")
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="JSON documents of benchmarks.quality")
@@ -39,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     results: dict[str, dict[str, Any]] = {}
     for path in options.results:
-        results |= json.loads(path.read_text())
+        results |= _read(path)
+    if "bytes_per_token" not in results.get("fp32", {}):
+        raise UsageError(f"{options.results[0]} holds no figures of fp32, from which others diverge. Give such a file.")
     save(quality_chart(results), options.out)
 
 

@@ -17,7 +17,6 @@ A hard link is not among the links: it is the file itself, and its content is ha
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -30,6 +29,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # exports are forked from this process
 
 import PIL
 
+from benchmarks.document import add_out, finish
 from benchmarks.robust.bundles import make_reference
 from benchmarks.robust.damage import damaged_bundles
 from benchmarks.robust.full_disks import full_disks
@@ -60,6 +60,7 @@ def main() -> int:
     parts = [part for part in report.values() if isinstance(part, dict)]
     report["ok"] = not any(part["faults"] for part in parts)
     _print(report)
+    finish(report, options.out)
     return 0 if report["ok"] else 1
 
 
@@ -88,13 +89,13 @@ def _print(report: Report) -> None:
         for fault in report[part]["faults"]:
             print(f"  FAULT in {part}: {fault}")
     print(f"  {'in all':<18}{'everything held' if report['ok'] else 'NOT everything held'}, {report['wall_s']:.0f} s")
-    print(json.dumps(report))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure how well pictures, exports and bundles stand damage.")
     parser.add_argument("--quick", action="store_true", help="a twentieth of everything")
     parser.add_argument("--seed", type=int, default=1)
+    add_out(parser)
     return parser
 
 

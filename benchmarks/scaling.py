@@ -12,7 +12,6 @@ does not fall on one of them; the fits are over the medians. Prints tables, ends
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.document import add_out, finish
 from benchmarks.machine import (
     describe_machine,
     line_fit,
@@ -30,7 +30,6 @@ from benchmarks.machine import (
     read_bandwidth,
     spread,
     usable_cores,
-    write_json,
 )
 from benchmarks.peer.material import SMALL_VISION, make_material
 from benchmarks.peer.ours import BUNDLES, make_bundle
@@ -82,9 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         report["studies"] += _tiles(vision, facts.tile_px, options)
     for study in report["studies"]:
         _print_study(study)
-    if options.out:
-        write_json(options.out, report)
-    print(json.dumps(report))
+    finish(report, options.out)
     return 0
 
 
@@ -242,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--material", type=Path, metavar="DIR", help="weights; default: those of benchmarks.peers")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON, whole or not at all")
+    add_out(parser)
     return parser
 
 

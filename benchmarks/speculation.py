@@ -12,7 +12,6 @@ differ are as good is what `draft_quality.py` measures. Ends with one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import describe_machine, write_json
+from benchmarks.document import add_out, finish
+from benchmarks.machine import describe_machine
 from training.pictures import draw, held_out_seeds
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
@@ -155,8 +155,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, nargs="?", default=BUNDLE)
     parser.add_argument("--replay", action="store_true", help="put true answers in place of the model's choices")
     parser.add_argument("--pictures", type=int, default=60)
-    parser.add_argument("--out", type=Path)
+    add_out(parser)
     options = parser.parse_args(arguments)
+    if options.pictures < 1:
+        parser.error(f"--pictures {options.pictures} is too few, expected at least 1")
     varco = Varco.load(options.bundle, max_context=None if options.bundle == BUNDLE else 2048)
     run = replays if options.replay else answers
     run(varco, 2)  # warm up
@@ -175,8 +177,6 @@ def main(arguments: list[str] | None = None) -> int:
         "limit_times": totals[True].report()["tokens_per_step"],
         "machine": describe_machine(),
     }
-    if options.out:
-        write_json(options.out, figures)
     for name in ("without", "with_drafts"):
         row = figures[name]
         print(
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     same = f"{totals[True].equal_answers} of {totals[True].answers} answers equal"
     print(f"{figures['times_faster']:.2f} times as fast, limit {figures['limit_times']:.2f}; {same}")
-    print(json.dumps(figures))
+    finish(figures, options.out)
     return 0
 
 

@@ -21,7 +21,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, spread, write_json
+from benchmarks.document import add_out, finish
+from benchmarks.machine import describe_machine, spread
+from varco_runtime.bundle import read_manifest
 from varco_runtime.cli.demo import BUNDLE, draw_sign
 
 TIMEOUT_S = 600
@@ -57,6 +59,7 @@ MEANINGS = {
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    read_manifest(options.bundle)  # what is no bundle is said once, and not by a process for each run
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "sign.png"
         draw_sign()[0].save(picture)
@@ -76,9 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         "seconds": {name: spread(values) for name, values in found.items()},
     }
     print_report(report)
-    if options.out:
-        write_json(options.out, report)
-    print(json.dumps(report))
+    finish(report, options.out)
     return 0
 
 
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description="Measure a fresh process.")
     parser.add_argument("bundle", nargs="?", type=Path, default=BUNDLE, help="default: the package's demo bundle")
     parser.add_argument("--runs", type=int, default=11)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON, whole or not at all")
+    add_out(parser)
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from tests.recording_cuda import Device
 from tests.recording_tensorrt import add_engines, install
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
-from varco_runtime.bench import bandwidth
+from varco_runtime.bench import bandwidth, report
 from varco_runtime.bench.budget import Budget
 from varco_runtime.bench.limit import Limit, measure_limit
 from varco_runtime.bench.neighbours import Neighbours
+from varco_runtime.bench.report import rows
 from varco_runtime.bench.run import Options, Result, run
 from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.spread import Percentiles, Spread
@@ -33,7 +35,7 @@ from varco_runtime.errors import ContextError
 from varco_runtime.picture import load_picture
 
 LIMIT = Limit("counting", 40e9, 30e9, 10, 2, 1 << 28)
-SPREAD = {"median", "min", "max", "count"}
+SPREAD = {"median", "min", "max", "std", "p90", "p99", "count", "is_reckoned"}
 SCHEMA: dict[str, set[str]] = {
     "": {
         *("benchmark", "format_version", "date", "bundle", "provider", "device", "threads", "max_context", "question"),
@@ -59,7 +61,7 @@ SCHEMA: dict[str, set[str]] = {
     "decode.tokens_per_s": SPREAD,
     "decode.tpot_s": SPREAD,
     "decode.loop_s": SPREAD,
-    "decode.itl_s": {"p50", "p90", "p99", "count"},
+    "decode.itl_s": {"p50", "p90", "p99", "std", "count"},
     "ask": {"ttft_s", "tpot_s", "total_s", "cached_tokens", "completion_tokens"},
     "memory": {"host_peak_bytes", "device_bytes", "kv_bytes_max_context"},
     "traffic_per_token": {"weight_bytes", "kv_bytes", "total_bytes", "fraction", "is_cached"},
@@ -144,9 +146,12 @@ def test_the_figures_agree_with_each_other(result: Result, tiny_bundle: Path) ->
 
 def test_spreads_and_rates() -> None:
     spread = Spread.of([4.0, 1.0, 2.0])
-    assert spread == Spread(2.0, 1.0, 4.0, 3)
+    assert spread == Spread(2.0, 1.0, 4.0, pytest.approx(1.5275, abs=1e-4), pytest.approx(3.6), pytest.approx(3.96), 3)  # type: ignore[arg-type]
+    one = Spread.of([4.0], is_reckoned=True)
+    assert one == Spread(4.0, 4.0, 4.0, None, 4.0, 4.0, 1, True)
     assert Spread.of([]) is None
-    assert Percentiles.of([1.0] * 90 + [11.0] * 10) == Percentiles(1.0, pytest.approx(2.0), 11.0, 100)  # type: ignore[arg-type]
+    found = Percentiles.of([1.0] * 90 + [11.0] * 10)
+    assert found == Percentiles(1.0, pytest.approx(2.0), 11.0, pytest.approx(3.0151, abs=1e-4), 100)  # type: ignore[arg-type]
     assert Percentiles.of([]) is None
 
 
@@ -161,7 +166,9 @@ def test_a_slow_tower_is_named_as_what_dominates(tiny_bundle: Path) -> None:
     assert summary.dominant.shares == pytest.approx(
         {"vision": 7.5 / 12.1, "projector": 2.5 / 12.1, "prefill": 2 / 12.1, "decode": 0.1 / 12.1}
     )
-    assert summary.dominant.line == "Vision dominates, 62% of an answer of 10 tokens: 5 tiles at 1.50 s each."
+    assert summary.dominant.line == (
+        "Vision dominates, 62% of an answer of 10 tokens: 5 tiles at 1.50 s each. Reckoned from parts, which ~ marks."
+    )
     assert summary.traffic.fraction is None
 
 
@@ -214,7 +221,9 @@ def test_a_stopwatch_sees_calls_from_outside_and_leaves_no_trace(tiny_bundle: Pa
 
 
 def test_a_question_that_does_not_fit_the_context_is_one_clear_line(tiny_bundle: Path) -> None:
-    with pytest.raises(ContextError, match=r"about \d+ tokens and its answer 400, the context holds 512") as caught:
+    with pytest.raises(
+        ContextError, match=r"The question has \d+ tokens and its answer 400, the context holds 512"
+    ) as caught:
         run(options(tiny_bundle, new_tokens=400, max_context=512), silent, find_limit=lambda *_: LIMIT)
     assert "\n" not in str(caught.value)
 
@@ -316,9 +325,12 @@ def steps_of(varco: Varco) -> VerifyingBackend:
 
 
 class SlowMachine:
-    """A clock that moves when the backend works, by fixed costs; a microsecond when somebody looks."""
+    """A clock that moves when the backend works, by fixed costs; a microsecond when somebody looks.
 
-    def __init__(self, varco: Varco, tile_s: float, token_s: float, step_s: float) -> None:
+    A token of the prompt costs `token_s`, and `position_s` for each position before it, which it attends to.
+    """
+
+    def __init__(self, varco: Varco, tile_s: float, token_s: float, step_s: float, position_s: float = 0.0) -> None:
         self.now = 0.0
         backend = varco.backend
         encode, prefill, steps = backend.encode, backend.prefill, steps_of(varco).decode_steps
@@ -328,7 +340,8 @@ class SlowMachine:
             return encode(pixel_values)
 
         def slow_prefill(inputs: PromptInputs, start: int, num_logits: int = 1) -> np.ndarray:
-            self.now += token_s * (len(inputs.ids) - start)
+            total = len(inputs.ids)
+            self.now += token_s * (total - start) + position_s * (total**2 - start**2) / 2
             return prefill(inputs, start, num_logits)
 
         def slow_steps(token_ids: Sequence[int], position: int) -> np.ndarray:
@@ -348,9 +361,11 @@ def workload(varco: Varco) -> Workload:
     return Workload(load_picture(noise()), "What is this?", varco.bundle.manifest.image)
 
 
-def measured(bundle: Path, seconds: float, tile_s: float, token_s: float, step_s: float) -> tuple[Samples, SlowMachine]:
+def measured(
+    bundle: Path, seconds: float, tile_s: float, token_s: float, step_s: float, position_s: float = 0.0
+) -> tuple[Samples, SlowMachine]:
     varco = Varco.load(bundle, threads=1)
-    clock = SlowMachine(varco, tile_s, token_s, step_s)
+    clock = SlowMachine(varco, tile_s, token_s, step_s, position_s)
     samples = measure(varco, workload(varco), Plan(5, 32, "cpu", 1), Budget(seconds, clock), silent)
     return samples, clock
 
@@ -400,6 +415,63 @@ def test_a_model_too_slow_for_the_question_is_measured_in_part(
     assert stages.vision_s.median + 7 * np.median(samples.projector_tile_s) == pytest.approx(7 * tile_s, rel=0.01)
     assert (samples.encoded_tiles == samples.num_tiles == 7) == all_tiles
     assert (stages.packing_s is not None) == all_tiles
+
+
+def test_a_part_of_a_prompt_stands_for_all_of_it(tiny_bundle: Path) -> None:
+    """A chunk at its beginning and one at its end: the later a token, the more it attends to."""
+    samples, clock = measured(tiny_bundle, 60, 0.1, 0.1, 1.0, position_s=2e-3)
+    assert samples.answer is None
+    assert clock.now <= 60
+    total, part = samples.prompt_tokens, samples.prefill_tokens
+    assert 0 < part < total
+    assert samples.context_tokens > total  # decoding follows the whole prompt
+    manifest = Varco.load(tiny_bundle, threads=1).bundle.manifest
+    stages = summarise(samples, manifest, LIMIT).stages
+    assert stages.prefill_s is not None
+    assert stages.prefill_s.median == pytest.approx(0.1 * total + 2e-3 * total**2 / 2, rel=0.01)
+    assert (
+        f"Prefill: a chunk of {part // 2} at its beginning and one at its end, of {total} tokens" in samples.notes[-1]
+    )
+
+
+def test_what_was_reckoned_is_marked_and_the_counts_are_the_questions(tiny_bundle: Path) -> None:
+    samples, _ = measured(tiny_bundle, 60, 4.0, 0.2, 1.0)
+    varco = Varco.load(tiny_bundle, threads=1)
+    usage = varco.ask(noise(), "What is this?", max_new_tokens=1).usage
+    assert (samples.prompt_tokens, samples.image_tokens) == (usage.prompt_tokens, usage.image_tokens)
+    summary = summarise(samples, varco.bundle.manifest, LIMIT)
+    marked = {name for name, value in asdict(summary.stages).items() if value and value["is_reckoned"]}
+    assert marked == {"vision_s", "projector_s", "prefill_s", "ttft_s", "decode_s"}
+    medians = {name: median for name, median, *_ in rows(samples, summary)}
+    assert {name for name, median in medians.items() if median.startswith("~")} == {
+        *("vision, all tiles", "projector", "prefill", "prefill, tokens/s", "first token (TTFT)")
+    }
+    assert medians["packing"] == "-"
+
+
+def test_a_measured_answer_has_no_mark_but_at_the_projector(result: Result) -> None:
+    stages = asdict(result.summary.stages)
+    assert [name for name, value in stages.items() if value["is_reckoned"]] == ["projector_s"]  # one tile, times seven
+    assert stages["prefill_s"]["std"] is not None
+
+
+def test_every_figure_of_the_table_fits_its_column() -> None:
+    for digits in range(-8, 4):
+        for factor in (1, 3.14159, 9.99499, 9.99951):
+            assert len(report._time(factor * 10.0**digits)) <= 8, factor * 10.0**digits
+    shown = [report._time(value) for value in (12.345, 0.9996, 0.08217, 1.54e-6)]
+    assert shown == ["12.3 s", "1,000 ms", "82.2 ms", "1.54 µs"]
+
+
+def test_the_document_is_described() -> None:
+    """docs/bench.md names every field, with its path."""
+    text = (Path(__file__).parents[1] / "docs" / "bench.md").read_text(encoding="utf-8")
+    for path, keys in SCHEMA.items():
+        if path == "dominant.shares":
+            continue
+        for key in keys:
+            name = key if keys == SPREAD else f"{path}.{key}".lstrip(".")
+            assert f"`{name}`" in text or f"`{name}." in text, f"{path}.{key}"
 
 
 def test_what_is_left_after_loading_can_be_reserved() -> None:

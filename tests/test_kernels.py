@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import export_bundle
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.bundle import read_manifest
-from varco_runtime.cli.main import app
+from varco_runtime.cli.commands import app
 from varco_runtime.errors import UsageError
 from varco_runtime.kernels import KernelUse, _integers_on_cuda, kernel_uses
 

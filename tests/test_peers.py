@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from benchmarks import charts, peers, scaling, startup
-from benchmarks.machine import line_fit, power_fit, read_bandwidth, spread, write_json
+from benchmarks.document import write_json
+from benchmarks.machine import line_fit, power_fit, read_bandwidth, spread
 from benchmarks.peer.contest import Contestant
 from benchmarks.peer.material import Facts, make_material, write_text_checkpoint
 from benchmarks.peer.process import PeerError, PeerProcess
 from benchmarks.peer.protocol import prompt_ids
+from varco_runtime.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +193,7 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"good": 1}
 
 
-def test_charts_are_drawn_of_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_charts_are_drawn_of_reports(tmp_path: Path) -> None:
     rows = [
         {"peer": peer, "variant": "int4", "peak_rss_bytes": 500 << 20, "decode_ms": {"512": ms, "2048": ms}}
         for peer, ms in (("ours", {"median": 10.0}), ("llama_cpp", {"median": 12.0}))
@@ -209,5 +211,5 @@ def test_charts_are_drawn_of_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
         with Image.open(tmp_path / "plots" / name) as image:
             assert len(image.getcolors(1 << 20) or []) > 10
     write_json(tmp_path / "other.json", {"benchmark": "other"})
-    assert charts.main([str(tmp_path / "other.json")]) == 1
-    assert "expected one of: peers, scaling" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="is a report of 'other', expected one of: peers, scaling"):
+        charts.main([str(tmp_path / "other.json")])

@@ -295,3 +295,22 @@ def test_the_step_reuses_its_buffers(varco: Varco) -> None:
     assert isinstance(varco.backend, OnnxRuntimeBackend)
     first = varco.backend.decode_step(5, 0)
     assert varco.backend.decode_step(6, 1).base is first.base
+
+
+def test_a_stream_tells_how_far_the_picture_and_the_prompt_are(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("varco_runtime.onnxruntime_backend.CHUNK_TOKENS", 100)
+    varco = Varco.load(tiny_bundle, threads=1)
+    told: list[tuple[str, int, int]] = []
+    stream = varco.stream(Image.new("RGB", (90, 60)), "hi", max_new_tokens=2)
+    stream.progress = lambda *facts: told.append(facts)
+    usage = stream.run().usage
+    tiles = [facts for facts in told if facts[0] == "tiles"]
+    assert tiles == [("tiles", done, len(tiles)) for done in range(len(tiles))]
+    prompt = told[len(tiles) :]
+    starts = range(usage.cached_tokens, usage.prompt_tokens, 100)
+    assert prompt == [("tokens", done, usage.prompt_tokens) for done in (*starts, usage.prompt_tokens)]
+    told.clear()
+    varco.ask(None, "hi", max_new_tokens=2)
+    assert told == []

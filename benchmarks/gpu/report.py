@@ -21,10 +21,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.document import write_json
 from benchmarks.gpu.aims import derive
-from benchmarks.machine import write_json
 from varco_runtime.cuda_driver import find_gpu
-from varco_runtime.errors import MissingExtraError, UsageError
+from varco_runtime.errors import UsageError
+from varco_runtime.libraries import import_onnxruntime
 
 
 def begun(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -67,10 +68,7 @@ def is_missing(figures: dict[str, Any]) -> bool:
 
 def machine(provider: str) -> dict[str, Any]:
     """What figures depend on beside the settings."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("Measuring", provider) from None
+    onnxruntime = import_onnxruntime("Measuring", provider)
     facts: dict[str, Any] = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
     facts |= {"cores": os.cpu_count(), "system": platform.platform()}
     if provider == "cuda":

@@ -19,15 +19,18 @@ class Environment:
     """What a peer's environment holds. The versions are those that were measured."""
 
     name: str
+    gigabytes: float
+    """Installed, about."""
     requirements: tuple[str, ...]
     unwanted: tuple[str, ...] = ()
 
 
 ENVIRONMENTS = {
-    "transformers": Environment("transformers", ("torch==2.13.0", "transformers==5.17.0", "numpy")),
-    "llama_cpp": Environment("llama-cpp", ("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy")),
+    "transformers": Environment("transformers", 1.1, ("torch==2.13.0", "transformers==5.17.0", "numpy")),
+    "llama_cpp": Environment("llama-cpp", 0.2, ("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy")),
     "onnxruntime_genai": Environment(
         "onnxruntime-genai",
+        1.3,
         (
             "onnxruntime-genai==0.18.0",
             "onnxruntime==1.31.1",
@@ -40,6 +43,7 @@ ENVIRONMENTS = {
     ),
     "openvino": Environment(
         "openvino",
+        1.5,
         (
             "openvino==2026.4.1",
             "openvino-genai==2026.4.1.0",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import write_json
+from benchmarks.document import write_json
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_export.tiny.options import SHAPES
 

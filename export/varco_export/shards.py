@@ -19,7 +19,8 @@ from varco_export.json_fields import one_line, show
 from varco_export.regular_file import open_regular
 from varco_export.shard_files import check_no_pointer, find_shards
 from varco_export.tensor import SAFETENSORS_DTYPES, Dtype, Tensor
-from varco_runtime.errors import CheckpointError, MissingExtraError
+from varco_runtime.errors import CheckpointError
+from varco_runtime.libraries import needs_extra
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _MAX_DIMS = 8  # twice those of any weight here
@@ -79,10 +80,8 @@ def locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
-    try:
+    with needs_extra(f"Downloading {repo_id}", "export"):
         from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingExtraError(f"Downloading {repo_id}", "export") from None
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_DOWNLOAD))
     except Exception as error:  # the hub's own errors, the HTTP client's and the file system's share no base

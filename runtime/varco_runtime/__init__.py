@@ -7,9 +7,11 @@ importing the package costs next to nothing.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all else that starts the command `varco`
 if TYPE_CHECKING:
+    from typing import Any
+
     from varco_runtime.answer import Answer, Piece
     from varco_runtime.errors import VarcoError
     from varco_runtime.markup import Box, Region, parse, render

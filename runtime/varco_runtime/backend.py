@@ -6,7 +6,8 @@ decoding at an earlier position overwrites what stood there, and nothing after i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -134,6 +135,30 @@ class KeepsPrefixes(Protocol):
 
     def restore_prefix(self, prefix: Array) -> None:
         """Put a copy back where it came from."""
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is counted (`tiles`, or `tokens` of the prompt), how many of them are done, and all of them."""
+
+
+@runtime_checkable
+class ReportsProgress(Protocol):
+    """A backend that says how far it is with a picture and a prompt, which take minutes on a slow machine."""
+
+    progress: Progress | None
+
+
+@contextmanager
+def reporting(backend: Backend, progress: Progress | None) -> Iterator[None]:
+    """Let the backend call `progress` while this context lasts, if it reports at all."""
+    if progress is None or not isinstance(backend, ReportsProgress):
+        yield
+        return
+    backend.progress = progress
+    try:
+        yield
+    finally:
+        backend.progress = None
 
 
 def pixel_path(backend: Backend, settings: ImageSettings) -> tuple[Callable[[Array], Array], Callable[[Array], Any]]:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.errors import BackendError, MissingExtraError
+from varco_runtime.errors import BackendError
+from varco_runtime.libraries import needs_extra
 
 Array = np.ndarray[Any, Any]
 
@@ -228,10 +229,8 @@ class Cuda:
 
 
 def _load_cuda_python() -> Any:
-    try:
+    with needs_extra("Running TensorRT engines on an NVIDIA GPU", "tensorrt"):
         return importlib.import_module("cuda.bindings.runtime")
-    except ImportError:
-        raise MissingExtraError("Running TensorRT engines on an NVIDIA GPU", "tensorrt") from None
 
 
 def _span(pitch: int, width: int, rows: int) -> int:

@@ -29,9 +29,10 @@ from varco_runtime.cuda_thread import DEVICE_LOCK, DeviceThreads, on_device_thre
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
 from varco_runtime.device_memory import Sizes
 from varco_runtime.embedding import EmbeddingTable
-from varco_runtime.errors import BackendError, MissingExtraError, ShortageError
+from varco_runtime.errors import BackendError, ShortageError
 from varco_runtime.graph_contract import check_graph_contract, graph_contract
 from varco_runtime.image import PackingPlan
+from varco_runtime.libraries import import_onnxruntime
 from varco_runtime.manifest import Embedding, Manifest
 from varco_runtime.prompt_runs import check_length, prompt_runs
 from varco_runtime.sampling import FIRST_OF_THE_GREATEST, Draw
@@ -332,8 +333,4 @@ def _session_entries(compute: str) -> dict[str, str]:
 
 
 def _host_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("Running a bundle on the CPU", "cpu") from None
-    return onnxruntime
+    return import_onnxruntime("Running a bundle on the CPU")

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from varco_runtime.cuda_driver import GpuFacts
-from varco_runtime.errors import BackendError, MissingExtraError
+from varco_runtime.errors import BackendError
 from varco_runtime.extras import install_command, reinstall_command
 from varco_runtime.graph_contract import SILENT
+from varco_runtime.libraries import import_onnxruntime
 from varco_runtime.manifest import Manifest
 
 PROVIDER = "CUDAExecutionProvider"
@@ -81,10 +82,7 @@ def load_onnxruntime() -> tuple[Any, list[str]]:
     Raises `MissingExtraError` or `BackendError`.
     """
     os.environ.setdefault(_XQA, "1")  # read when attention kernels are made; 0 in the environment stays 0
-    try:
-        ort = importlib.import_module("onnxruntime")
-    except ImportError:
-        raise MissingExtraError("Running a bundle on CUDA", "cuda") from None
+    ort = import_onnxruntime("Running a bundle on CUDA", "cuda")
     if PROVIDER not in ort.get_available_providers():
         raise BackendError(
             f"The installed onnxruntime {ort.__version__} is the build without CUDA, expected onnxruntime-gpu. Run: "

@@ -20,6 +20,7 @@ from varco_runtime.cuda import Buffer, Cuda
 from varco_runtime.errors import BackendError, BundleError
 from varco_runtime.extras import install_command
 from varco_runtime.kernel_cache import KernelCache
+from varco_runtime.libraries import is_interrupt
 from varco_runtime.manifest import EngineFacts
 
 _MODULES = {"tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt": ("tensorrt",)}
@@ -236,11 +237,12 @@ def find_module(builder: str) -> tuple[Any, str]:
     for name in _MODULES[builder]:
         try:
             return importlib.import_module(name), ""
-        except ModuleNotFoundError as error:
-            if error.name != name:  # it is there, what it needs is not
-                reason = _first_line(str(error))
         except (ImportError, OSError) as error:  # OSError: a shared library that the module loads by itself
-            reason = _first_line(str(error))
+            if is_interrupt(error):
+                raise KeyboardInterrupt from None
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == name
+            if not is_missing:  # it is there, what it needs is not
+                reason = _first_line(str(error))
     return None, reason
 
 

@@ -12,6 +12,7 @@
     ├── BackendError         a provider, device or library that is missing or fails
     │   └── ShortageError    a device with too little memory
     └── MissingExtraError    a command whose optional packages are not installed
+        └── BrokenExtraError or are, and cannot be imported
 
 The command line prints the message as one line and exits with 1 (2 for `UsageError`).
 """
@@ -70,6 +71,18 @@ class MissingExtraError(VarcoError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}'. Install it with: {install_command(extra)}")
+        self.extra = extra
+
+
+class BrokenExtraError(MissingExtraError):
+    """A command needs an optional package that is installed and cannot be imported: installing the extra is no help."""
+
+    def __init__(self, what: str, extra: str, module: str, reason: str) -> None:
+        VarcoError.__init__(
+            self,
+            f"{what} needs {module}, which is installed but cannot be imported ({reason}). Install that package again, "
+            "then run: varco doctor",
+        )
         self.extra = extra
 
 

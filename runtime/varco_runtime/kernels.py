@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.errors import MissingExtraError, UsageError
+from varco_runtime.errors import UsageError
+from varco_runtime.libraries import needs_extra
 from varco_runtime.manifest import Manifest
 
 PLAIN = "its own kernel"
@@ -79,10 +80,8 @@ def kernel_uses(folder: Path, manifest: Manifest, capability: tuple[int, int] | 
 
 def _nodes(path: Path) -> Counter[_Node]:
     """The nodes of a graph by what decides on their kernels, in the order of their first appearance."""
-    try:
+    with needs_extra("Looking into graphs", "export"):
         import onnx
-    except ImportError:
-        raise MissingExtraError("Looking into graphs", "export") from None
     graph = onnx.load(path, load_external_data=False).graph
     dims = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     return Counter(_node(node, dims) for node in graph.node)

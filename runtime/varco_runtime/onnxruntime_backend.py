@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import MAX_STEP_TOKENS, Features, PromptInputs
+from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.cores import overflows_in_pairs, usable_cores
 from varco_runtime.embedding import EmbeddingTable
-from varco_runtime.errors import BackendError, MissingExtraError, first_line
+from varco_runtime.errors import BackendError, first_line
 from varco_runtime.graph_contract import SILENT, check_graph_contract, graph_contract
 from varco_runtime.image import PackingPlan, pack
+from varco_runtime.libraries import import_onnxruntime
 from varco_runtime.manifest import Component
 from varco_runtime.prepacked import Prepacked
 from varco_runtime.prompt_runs import check_length, prompt_runs
@@ -45,11 +46,7 @@ class OnnxRuntimeBackend:
     """One loaded bundle. See `Backend` for the methods. Raises `BackendError`."""
 
     def __init__(self, bundle: Bundle, max_context: int, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingExtraError("Running a bundle on the CPU", "cpu") from None
-        self._ort: Any = onnxruntime
+        self._ort: Any = import_onnxruntime("Running a bundle on the CPU")
         manifest = bundle.manifest
         self._max_context = max_context
         self._threads = threads or usable_cores()
@@ -62,6 +59,7 @@ class OnnxRuntimeBackend:
         self._vision_type = _NUMPY_TYPES[manifest.vision.compute]
         self._decoder = self._session(bundle, "decoder")
         self._decoder_type = _NUMPY_TYPES[manifest.decoder.compute]
+        self.progress: Progress | None = None
         self._allocate()
 
     @property
@@ -150,9 +148,12 @@ class OnnxRuntimeBackend:
 
     def encode(self, pixel_values: Array) -> Array:
         """One tile after the other: a tile alone fills the cores, and memory stays that of one."""
-        tiles = np.split(pixel_values, len(pixel_values))
-        features = np.concatenate([self._project(self._look(tile)) for tile in tiles])
-        return features.astype(np.float32, copy=False)
+        num_tiles = len(pixel_values)
+        features: list[Array] = []
+        for tile in np.split(pixel_values, num_tiles):
+            self._report("tiles", len(features), num_tiles)
+            features.append(self._project(self._look(tile)))
+        return np.concatenate(features).astype(np.float32, copy=False)
 
     def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
         patches = [self._look(tile) for tile in np.split(pixel_values, len(pixel_values))]
@@ -184,10 +185,16 @@ class OnnxRuntimeBackend:
         check_length(total, self._max_context)
         pieces = []
         for run in prompt_runs(total, start, num_logits, CHUNK_TOKENS, max_logits=total):
+            self._report("tokens", run.start, total)
             logits = self._prefill_chunk(self._embed(inputs, run.start, run.end), run.start, run.num_logits)
             if run.num_wanted:
                 pieces.append(logits)
+        self._report("tokens", total, total)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
 
     def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
         """Rows `[1, end - start, D]` for the decoder."""

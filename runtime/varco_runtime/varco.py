@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from varco_runtime.answer import Answer, Piece, Timings, Usage
-from varco_runtime.backend import Array, Backend, PromptInputs, VerifyingBackend, pixel_path
+from varco_runtime.backend import Array, Backend, Progress, PromptInputs, VerifyingBackend, pixel_path, reporting
 from varco_runtime.bundle import Bundle
 from varco_runtime.cores import usable_cores
 from varco_runtime.errors import ContextError, ImageError, UsageError
@@ -369,7 +369,11 @@ class Stream:
     """An answer on its way: iterate over its `Piece`s, then read `answer`. `cancel` ends it early.
 
     A newer question to the same `Varco` ends an unfinished stream. Threads that read one stream share its pieces.
+    `progress`, if it is set before the first piece, is called while the picture and the prompt are read, where the
+    backend can tell how far it is.
     """
+
+    progress: Progress | None = None
 
     def __init__(self, varco: Varco, request: _Request) -> None:
         self._varco = varco
@@ -415,7 +419,9 @@ class Stream:
             with varco._lock:
                 if self._cancelled:  # while it waited for the lock
                     break
-                prefilled = prefilled or varco._begin(self._request)
+                if prefilled is None:
+                    with reporting(varco.backend, self.progress):
+                        prefilled = varco._begin(self._request)
                 token = varco._next_token(prefilled)
             if token is None:
                 break

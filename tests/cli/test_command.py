@@ -18,7 +18,8 @@ from tests.cli.conftest import Captured, fail, run, shell
 from tests.test_bundle import forge, set_at
 from varco_runtime import __version__
 from varco_runtime.cli import console, doctor
-from varco_runtime.cli.main import app, main
+from varco_runtime.cli.commands import app
+from varco_runtime.cli.main import main
 from varco_runtime.errors import VarcoError
 
 COMMANDS = ("export", "engines", "quantize", "run", "inspect", "verify", "probe", "bench", "demo", "doctor", "cache")
@@ -83,6 +84,13 @@ def test_starting_loads_nothing_heavy() -> None:
         (["run", "b", "i.png", "hi", "--box", "0,0,1,1"], "Add --task refer"),
         (["run", "b", "i.png", "hi", "--task", "refer", "--text", "it", "--box", "0,0,1"], "is not four numbers"),
         (["run", "b", "i.png", "hi", "--task", "refer", "--text", "it", "--box", "0;0;1;1"], "is not four numbers"),
+        (
+            ["run", "b", "i.png", "hi", "--task", "refer", "--text", "it", "--box", "0,0,1,3"],
+            "is not inside the picture",
+        ),
+        (["run", "b", "i.png", "hi", "--task", "refer", "--text", "it", "--box", "0,0,1,nan"], "is not inside"),
+        (["run", "b", "i.png", "hi", "--task", "refer", "--text", "it", "--box", "0.5,0,0.5,1"], "covers nothing"),
+        (["run", "b", "i.png", "hi", "--task", "refer", "--text", " ", "--box", "0,0,1,1"], "expected some words"),
         (["run", "b", "i.png", "hi", "--format", "xml"], "--format xml is unknown. Expected one of: text, json"),
         (["run", "b", "i.png", "hi", "--json", "--format", "coco"], "--json is short for --format json"),
         (["run", "b", "i.png", "hi", "--stream", "--json"], "--stream prints text as it comes"),
@@ -111,10 +119,8 @@ def test_options_out_of_range_are_one_line_and_status_2(tiny_bundle: Path, pictu
 
 
 def test_bad_input_is_one_line_and_status_1(tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: Captured) -> None:
-    refer = ("--task", "refer", "--text", "it", "--box", "0,0,1,3")
     assert "'nothing.png' cannot be opened" in fail(capsys, 1, "run", tiny_bundle, "nothing.png", "hi")
     assert "is not a bundle" in fail(capsys, 1, "run", tmp_path, picture, "hi")
-    assert "is not inside the picture" in fail(capsys, 1, "run", tiny_bundle, picture, "hi", *refer)
     assert "the context holds 16" in fail(capsys, 1, "run", tiny_bundle, picture, "hi", "--max-context", 16)
     assert "is not a folder" in fail(capsys, 1, "export", tmp_path / "nothing", tmp_path / "out")
 

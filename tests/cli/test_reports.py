@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -164,7 +166,11 @@ def test_doctor_warns_of_two_onnxruntimes(capsys: Captured, monkeypatch: pytest.
 def test_doctor_survives_a_broken_onnxruntime(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     out, _ = run(capsys, "doctor")
-    assert "WARNING: onnxruntime is installed but cannot be imported" in out
+    assert "WARNING: onnxruntime is installed but cannot be imported (its files are gone)" in out
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr("importlib.import_module", lambda name: types.ModuleType(name))
+    out, _ = run(capsys, "doctor")
+    assert "onnxruntime, which is installed but cannot be imported (parts of it are missing)" in out
 
 
 def test_doctor_finds_gpus(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,3 +194,33 @@ def test_demo_without_its_bundle_says_what_to_do(
     monkeypatch.setattr("varco_runtime.cli.demo.BUNDLE", tmp_path / "nothing")
     assert "In a checkout of the project, type: make demo" in fail(capsys, 1, "demo", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def plain(text: str) -> list[str]:
+    """Lines as a terminal shows them, without colours."""
+    return re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()
+
+
+@pytest.mark.parametrize("arguments", [["inspect"], ["inspect", "--kernels"], ["verify"]])
+def test_tables_fit_80_columns(
+    tiny_bundle: Path, arguments: list[str], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in (("COLUMNS", "80"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tiny_bundle.parent)
+    out, _ = run(capsys, arguments[0], tiny_bundle.name, *arguments[1:])
+    assert [line for line in plain(out) if len(line) > 80] == []
+
+
+def test_headings_of_numbers_wrap_where_a_table_is_wide(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seven columns of `varco engines`."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in (("COLUMNS", "80"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    header = ("", "weights", "read per pass", "on disk", "built in", "peak memory", "and mapped files")
+    row = ("sm120/decoder", "int4", "8.37 GB", "8.23 GB", "362.1 s", "15.7 GB", "7.3 GB")
+    console.print_table("TensorRT for RTX 1.7.1.116", header, [row], right=(2, 3, 4, 5, 6))
+    *_, last = lines = plain(capsys.readouterr().out)
+    assert last.split() == " ".join(row).split()
+    assert max(map(len, lines)) <= 80

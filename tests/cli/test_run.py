@@ -39,6 +39,49 @@ def test_streamed_text_equals_text_at_once(tiny_bundle: Path, picture: Path, cap
     assert run(capsys, *command, "--stream")[0] == run(capsys, *command)[0]
 
 
+def use_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def test_a_terminal_shows_how_far_it_is_and_the_answer_as_it_comes(
+    tiny_bundle: Path, picture: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_terminals(monkeypatch)
+    written: list[str] = []
+    monkeypatch.setattr("varco_runtime.cli.run.write_text", written.append)
+    _, err = run(capsys, "run", tiny_bundle, picture, "What?", "--max-new-tokens", 12)
+    first, *shown = err.split("\r")
+    assert first == ""
+    tiles = [line for line in shown if line.startswith("Encoding the picture: tile ")]
+    assert [line.strip() for line in tiles] == [
+        f"Encoding the picture: tile {number + 1} of {len(tiles)}" for number in range(len(tiles))
+    ]
+    assert any(line.startswith("Reading the prompt: ") for line in shown)
+    assert shown[-2].strip() == ""  # taken away before the answer
+    assert len(shown[-2]) >= len("Answering")
+    assert "first token after" in shown[-1]
+    assert len(written) > 2
+
+
+@pytest.mark.parametrize("option", ["--no-stream", "--json"])
+def test_an_answer_that_is_printed_at_once_leaves_no_line_of_progress(
+    tiny_bundle: Path, option: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_terminals(monkeypatch)
+    out, err = run(capsys, "run", tiny_bundle, "--no-image", "hi", "--max-new-tokens", 3, option)
+    assert out.strip()
+    *_, answering, blank, rest = err.split("\r")
+    assert answering.strip() == "Answering"
+    assert blank.strip() == ""
+    assert "Answering" not in rest
+
+
+def test_a_pipe_gets_no_progress(tiny_bundle: Path, picture: Path, capsys: Captured) -> None:
+    assert "\r" not in run(capsys, "run", tiny_bundle, picture, "hi", "--max-new-tokens", 2)[1]
+
+
 def test_json_has_the_documented_keys(varco: Varco, tiny_bundle: Path, picture: Path, capsys: Captured) -> None:
     out, err = run(capsys, "run", tiny_bundle, picture, "What is this?", "--json", "--max-new-tokens", 7)
     document = json.loads(out)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from varco_export.quantize.options import QuantizeOptions
 from varco_runtime.errors import MissingExtraError
+from varco_runtime.libraries import needs_extra
 
 if TYPE_CHECKING:
     from varco_export.quantize.quantizer import Outcome, Progress
@@ -46,6 +47,7 @@ def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: 
     options.check()
     if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors", "llmcompressor")):
         raise MissingExtraError("Quantising", "quantize")
-    from varco_export.quantize import quantizer
+    with needs_extra("Quantising", "quantize"):
+        from varco_export.quantize import quantizer
 
     return quantizer.quantize(source, out, options, progress)

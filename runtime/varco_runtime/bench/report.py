@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from varco_runtime.bench.limit import Limit
 from varco_runtime.bench.samples import Samples
-from varco_runtime.bench.spread import Percentiles, Spread
+from varco_runtime.bench.spread import Spread
 from varco_runtime.bench.summary import Summary
 from varco_runtime.manifest import Manifest
 
@@ -17,7 +18,8 @@ FORMAT_VERSION = 1
 BUSY_CORES = 0.2
 """What other programs may take before the table says so."""
 
-Row = tuple[str, str, str, str]
+Row = tuple[str, str, str, str, str, str]
+"""Name, median, standard deviation, least, 90th percentile, greatest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Setup:
 def document(
     setup: Setup, samples: Samples, summary: Summary, manifest: Manifest, limit: Limit | None
 ) -> dict[str, Any]:
-    """The JSON document. Times in seconds, sizes in bytes, null where something was not measured; `notes` say why."""
+    """The JSON document, as docs/bench.md describes it. Times in seconds, sizes in bytes, null where something was not
+    measured; `notes` say why."""
     answer = samples.answer
     return {
         "benchmark": "varco bench",
@@ -108,29 +111,34 @@ def document(
 
 
 def rows(samples: Samples, summary: Summary) -> list[Row]:
-    """Name, median, least and greatest of everything timed."""
+    """Everything timed. `~` marks what was reckoned from a part; one value alone has no spread."""
     stages, decode, answer = summary.stages, summary.decode, samples.answer
-    found = [("load", _time(samples.load_s), "", "")]
-    for name, spread in (
-        ("preprocessing", stages.preprocess_s),
-        (f"vision, {samples.num_tiles} tiles", stages.vision_s),
-        ("vision, per tile", stages.vision_tile_s),
-        ("projector", stages.projector_s),
-        ("packing", stages.packing_s),
-        (f"prefill, {samples.prompt_tokens:,} tokens", stages.prefill_s),
-    ):
-        found.append(_times(name, spread))
-    found.append(_rates("prefill", summary.prefill_tokens_per_s))
-    found.append(_times("first token (TTFT)", stages.ttft_s))
-    ttft = "not measured" if answer is None else _time(answer.timings.ttft_s)
-    found.append(("first token, asked once", ttft, "", ""))
+    found = [_single("load", samples.load_s)]
+    found += [
+        _spread(name, spread, _time)
+        for name, spread in (
+            ("preprocessing", stages.preprocess_s),
+            ("vision, all tiles", stages.vision_s),
+            ("vision, per tile", stages.vision_tile_s),
+            ("projector", stages.projector_s),
+            ("packing", stages.packing_s),
+            ("prefill", stages.prefill_s),
+        )
+    ]
+    found.append(_spread("prefill, tokens/s", summary.prefill_tokens_per_s, _rate))
+    found.append(_spread("first token (TTFT)", stages.ttft_s, _time))
     if answer is not None:
-        found.append(("per token, asked once without drafts", _time(answer.timings.tpot_s), "", ""))
-    found.append(_times("per token (TPOT)", decode.tpot_s))
+        found.append(_single("TTFT, asked once", answer.timings.ttft_s))
+    found.append(_spread("per token (TPOT)", decode.tpot_s, _time))
+    if answer is not None:  # without drafts
+        found.append(_single("TPOT, asked once", answer.timings.tpot_s))
     if decode.itl_s:
-        found += _percentiles(decode.itl_s)
-    found.append(_rates("decode", decode.tokens_per_s))
-    found.append(_times("loop beyond the backend's step", decode.loop_s))
+        itl = decode.itl_s
+        std = "" if itl.std is None else _time(itl.std)
+        found.append(("between tokens (ITL)", _time(itl.p50), std, "", _time(itl.p90), ""))
+        found.append(_single("ITL, 99th percentile", itl.p99))
+    found.append(_spread("decode, tokens/s", decode.tokens_per_s, _rate))
+    found.append(_spread("loop beyond the step", decode.loop_s, _time))
     return found
 
 
@@ -140,7 +148,10 @@ def facts(setup: Setup, samples: Samples, summary: Summary, limit: Limit | None)
     near = "" if traffic.fraction is None else f", {traffic.fraction * 100:.2g} % of the limit"
     near = ", which fits the processor's cache" if traffic.is_cached else near
     read = f"{_mb(traffic.total_bytes)} ({_mb(traffic.weight_bytes)} weights, {_mb(traffic.kv_bytes)} cache){near}"
+    num_words = samples.prompt_tokens - samples.image_tokens
+    prompt = f"{samples.num_tiles} tiles, {samples.image_tokens:,} image + {num_words:,} text tokens"
     found = [
+        ("question", f"{prompt}, {samples.new_tokens} of the answer"),
         ("on", f"{setup.device}; {setup.provider}"),
         ("limit", "not measured" if limit is None else f"{limit.bytes_per_s / 1e9:.1f} GB/s, {limit.how}"),
         ("read per token", read),
@@ -154,27 +165,33 @@ def facts(setup: Setup, samples: Samples, summary: Summary, limit: Limit | None)
     return found
 
 
-def _times(name: str, spread: Spread | None) -> Row:
+def _single(name: str, seconds: float) -> Row:
+    return name, _time(seconds), "", "", "", ""
+
+
+def _spread(name: str, spread: Spread | None, text: Callable[[float], str]) -> Row:
     if spread is None:
-        return name, "not measured", "", ""
-    return name, _time(spread.median), _time(spread.min), _time(spread.max)
-
-
-def _rates(name: str, spread: Spread | None) -> Row:
-    if spread is None:
-        return name, "not measured", "", ""
-    return name, f"{spread.median:,.1f} tokens/s", f"{spread.min:,.1f}", f"{spread.max:,.1f}"
-
-
-def _percentiles(itl: Percentiles) -> list[Row]:
-    values = (("p50", itl.p50), ("p90", itl.p90), ("p99", itl.p99))
-    return [(f"between two tokens (ITL), {name}", _time(value), "", "") for name, value in values]
+        return name, "-", "", "", "", ""
+    median = f"~{text(spread.median)}" if spread.is_reckoned else text(spread.median)
+    if spread.std is None:
+        return name, median, "", "", "", ""
+    return name, median, text(spread.std), text(spread.min), text(spread.p90), text(spread.max)
 
 
 def _time(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.1f} µs"
+    """Three digits and a unit: at most eight characters."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{_three_digits(seconds / scale)} {unit}"
+    return f"{_three_digits(seconds * 1e6)} µs"
+
+
+def _rate(per_s: float) -> str:
+    return _three_digits(per_s)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def _mb(num_bytes: int) -> str:

@@ -13,7 +13,8 @@ class Samples:
 
     `encode_s` is vision tower and projector over `encoded_tiles` of `num_tiles` tiles, `projector_tile_s` the projector
     over one. `ttft_s` runs from the picture to the choice of the first token, the words' share of the prompt apart.
-    `prefill_s` is for `prefill_tokens` of `prompt_tokens`. `itl_s` are the times between tokens with the
+    `prefill_s` is for `prefill_tokens` of `prompt_tokens`: a part is one chunk at the beginning and one at the end of
+    the prompt, between which the cost of a position grows evenly. `itl_s` are the times between tokens with the
     backend driven directly, `tpot_s` their mean per repetition, at a context of `context_tokens`. `loop_s` is the time
     between two calls of the backend while `Varco.ask` answers without drafts: choosing the token, its text and regions,
     the stream. `answer` is what `Varco.ask` gave, None where the question was measured in part. `notes` say what was
@@ -41,3 +42,13 @@ class Samples:
     answer: Answer | None = None
     host_peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_prefill_part(self) -> bool:
+        """Whether only a part of the prompt was measured."""
+        return self.prefill_tokens < self.prompt_tokens
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a part of the pictures or of the prompt stands for the whole."""
+        return self.is_prefill_part or self.encoded_tiles < self.num_tiles

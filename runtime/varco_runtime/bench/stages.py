@@ -33,6 +33,9 @@ _ASK_SHARE = 0.45
 """Of the time left, for the question as a user asks it: at least one repetition of the same follows."""
 _VISION_SHARE, _PREFILL_SHARE, _DECODE_SHARE = 0.2, 0.4, 0.2
 """Of the time left, where only parts of the question are measured."""
+CHUNK_TOKENS = 512
+"""Of a prompt that is measured in part: what the CPU's backend takes at once."""
+_FIRST_CHUNK_TOKENS, _LEAST_CHUNK_TOKENS = 64, 8
 _PROJECTOR_RUNS = 3
 _DEVICE_NOTE = "Projector and packing are part of vision: the device is given all three at once and timed at their end."
 
@@ -76,17 +79,17 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
     varco.bundle = _endless(varco.bundle)
     progress("Warming up.")
     tile = work.pixel_values()[:1].copy()
-    costs = _warm_up(varco, tile, budget.clock)
     samples.image_tokens = work.plan().num_tokens
-    samples.prompt_tokens = samples.image_tokens + len(costs.ids)  # until the real prompt is seen
+    samples.prompt_tokens = len(varco.stream(work.picture, work.prompt)._request.ids)  # nothing runs before it is read
     _check_room(varco.backend, samples)
+    costs = _warm_up(varco, tile, budget.clock)
     if _fits(samples, costs, budget):
         progress("Asking the question as a user would.")
         inputs = _ask(varco, work, samples, budget.clock)
         _repeat(varco.backend, work, samples, inputs, plan, budget, progress)
     else:
         progress("Measuring parts of the question: the whole takes longer than the time given.")
-        _measure_parts(varco, work, samples, costs, budget)
+        _measure_parts(varco, work, plan, samples, costs, budget)
     samples.host_peak_bytes = peak_memory_bytes()  # before the projector is loaded a second time
     if not plan.is_on_host:
         samples.notes.append(_DEVICE_NOTE)
@@ -132,7 +135,7 @@ def _check_room(backend: Backend, samples: Samples) -> None:
     limit = backend.max_context
     if samples.prompt_tokens + samples.new_tokens > limit:
         raise ContextError(
-            f"The question has about {samples.prompt_tokens} tokens and its answer {samples.new_tokens}, the context "
+            f"The question has {samples.prompt_tokens} tokens and its answer {samples.new_tokens}, the context "
             f"holds {limit}. Use a smaller picture, fewer new tokens, or a longer context."
         )
 
@@ -166,7 +169,6 @@ def _ask(varco: Varco, work: Workload, samples: Samples, clock: Clock) -> Prompt
     prompt, steps = _prompt_and_steps(calls)
     samples.loop_s = [later.started - earlier.ended for earlier, later in pairwise(steps)]
     inputs: PromptInputs = prompt.args[0]
-    samples.prompt_tokens = len(inputs.ids)
     return inputs
 
 
@@ -246,41 +248,75 @@ def _greedy_step(backend: Backend) -> Callable[[int, int], int]:
 # --- parts of it, where the whole takes too long ----------------------------------------------------------------------
 
 
-def _measure_parts(varco: Varco, work: Workload, samples: Samples, costs: Costs, budget: Budget) -> None:
-    """Some tiles, the beginning of a prompt of text, some steps: once each. The rest can be reckoned from these."""
+def _measure_parts(varco: Varco, work: Workload, plan: Plan, samples: Samples, costs: Costs, budget: Budget) -> None:
+    """Some tiles, a chunk at either end of a prompt of text, some steps: once each. The rest is reckoned from these."""
     backend, clock, left_s = varco.backend, budget.clock, budget.left_s
     whole_s = costs.of(samples.num_tiles, samples.prompt_tokens, 0)
-    num_tiles = _part(samples.num_tiles, _VISION_SHARE * left_s, costs.tile_s, 1)
-    count = _part(samples.prompt_tokens, _PREFILL_SHARE * left_s, costs.token_s, len(costs.ids))
-    samples.notes += [
-        f"The first token would take about {whole_s:,.0f} s, so the question was measured in part, once, and the rest "
-        f"reckoned: {_time_given(budget)}.",
-        f"Prefill of {count:,} of {samples.prompt_tokens:,} tokens; decoding follows these.",
-    ]
-    if num_tiles < samples.num_tiles:
-        samples.notes.append(
-            f"Vision of {num_tiles} of {samples.num_tiles} tiles. Packing, which needs all of them, is left out."
-        )
+    samples.notes.append(
+        f"The first token would take about {whole_s:,.1f} s, so the question was measured in part, once, and the rest "
+        f"reckoned, which ~ marks: {_time_given(budget)}."
+    )
     prepare, encode = pixel_path(backend, work.settings)
     started = clock()
     pixels = prepare(work.tiles())
     prepared = clock()
+    num_tiles = _part(samples.num_tiles, _VISION_SHARE * left_s, costs.tile_s, 1)
     features = encode(pixels[:num_tiles])
     encoded = clock()
-    if num_tiles == samples.num_tiles:
-        backend.pack(features, work.plan())
-        samples.packing_s.append(clock() - encoded)
-    inputs = PromptInputs(np.resize(costs.ids, count), varco.bundle.manifest.prompt.image_token_id, None)
-    before = clock()
-    logits = backend.prefill(inputs, 0)
-    prefilled = clock()
     samples.preprocess_s.append(prepared - started)
     samples.encode_s.append(encoded - prepared)
     samples.encoded_tiles = num_tiles
-    samples.prefill_s.append(prefilled - before)
-    samples.prefill_tokens = count
-    _decode(backend, samples, int(np.argmax(logits[-1])), count, clock, clock() + _DECODE_SHARE * left_s)
+    if num_tiles == samples.num_tiles:
+        backend.pack(features, work.plan())
+        samples.packing_s.append(clock() - encoded)
+    else:
+        samples.notes.append(
+            f"Vision: {num_tiles} of {samples.num_tiles} tiles. Packing, which needs all of them, is left out."
+        )
+    ids = np.resize(costs.ids, samples.prompt_tokens)
+    prompt = PromptInputs(ids, varco.bundle.manifest.prompt.image_token_id, None)
+    token, position = _prefill_parts(backend, prompt, plan, samples, costs, clock, _PREFILL_SHARE * left_s)
+    _decode(backend, samples, token, position, clock, clock() + _DECODE_SHARE * left_s)
     samples.repetitions = 1
+
+
+def _prefill_parts(
+    backend: Backend, prompt: PromptInputs, plan: Plan, samples: Samples, costs: Costs, clock: Clock, seconds: float
+) -> tuple[int, int]:
+    """As much of the prompt as fits `seconds`, in equal chunks at its beginning and end; the likeliest next token, and
+    its position.
+
+    The last chunk attends to positions that nothing was written to, which costs the same. A device may hold anything
+    there, even what is no number: it gets the beginning alone.
+    """
+    total = len(prompt.ids)
+
+    def timed(start: int, end: int) -> tuple[float, Array]:
+        before = clock()
+        logits = backend.prefill(dataclasses.replace(prompt, ids=prompt.ids[:end]), start)
+        return clock() - before, logits
+
+    # A few tokens at a time are slower than many, so chunks grow as long as two more of twice the size would fit. Those
+    # at the end cost most.
+    most = min(CHUNK_TOKENS, max(1, total // 2)) if plan.is_on_host else total
+    count = min(_FIRST_CHUNK_TOKENS, most, max(_LEAST_CHUNK_TOKENS, int(seconds / 2 / costs.token_s)))
+    while True:
+        last_s, logits = timed(total - count, total) if plan.is_on_host else timed(0, count)
+        seconds -= last_s
+        if count == most or 4 * last_s > seconds:
+            break
+        count = min(2 * count, most)
+    if count < total and last_s * total / count <= seconds:
+        count = total
+        last_s, logits = timed(0, total)
+    where, position = f"the first {count:,} of {total:,}", count
+    samples.prefill_s, samples.prefill_tokens = [last_s], count
+    if plan.is_on_host and count < total:
+        where, position = f"a chunk of {count:,} at its beginning and one at its end, of {total:,}", total
+        samples.prefill_s, samples.prefill_tokens = [timed(0, count)[0] + last_s], 2 * count
+    if samples.is_prefill_part:
+        samples.notes.append(f"Prefill: {where} tokens; decoding follows position {position:,}.")
+    return int(np.argmax(logits[-1])), position
 
 
 def _part(whole: int, seconds: float, each_s: float, least: int) -> int:

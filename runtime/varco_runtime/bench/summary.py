@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from varco_runtime.bench.bandwidth import last_level_cache_bytes
@@ -13,10 +14,11 @@ from varco_runtime.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Seconds of each stage of one answer, reckoned from its part where the question was measured in part.
+    """Seconds of each stage of one answer, reckoned from a part of it where that is marked.
 
     `vision_tile_s` is the vision tower over one tile, `vision_s` over all of them, without the projector where that
-    could be timed; `projector_s` is over all tiles. `ttft_s` is all up to the first token.
+    could be timed; `projector_s` is over all tiles, from one. `ttft_s` is all up to the first token; where it was not
+    measured, the sum of what was.
     """
 
     preprocess_s: Spread | None
@@ -81,7 +83,7 @@ class Summary:
 def summarise(samples: Samples, manifest: Manifest, limit: Limit | None) -> Summary:
     """`limit` is None where it could not be measured."""
     stages = _stages(samples)
-    rate = Spread.of([samples.prefill_tokens / seconds for seconds in samples.prefill_s])
+    rate = Spread.of([samples.prefill_tokens / seconds for seconds in samples.prefill_s], samples.is_prefill_part)
     tokens_per_s = Spread.of([1 / seconds for seconds in samples.tpot_s])
     decode = Decode(
         tokens_per_s,
@@ -98,18 +100,32 @@ def _stages(samples: Samples) -> Stages:
     projector_tile_s = Spread.of(samples.projector_tile_s)
     projector = projector_tile_s.median if projector_tile_s else 0.0
     tile_s = [max(seconds / samples.encoded_tiles - projector, 0.0) for seconds in samples.encode_s]
-    return Stages(
+    whole_prompts = [seconds * samples.prompt_tokens / samples.prefill_tokens for seconds in samples.prefill_s]
+    stages = Stages(
         preprocess_s=Spread.of(samples.preprocess_s),
         vision_tile_s=Spread.of(tile_s),
-        vision_s=Spread.of([seconds * samples.num_tiles for seconds in tile_s]),
-        projector_s=Spread.of([seconds * samples.num_tiles for seconds in samples.projector_tile_s]),
-        packing_s=Spread.of(samples.packing_s),
-        prefill_s=Spread.of(
-            [seconds * samples.prompt_tokens / samples.prefill_tokens for seconds in samples.prefill_s]
+        vision_s=Spread.of(
+            [seconds * samples.num_tiles for seconds in tile_s], samples.encoded_tiles < samples.num_tiles
         ),
+        projector_s=Spread.of(
+            [seconds * samples.num_tiles for seconds in samples.projector_tile_s], samples.num_tiles > 1
+        ),
+        packing_s=Spread.of(samples.packing_s),
+        prefill_s=Spread.of(whole_prompts, samples.is_prefill_part),
         ttft_s=Spread.of(samples.ttft_s),
-        decode_s=Spread.of([seconds * samples.new_tokens for seconds in samples.tpot_s]),
+        decode_s=Spread.of(
+            [seconds * samples.new_tokens for seconds in samples.tpot_s],
+            len(samples.itl_s) < samples.new_tokens * samples.repetitions,
+        ),
     )
+    return stages if stages.ttft_s else dataclasses.replace(stages, ttft_s=_reckoned_ttft(stages))
+
+
+def _reckoned_ttft(stages: Stages) -> Spread | None:
+    """The sum of the stages before the first token, as far as there are any."""
+    parts = (stages.preprocess_s, stages.vision_s, stages.projector_s, stages.packing_s, stages.prefill_s)
+    found = [part.median for part in parts if part is not None]
+    return Spread.of([sum(found)], is_reckoned=True) if stages.prefill_s else None
 
 
 def _traffic(samples: Samples, manifest: Manifest, decode: Decode, limit: Limit | None) -> Traffic:
@@ -140,6 +156,8 @@ def _dominant(
     stage = max(shares, key=lambda name: shares[name])
     why = _why(stage, seconds[stage], samples, stages, prefill_rate, decode, traffic)
     line = f"{stage.capitalize()} dominates, {shares[stage]:.0%} of an answer of {samples.new_tokens} tokens: {why}"
+    if samples.is_part:
+        line += " Reckoned from parts, which ~ marks."
     return Dominant(stage, shares[stage], shares, line)
 
 

@@ -138,9 +138,9 @@ def _print(options: Options, result: Result) -> None:
 
     question = f"{options.picture_name}, {options.prompt!r}"
     title = f"{result.setup.bundle}, {size_text(result.setup.bundle_bytes)}: {question}"
-    header = ("", "median", "least", "greatest")
-    print_table(title, header, rows(result.samples, result.summary), right=(1, 2, 3))
-    print_facts("\nLimits", facts(result.setup, result.samples, result.summary, result.limit))
+    header = ("", "median", "std", "least", "p90", "greatest")
+    print_table(title, header, rows(result.samples, result.summary), right=(1, 2, 3, 4, 5))
+    print_facts("\nQuestion, machine, limits", facts(result.setup, result.samples, result.summary, result.limit))
     write(f"\n{result.summary.dominant.line}\n")
     for line in result.samples.notes:
         note(f"note: {line}")

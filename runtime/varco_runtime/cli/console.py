@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 
 def write_text(text: str) -> None:
     """Put a model's text on standard output: as it is into a file or pipe, made harmless for a terminal."""
-    write(printable(text) if _is_terminal(sys.stdout) else text)
+    write(printable(text) if is_terminal(sys.stdout) else text)
 
 
 def write_document(text: str) -> None:
@@ -93,15 +93,16 @@ def open_missing_streams() -> None:
 
 def shows_bars() -> bool:
     """Return whether standard error is a terminal, where a line can be drawn again and again."""
-    return _is_terminal(sys.stderr)
+    return is_terminal(sys.stderr)
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard stream, None where it was closed, is a terminal."""
     return stream is not None and stream.isatty()
 
 
 def _is_colourful() -> bool:
-    return _is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
+    return is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
@@ -120,17 +121,18 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     from rich.text import Text
 
     # Colours and wrapping on a terminal, neither into a file or pipe.
-    terminal = _is_terminal(sys.stdout)
+    terminal = is_terminal(sys.stdout)
     lines = io.StringIO()
     console = Console(file=lines, force_terminal=terminal, width=None if terminal else PIPED_WIDTH, highlight=False)
     cells = [[one_line(cell) for cell in row] for row in rows]
     columns = list(zip(*([header] if header else []), *cells, strict=True))
     natural = [max(map(cell_len, column)) for column in columns]
-    least = list(natural)  # names and numbers keep to their line; a long value goes on below itself
+    least = list(natural)  # names and numbers keep to their line; a long value or heading goes on below itself
     for index in range(1, len(columns)):
-        if index not in right:
-            words = [cell_len(word) for cell in columns[index] for word in cell.split()]
-            least[index] = min(LONG_WORD, max(words, default=0))
+        words = [cell_len(word) for cell in columns[index] for word in cell.split()]
+        least[index] = min(LONG_WORD, max(words, default=0))
+        if index in right:
+            least[index] = max(least[index], *(cell_len(cell) for cell in columns[index][bool(header) :]), 0)
     widths = _narrowed(natural, least, console.width - GAP * len(columns))
     # A terminal too narrow for whole words wraps the lines itself: better than columns of two letters.
     console.width = max(console.width, sum(widths) + GAP * len(columns))

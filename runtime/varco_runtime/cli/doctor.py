@@ -17,7 +17,9 @@ import typer
 from varco_runtime import __version__
 from varco_runtime.cli.console import one_line, print_facts, size_text, write, write_document
 from varco_runtime.cores import usable_cores
+from varco_runtime.errors import BrokenExtraError, MissingExtraError
 from varco_runtime.extras import install_command, reinstall_command, required_packages
+from varco_runtime.libraries import import_onnxruntime
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
@@ -174,10 +176,12 @@ def _missing_extras(versions: dict[str, str | None]) -> dict[str, str]:
 def _providers() -> tuple[list[str], str | None]:
     """What the installed onnxruntime runs on, and what is wrong with it."""
     try:
-        import onnxruntime
-    except ImportError as error:
+        onnxruntime = import_onnxruntime("Running a bundle")
+    except BrokenExtraError as error:
+        return [], str(error)
+    except MissingExtraError:
         if _version("onnxruntime") or _version("onnxruntime-gpu"):
-            return [], f"onnxruntime is installed but cannot be imported ({error}). Install it again."
+            return [], "onnxruntime is installed but cannot be imported (its files are gone). Install it again."
         return [], None
     names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     return [name for name in names if name != "Azure"], None  # Azure is a client of a remote service

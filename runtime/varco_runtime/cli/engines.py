@@ -47,7 +47,7 @@ def engines(
         reports = build_engines(bundle, options, progress, hashing)
     rows = [
         (
-            report.facts.file,
+            report.facts.file.removeprefix("engines/").removesuffix(".engine"),
             report.facts.precision,
             size_text(report.weight_bytes),
             size_text(report.built.facts.size),

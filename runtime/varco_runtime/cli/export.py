@@ -11,12 +11,10 @@ import typer
 from varco_runtime.cli.console import note, print_facts, size_text
 from varco_runtime.cli.inspect import license_text
 from varco_runtime.cli.progress import ExportProgress
-from varco_runtime.errors import MissingExtraError
+from varco_runtime.libraries import needs_extra
 
 if TYPE_CHECKING:
     from varco_runtime.manifest import Component, Manifest
-
-_EXTRA_MODULES = ("onnx", "ml_dtypes", "google")
 
 
 def export(
@@ -91,13 +89,9 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs. Needs the extra 'export', but no torch."""
-    try:
+    with needs_extra("Exporting", "export"):
         from varco_export.export import ExportOptions
         from varco_export.export import export as export_bundle
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA_MODULES:
-            raise
-        raise MissingExtraError("Exporting", "export") from None
     options = ExportOptions(
         device,
         decoder,

@@ -58,9 +58,15 @@ def _show_kernels(bundle: Bundle, as_json: bool) -> None:
         rows = [dataclasses.asdict(use) for use in uses]
         write_document(json.dumps({"device": device, "basis": basis, "kernels": rows}, indent=2, ensure_ascii=False))
         return
-    header = ("", "operator", "shape", "nodes", "one row", "many rows")
-    cells = [(use.network, use.operator, use.shape, str(use.nodes), use.one_row, use.many_rows) for use in uses]
-    print_table(f"Kernels on {device}, by {basis}", header, cells, right=(3,))
+    write(f"Kernels on {device}, by {basis}\n")
+    for network in dict.fromkeys(use.network for use in uses):
+        found = [use for use in uses if use.network == network]
+        kernels: list[tuple[str, ...]] = [(use.one_row, use.many_rows) for use in found]
+        header: tuple[str, ...] = ("one row", "many rows")
+        if all(one == many for one, many in kernels):
+            header, kernels = ("kernel",), [(one,) for one, _ in kernels]
+        cells = [(use.operator, use.shape, str(use.nodes), *names) for use, names in zip(found, kernels, strict=True)]
+        print_table(f"\n{network}", ("operator", "shape", "nodes", *header), cells, right=(2,))
 
 
 def _kernel_device(manifest: Manifest) -> tuple[str, tuple[int, int] | None]:

@@ -10,9 +10,7 @@ import typer
 
 from varco_runtime.cli.console import note, size_text
 from varco_runtime.cli.progress import ExportProgress
-from varco_runtime.errors import MissingExtraError
-
-_EXTRA_MODULES = ("onnx", "ml_dtypes", "google")
+from varco_runtime.libraries import needs_extra
 
 
 def probe(
@@ -31,12 +29,8 @@ def probe(
 
     Computes in fp32 with one layer in memory at a time: seconds for a small model, many minutes for the 14B.
     """
-    try:
+    with needs_extra("Making probes", "export"):
         from varco_export.probes import add_probes
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA_MODULES:
-            raise
-        raise MissingExtraError("Making probes", "export") from None
     with ExportProgress() as progress:
         manifest = add_probes(checkpoint, bundle, progress, vision_from)
     assert manifest.probes is not None, "Bug: no probes were added"

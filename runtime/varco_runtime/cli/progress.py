@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,46 @@ class HashProgress:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(f"sha256 of {one_line(name)}", total=size)
         self._bars.advance(self._tasks[name], num_bytes)
+
+
+class QuestionProgress:
+    """A line that says how far a picture and a prompt are read, as `Stream.progress` is called; a context manager.
+
+    Says nothing without a terminal. `clear` takes the line away, so that an answer can take its place.
+    """
+
+    def __init__(self) -> None:
+        self._is_shown = shows_bars()
+        self._length = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.clear()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how many tiles of the picture, or tokens of the prompt, are done."""
+        if what == "tiles":
+            self._show(f"Encoding the picture: tile {done + 1} of {total}")
+        elif done < total:
+            self._show(f"Reading the prompt: {done:,} of {total:,} tokens")
+        else:
+            self._show("Answering")
+
+    def clear(self) -> None:
+        """Take the line away, if one is shown."""
+        if self._length:
+            self._show("")
+            print(end="\r", file=sys.stderr, flush=True)
+
+    def _show(self, line: str) -> None:
+        if self._is_shown:
+            # Blanks, and no escape sequence, also where a terminal knows none.
+            print(f"\r{line:<{self._length}}", end="", file=sys.stderr, flush=True)
+            self._length = len(line)
 
 
 def _bars(count: str) -> Progress:

@@ -12,9 +12,7 @@ from typing import Annotated
 import typer
 
 from varco_runtime.cli.console import note, print_facts, shows_bars, size_text
-from varco_runtime.errors import MissingExtraError
-
-_EXTRA_MODULES = ("ml_dtypes", "torch", "transformers")
+from varco_runtime.libraries import needs_extra
 
 
 class _Progress:
@@ -76,13 +74,9 @@ def quantize(
 
     Needs the extra 'quantize'.
     """
-    try:
+    with needs_extra("Quantising", "quantize"):
         from varco_export.quantize import QuantizeOptions
         from varco_export.quantize import quantize as quantize_checkpoint
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA_MODULES:
-            raise
-        raise MissingExtraError("Quantising", "quantize") from None
     options = QuantizeOptions(method, calibration, bits, group_size, samples, device)
     made = quantize_checkpoint(checkpoint, out, options, _Progress())
     print_facts(

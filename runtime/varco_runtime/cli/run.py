@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_runtime.cli.console import note, write_document, write_text
+from varco_runtime.cli.console import is_terminal, note, write_document, write_text
 from varco_runtime.cli.files import check_target, whole_file
-from varco_runtime.cli.progress import HashProgress
-from varco_runtime.errors import UsageError, VarcoError
+from varco_runtime.cli.progress import HashProgress, QuestionProgress
+from varco_runtime.errors import PromptError, UsageError, VarcoError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,7 +69,12 @@ def run(
     ] = "text",
     as_json: Annotated[bool, _option(_ANSWER, "Short for --format json.", name="--json")] = False,
     save: Annotated[Path | None, _option(_ANSWER, "Write the picture with the boxes painted on.", "OUT.png")] = None,
-    stream: Annotated[bool, _option(_ANSWER, "Print the text as it comes.", name="--stream")] = False,
+    stream: Annotated[
+        bool | None,
+        _option(
+            _ANSWER, "Print the text as it comes, or at once; as it comes on a terminal.", name="--stream/--no-stream"
+        ),
+    ] = None,
     max_new_tokens: Annotated[int | None, _option(_ANSWER, "Longest answer; 1024 unless given.", "N")] = None,
     stop: Annotated[list[str] | None, _option(_ANSWER, "End the answer before this text; repeatable.", "S")] = None,
     temperature: Annotated[float | None, _option(_SAMPLING, "0 takes the likeliest token, more draws.", "T")] = None,
@@ -115,7 +120,7 @@ def run(
         seed=seed,
         speculate=False if no_speculate else None,
     )
-    question = _question(task, prompt, text, box)
+    question = user_turn(task, prompt, text, box)
 
     from varco_runtime.picture import load_picture
 
@@ -123,10 +128,13 @@ def run(
     picture = None if image is None else load_picture(sys.stdin.buffer if image == STDIN else image)
     varco = _load(bundle, provider, max_context, threads)
     asked = varco.stream(picture, question, **options)
-    if stream:
-        _print_stream(asked)
-    answer = asked.run()
-    if not stream:
+    is_streamed = output == "text" and (is_terminal(sys.stdout) if stream is None else stream)
+    with QuestionProgress() as progress:
+        asked.progress = progress
+        if is_streamed:
+            _print_stream(asked, progress)
+        answer = asked.run()
+    if not is_streamed:
         _print_answer(answer, output, image)
     if save is not None:
         save_picture(answer.draw(), save)
@@ -146,7 +154,7 @@ def _only_prompt(first: str | None, second: str | None) -> str | None:
     return first
 
 
-def _output_format(name: str, as_json: bool, stream: bool) -> str:
+def _output_format(name: str, as_json: bool, stream: bool | None) -> str:
     if name not in FORMATS:
         raise UsageError(f"--format {name} is unknown. Expected one of: {', '.join(FORMATS)}.")
     if as_json and name not in ("text", "json"):
@@ -202,8 +210,8 @@ def _check_output(output: str, save: Path | None, no_image: bool) -> None:
     check_target("--save", save)
 
 
-def _question(task: str, prompt: str | None, text: str | None, box: str | None) -> str:
-    """The text of the user's turn."""
+def user_turn(task: str, prompt: str | None, text: str | None, box: str | None) -> str:
+    """Return the text of the user's turn. Raises `UsageError`."""
     from varco_runtime.markup import OCR_PROMPT, ground_prompt, refer_prompt
 
     if task == "ocr":
@@ -212,7 +220,10 @@ def _question(task: str, prompt: str | None, text: str | None, box: str | None) 
     if task == "ground":
         return ground_prompt(prompt)
     if task == "refer":
-        return refer_prompt(prompt, text or "", _parse_box(box or ""))
+        try:
+            return refer_prompt(prompt, text or "", _parse_box(box or ""))
+        except PromptError as error:  # a box or text that an option gives is wrong usage, in whatever way it is wrong
+            raise UsageError(str(error)) from None
     return prompt
 
 
@@ -244,8 +255,9 @@ def _load(bundle: Path, provider: str, max_context: int | None, threads: int | N
 # --- what came back ---------------------------------------------------------------------------------------------------
 
 
-def _print_stream(stream: Stream) -> None:
+def _print_stream(stream: Stream, progress: QuestionProgress) -> None:
     for piece in stream:
+        progress.clear()
         write_text(piece.text)
     write_text("\n")
 
