@@ -42,9 +42,7 @@ def test_what_the_checkpoint_asks_for_and_is_not_applied_is_said(tiny_checkpoint
     path = source / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_beams": 4}))
     notes = read_manifest(export_bundle(source, tmp_path / "bundle")).provenance["notes"]
-    assert notes == [
-        "generation_config.json asks for num_beams 4, not applied here: transformers' answers may differ."
-    ]
+    assert notes == ["generation_config.json asks for num_beams 4, not applied here: transformers' answers may differ."]
 
 
 @pytest.mark.parametrize("decoder", ["fp32", "fp16", "int8", "int4"])
