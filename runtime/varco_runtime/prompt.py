@@ -66,10 +66,10 @@ class Prompter:
         self._template = ChatTemplate(template)
         self._template_chars = frozenset(template)
         tokens = {**tokenizer.added_tokens, image_token.content: image_token}.values()
-        markup = frozenset(settings.markup_tokens)
+        self._markup = frozenset(settings.markup_tokens)
         # The tokenizers library takes tokens with `normalized` in a second pass over what the first has left.
         self._passes = [
-            _Table([t for t in tokens if t.normalized is normalized], markup) for normalized in (False, True)
+            _Table([t for t in tokens if t.normalized is normalized], self._markup) for normalized in (False, True)
         ]
 
     def encode(
@@ -162,7 +162,7 @@ class Prompter:
     def _tokens(self, text: str) -> list[str]:
         """The added tokens in `text` that a user may not write."""
         found = (token for token, _, _ in self._cut(text, _Owners([])) if token is not None)
-        return [token.content for token in found if token.content not in self._settings.markup_tokens]
+        return [token.content for token in found if token.content not in self._markup]
 
     def _contents(
         self, messages: Sequence[Message], texts: Iterable[str], system_as_text: bool
