@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from varco_export.config import ModelConfig, Shapes
 from varco_export.config_hf import _CLIP_MEAN
 from varco_export.config_reader import read_config
 from varco_export.expected_shapes import expected_shapes
+from varco_export.provenance import find_license
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.errors import CheckpointError
 
@@ -292,7 +295,7 @@ def test_a_hostile_width_is_refused_by_name(read: Callable[..., ModelConfig], va
         assert f"{key.rpartition('__')[2]} is " in _refusal(lambda key=key: read(**{key: value}))
 
 
-@pytest.mark.parametrize("value", [-1.0, 0, True, math.nan, math.inf, 10**400, "1e-6"])
+@pytest.mark.parametrize("value", [-1.0, 0, True, math.nan, math.inf, 10**400, 5e-324, 1e-40, "1e-6"])
 def test_a_hostile_number_is_refused_by_name(read: Callable[..., ModelConfig], value: Any) -> None:
     assert "rms_norm_eps is " in _refusal(lambda: read(text_config__rms_norm_eps=value))
 
@@ -305,6 +308,8 @@ REFUSED_IMAGE: list[tuple[Change, str]] = [
     ({"resample": 2}, "resample is 2, expected 3 (only bicubic"),
     ({"size": {"height": 60, "width": 58}}, 'size is {"height": 60, "width": 58}, expected height and width 58'),
     ({"image_mean": [0.5]}, "image_mean is [0.5], expected three numbers"),
+    ({"image_mean": [0.5, 0.5, 10**400]}, "expected three numbers"),
+    ({"image_std": [0.5, 0.5, 5e-324]}, "expected three numbers, each 0 or 1e-30 to 1e30 in size"),
     ({"image_std": [0.5, 0.5, 0]}, "image_std is [0.5, 0.5, 0], expected three positive numbers"),
     ({"rescale_factor": 0}, "rescale_factor is 0, expected a positive number"),
 ]
@@ -359,6 +364,22 @@ def test_a_missing_or_broken_file_is_named(made: dict[str, Path], tmp_path: Path
     for text in ("{", "", "[" * 10**5, '{"a": ' + "9" * 5000 + "}"):
         (tmp_path / "config.json").write_text(text)
         assert "config.json is not JSON" in _refusal(lambda: read_config(tmp_path, {}))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "preprocessor_config.json"])
+def test_no_file_is_waited_for(made: dict[str, Path], tmp_path: Path, name: str) -> None:
+    shutil.copytree(made["hf"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert f"{name} cannot be read (it is a folder, pipe or device)" in _refusal(lambda: read_config(tmp_path, {}))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_licence_that_is_a_pipe_tells_nothing(tmp_path: Path) -> None:
+    for name in ("README.md", "LICENSE"):
+        os.mkfifo(tmp_path / name)
+    assert find_license(tmp_path, "someone/model") == "unknown"
 
 
 def _refusal(call: Callable[[], object]) -> str:

@@ -84,6 +84,21 @@ def test_a_template_that_is_large_or_deep_is_refused_before_it_is_compiled(name:
         ChatTemplate(COMPILED[name])
 
 
+ESCAPES = [
+    "''.__class__", "''['__class__']", "''|attr('__class__')", "namespace().__class__", "namespace()._Namespace__attrs",
+    "namespace()['__class__']", "messages.__init__", "messages.append", "messages.sort", "messages[0].update",
+    "messages[0].pop", "range.__init__", "dict.fromkeys", "dict.mro", "raise_exception.__globals__", "m.__code__",
+    "m.arguments", "1.0.fromhex", "(1).from_bytes", "''.encode", "''.translate", "''.zfill", "''.expandtabs",
+    "['']|map(attribute='__class__')|first", "''.format", "''.format_map", "loop.__class__", "self.__class__",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", ESCAPES)
+def test_nothing_is_reached_that_is_not_listed(expression: str) -> None:
+    with pytest.raises(PromptError, match=r"unsafe|not offered|undefined|has no (attribute|element)"):
+        ChatTemplate("{% macro m() %}{% endmacro %}{{ (" + expression + ")() }}").render(MESSAGES, True)
+
+
 def test_dead_code_costs_nothing() -> None:
     for dead in ("9**(9**9)", "'a' * 3000000000", "7**(7**8)"):
         assert ChatTemplate(f"{{% if false %}}{{{{ {dead} }}}}{{% endif %}}ok").render(MESSAGES, True) == "ok"
@@ -112,6 +127,7 @@ def test_an_export_refuses_what_a_bundle_would(tmp_path: Path) -> None:
             load(checkpoint(tmp_path, chat_template__jinja=template))
 
 
+TURNS = [{"role": "user", "content": "hi\n"}, {"role": "assistant", "content": "<think>x</think>\nbye"}]
 USED_BY_TEMPLATES = {  # what the templates of well-known models do, and what it gives
     "{% set ns = namespace(a=0) %}{% for m in messages %}{% set ns.a = loop.index0 %}{% endfor %}{{ ns.a }}": "1",
     "{{ messages[::-1][0].content.split('</think>')[-1].lstrip('\\n') }}": "bye",
@@ -122,7 +138,7 @@ USED_BY_TEMPLATES = {  # what the templates of well-known models do, and what it
     "{% for k, v in messages[0].items() %}{{ k }}={{ v | trim }};{% endfor %}": "role=user;content=hi;",
     "{{ messages[0] | dictsort | tojson }}": '[["content", "hi\\n"], ["role", "user"]]',
     "{% if messages[0].get('tools') is not none and tools is defined %}1{% else %}2{% endif %}": "2",
-    "{% macro m(a, b=2) %}{{ a ~ b }}{% endmacro %}{{ m('x') }}{{ m.name }}": "x2",
+    "{% macro m(a, b=2) %}{{ a ~ b }}{{ caller() if caller }}{% endmacro %}{{ m('x') }}": "x2",
     "{% for r, g in messages | groupby('role') %}{{ r }}{{ g | length }}{% endfor %}": "assistant1user1",
     "{{ 2.567 | round(1) }} {{ 7 // 2 }} {{ 'a,b'.split(',') | last }}": "2.6 3 b",
     "{% for m in messages if m.role == 'user' %}{{ loop.previtem is undefined }}{{ loop.length }}{% endfor %}": "True1",
@@ -132,12 +148,7 @@ USED_BY_TEMPLATES = {  # what the templates of well-known models do, and what it
 
 @pytest.mark.parametrize("template", USED_BY_TEMPLATES)
 def test_what_templates_do_is_done(template: str) -> None:
-    messages = [
-        {"role": "user", "content": "hi\n"},
-        {"role": "assistant", "content": "<think>x</think>\nbye"},
-    ]
-    shown = template.replace("{{ m.name }}", "") if "macro" in template else template
-    assert ChatTemplate(shown).render(messages, True) == USED_BY_TEMPLATES[template]
+    assert ChatTemplate(template).render(TURNS, True) == USED_BY_TEMPLATES[template]
 
 
 def test_a_special_token_beyond_the_basic_plane_stays_whole(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,14 @@ def test_a_special_token_known_by_name_takes_the_next_id(tmp_path: Path) -> None
     checkpoint(tmp_path, tokenizer_config__json=config)
     added = Tokenizer.from_json(load(tmp_path).tokenizer_json).added_token_ids
     assert (added["<late>"], added["<later>"]) == (IMAGE + 1, IMAGE + 2)
+
+
+def test_ten_thousand_special_tokens_are_given_ids_in_linear_time(tmp_path: Path) -> None:
+    """The next free id is counted: a search of all ids for each token took minutes for so many."""
+    names = [f"<n{number}>" for number in range(10_000)]
+    checkpoint(tmp_path, tokenizer_config__json={"extra_special_tokens": names, "chat_template": TEXT_TEMPLATE})
+    added = Tokenizer.from_json(load(tmp_path).tokenizer_json).added_token_ids
+    assert [added[name] for name in names] == list(range(IMAGE + 1, IMAGE + 10_001))
 
 
 # --- template ---------------------------------------------------------------------------------------------------------
@@ -244,6 +253,14 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object]]] = {
         "has no chat template",
         lambda p: checkpoint(p, tokenizer_config__json={"chat_template": [{"name": "rag", "template": "x"}]}),
     ),
+    "name that is no text": (
+        "has no chat template",
+        lambda p: checkpoint(p, tokenizer_config__json={"chat_template": [{"name": [], "template": "x"}, {}]}),
+    ),
+    "long token": (
+        "an added token of 257 characters",
+        lambda p: checkpoint(p, tokenizer_config__json={"extra_special_tokens": ["<" * 257]}),
+    ),
     "bad template": ("cannot be used", lambda p: checkpoint(p, chat_template__jinja="{% if %}")),
     "no picture": ("renders no prompt with a picture", lambda p: checkpoint(p, chat_template__jinja="x")),
     "image id": (
@@ -264,6 +281,22 @@ def test_files_that_are_missing_malformed_or_contradictory_are_refused_in_one_li
     with pytest.raises(CheckpointError, match=message) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json",
+        "chat_template.jinja", "processor_config.json", "generation_config.json",
+    ],
+)  # fmt: skip
+def test_no_file_of_a_checkpoint_is_waited_for(name: str, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path) / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read"):
+        load(tmp_path)
 
 
 def test_an_id_beyond_the_embedding_table_is_refused(tmp_path: Path) -> None:

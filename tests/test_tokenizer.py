@@ -103,6 +103,8 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "two ids": ("the ids 0 and 999", lambda d: d["added_tokens"].append({"content": "!", "id": 999})),
     "id taken": ("gives the id 0 to '!'", lambda d: d["added_tokens"].append({"content": "<x>", "id": 0})),
     "surrogate": ("no Unicode text", lambda d: d["added_tokens"].append({"content": "\ud800", "id": 999})),
+    "pre-tokenizers": ("has no ByteLevel", lambda d: d["pre_tokenizer"].update(type="Sequence", pretokenizers=True)),
+    "long token": ("of 257 characters", lambda d: d["added_tokens"].append({"content": "x" * 257, "id": 999})),
     "merge": ("refused by the tokenizers library", lambda d: d["model"].update(merges=["no way"])),
 }
 

@@ -35,7 +35,7 @@ class Fields:
     def number(self, key: str, default: object) -> float:
         value = self._get(key, default)
         if not _is_number(value) or value <= 0:
-            raise self.refusal(key, value, "a positive number")
+            raise self.refusal(key, value, "a positive number, 1e-30 to 1e30")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -48,7 +48,7 @@ class Fields:
         value = self._get(key, default)
         numbers = as_list(value)
         if len(numbers) != 3 or not all(_is_number(x) for x in numbers):
-            raise self.refusal(key, value, "three numbers")
+            raise self.refusal(key, value, "three numbers, each 0 or 1e-30 to 1e30 in size")
         if positive and min(numbers) <= 0:
             raise self.refusal(key, value, "three positive numbers")
         return float(numbers[0]), float(numbers[1]), float(numbers[2])

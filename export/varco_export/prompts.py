@@ -110,8 +110,8 @@ def _chat_template(folder: Path, family: str, config: dict[str, Any], tokenizer:
         sources = [QWEN_1_5]
     found = next((source for source in sources if source), None)
     if isinstance(found, list):
-        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
-        found = named[-1].get("template") if named else None  # the last of a name counts, as in a dictionary
+        default = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
+        found = default[-1].get("template") if default else None
     if isinstance(found, dict):
         found = found.get("default")
     if not isinstance(found, str):

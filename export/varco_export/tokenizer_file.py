@@ -126,6 +126,7 @@ class _AddedTokens:
     def __init__(self, vocab: dict[str, Any]) -> None:
         self._vocab = vocab
         self._contents = {id_: content for content, id_ in vocab.items()}
+        self._num_ids = max(self._contents, default=-1) + 1
         self.entries: dict[str, dict[str, Any]] = {}
 
     def add(self, source: str, entry: Any, id_: Any) -> None:
@@ -144,6 +145,7 @@ class _AddedTokens:
                 "Take all tokenizer files from the same repository."
             )
         self._contents[id_] = content
+        self._num_ids = max(self._num_ids, id_ + 1)
         flags = {flag: bool(entry.get(flag)) for flag in _FLAGS}
         self.entries.setdefault(content, {"id": id_, "content": content, **flags})
 
@@ -151,7 +153,7 @@ class _AddedTokens:
         """A special token that is known by name only: an entry of the vocabulary, or the next free id."""
         if content not in self.entries:
             known = self._id(content)
-            id_ = max(self._contents, default=-1) + 1 if known is None else known
+            id_ = self._num_ids if known is None else known
             self.add("special_tokens_map.json", {"content": content, "special": True}, id_)
 
     def _id(self, content: str) -> Any:

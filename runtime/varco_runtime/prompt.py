@@ -66,10 +66,10 @@ class Prompter:
         self._template = ChatTemplate(template)
         self._template_chars = frozenset(template)
         tokens = {**tokenizer.added_tokens, image_token.content: image_token}.values()
-        markup = frozenset(settings.markup_tokens)
+        self._markup = frozenset(settings.markup_tokens)
         # The tokenizers library takes tokens with `normalized` in a second pass over what the first has left.
         self._passes = [
-            _Table([t for t in tokens if t.normalized is normalized], markup) for normalized in (False, True)
+            _Table([t for t in tokens if t.normalized is normalized], self._markup) for normalized in (False, True)
         ]
 
     def encode(
@@ -131,8 +131,12 @@ class Prompter:
 
         texts = [message.text for message in messages]
         plain = render(texts)
+        reached = 0
         for index, message in enumerate(messages):
-            if message.role != "assistant" and message.text.strip() not in plain:
+            text = message.text.strip()
+            found = plain.find(text, reached)  # they come in order; from the start for each would be quadratic
+            reached = found + len(text) if found >= 0 else reached
+            if message.role != "assistant" and found < 0 and text not in plain:
                 raise PromptError(
                     f"The chat template left out or altered message {index + 1} ({message.role}), expected it in the "
                     "prompt. Ask without it, or export the checkpoint with another template."
@@ -158,7 +162,7 @@ class Prompter:
     def _tokens(self, text: str) -> list[str]:
         """The added tokens in `text` that a user may not write."""
         found = (token for token, _, _ in self._cut(text, _Owners([])) if token is not None)
-        return [token.content for token in found if token.content not in self._settings.markup_tokens]
+        return [token.content for token in found if token.content not in self._markup]
 
     def _contents(
         self, messages: Sequence[Message], texts: Iterable[str], system_as_text: bool
@@ -178,35 +182,60 @@ class Prompter:
 
 
 class _Owners:
-    """Answers whether a piece of text is the template's own. `spans` are the others', sorted and apart."""
+    """Tells how far the template's own text goes. `spans` are the others', sorted and apart."""
 
     def __init__(self, spans: list[Span]) -> None:
         self._spans = spans
         self._starts = [start for start, _ in spans]
 
-    def is_templates(self, start: int, end: int) -> bool:
-        before = bisect_right(self._starts, end - 1) - 1
-        return before < 0 or self._spans[before][1] <= start
+    def end_of_templates(self, start: int, end: int) -> int:
+        """Return up to where the text from `start` on is the template's, `end` at most; `start` where it is not."""
+        after = bisect_right(self._starts, start)
+        if after and self._spans[after - 1][1] > start:
+            return start
+        return end if after == len(self._starts) else min(end, self._starts[after])
+
+
+class _Contents:
+    """Finds the longest of some tokens that a text goes on with, in the time of a binary search.
+
+    Of all tokens that are not greater than the text, the greatest begins with every token that the text begins with;
+    `shorter` leads from each token to the longest that it begins with.
+    """
+
+    def __init__(self, tokens: Sequence[AddedToken]) -> None:
+        self._tokens = sorted(tokens, key=lambda token: token.content)
+        self._sorted = [token.content for token in self._tokens]
+        self._longest = max(map(len, self._sorted), default=0)
+        self._shorter: list[int] = []
+        for index, content in enumerate(self._sorted):
+            before = index - 1
+            while before >= 0 and not content.startswith(self._sorted[before]):
+                before = self._shorter[before]
+            self._shorter.append(before)
+
+    def find(self, text: str, start: int, end: int) -> AddedToken | None:
+        following = text[start : min(start + self._longest, end)]
+        index = bisect_right(self._sorted, following) - 1
+        while index >= 0 and not following.startswith(self._sorted[index]):
+            index = self._shorter[index]
+        return self._tokens[index] if index >= 0 else None
 
 
 class _Table:
     """Finds added tokens as the tokenizers library does (leftmost, longest, flags), minding owners."""
 
     def __init__(self, tokens: Sequence[AddedToken], markup: frozenset[str]) -> None:
-        by_length = sorted(tokens, key=lambda token: -len(token.content))
-        self._pattern = re.compile("|".join(re.escape(token.content) for token in by_length)) if by_length else None
-        # What may stand where the pattern matched: the longest token and those that it begins with.
-        self._candidates = {
-            token.content: [other for other in by_length if token.content.startswith(other.content)]
-            for token in by_length
-        }
-        self._markup = markup
+        first = "".join(re.escape(char) for char in sorted({token.content[0] for token in tokens}))
+        self._first = re.compile(f"[{first}]") if first else None
+        self._all = _Contents(tokens)
+        self._markup = _Contents([token for token in tokens if token.content in markup])
 
     def cut(self, text: str, start: int, end: int, owners: _Owners) -> Iterator[tuple[AddedToken | None, int, int]]:
         """`text[start:end]` as added tokens and the stretches (None) between them, in order and without gaps."""
         position = done = start
-        while self._pattern is not None and (match := self._pattern.search(text, position, end)):
-            token = self._honoured(match, owners)
+        while self._first is not None and (match := self._first.search(text, position, end)):
+            token = self._honoured(text, match.start(), end, owners)
             if token is None:
                 position = match.start() + 1
                 continue
@@ -225,11 +254,11 @@ class _Table:
         if done < end:
             yield None, done, end
 
-    def _honoured(self, match: re.Match[str], owners: _Owners) -> AddedToken | None:
-        for token in self._candidates[match.group()]:
-            if token.content in self._markup or owners.is_templates(match.start(), match.start() + len(token.content)):
-                return token
-        return None
+    def _honoured(self, text: str, start: int, end: int, owners: _Owners) -> AddedToken | None:
+        """Return the longest token here that whoever wrote it may write: any in the template's text, markup in all."""
+        own = self._all.find(text, start, owners.end_of_templates(start, end))
+        markup = self._markup.find(text, start, end)
+        return markup if own is None or (markup is not None and len(markup.content) > len(own.content)) else own
 
 
 def _touches_word(text: str, first: int, last: int, start: int, end: int) -> bool:

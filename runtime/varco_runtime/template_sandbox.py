@@ -164,10 +164,9 @@ class Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, jinja2.utils.Namespace):
-            return True
         names = next((names for kind, names in ATTRIBUTES if isinstance(obj, kind)), frozenset[str]())
-        return attr in names and super().is_safe_attribute(obj, attr, value)
+        offered = attr in names or isinstance(obj, jinja2.utils.Namespace)
+        return offered and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         sizes = (_size(left), _size(right))

@@ -21,6 +21,7 @@ import tokenizers
 from varco_runtime.errors import BundleError, PromptError
 
 MAX_TOKENIZER_JSON_BYTES = 64 << 20  # Qwen's are 7 to 11 MB
+MAX_ADDED_TOKEN_CHARS = 256  # real ones have up to some 40
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -206,6 +207,11 @@ def _added_tokens(entries: Any) -> dict[str, AddedToken]:
             raise BundleError(
                 f"tokenizer.json holds the added token {str(entry)[:80]!r}, expected an object with content and id. "
                 "Export the checkpoint again."
+            )
+        if len(content) > MAX_ADDED_TOKEN_CHARS:
+            raise BundleError(
+                f"tokenizer.json holds an added token of {len(content):,} characters ({content[:40]!r}...), expected "
+                f"at most {MAX_ADDED_TOKEN_CHARS}. Export the checkpoint again."
             )
         if content in added or id_ in ids:
             raise BundleError(

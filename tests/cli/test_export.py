@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,17 @@ def test_export_reports_what_was_chosen(tiny_checkpoint: Path, tmp_path: Path, c
         assert f"{component} exported in " in err
     assert f"Next: varco run '{target}' PICTURE" in err
     assert json.loads(run(capsys, "inspect", target, "--json")[0])["max_context"] == 500
+
+
+def test_what_the_checkpoint_asks_for_and_is_not_applied_is_said(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    source = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    path = source / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_beams": 4}))
+    said = "generation_config.json asks for num_beams 4, not applied here: transformers' answers may differ."
+    assert f"note: {said}" in run(capsys, "export", source, tmp_path / "bundle", "--no-probes")[1]
+    assert " ".join(said.split()) in " ".join(run(capsys, "inspect", tmp_path / "bundle")[0].split())
 
 
 def test_export_replaces_only_when_asked(tiny_checkpoint: Path, tmp_path: Path, capsys: Captured) -> None:

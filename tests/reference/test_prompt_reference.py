@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import test_hostile_templates as hostile
 from tests.test_prompts_export import in_pieces, load
 from varco_export.prompts import load_prompts
 from varco_runtime.prompt import Message, Prompter
@@ -64,6 +65,11 @@ def test_templates_render_as_in_transformers(name: str) -> None:
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TURNS]
     expected = rendered_by_transformers(messages, TEMPLATES[name])
     assert ChatTemplate(TEMPLATES[name]).render(messages, add_generation_prompt=True) == expected
+
+
+@pytest.mark.parametrize("template", hostile.USED_BY_TEMPLATES)
+def test_what_templates_do_is_what_transformers_does(template: str) -> None:
+    assert rendered_by_transformers(hostile.TURNS, template) == hostile.USED_BY_TEMPLATES[template]
 
 
 def test_a_tokenizer_in_pieces_gives_transformers_ids(tmp_path: Path) -> None:
