@@ -149,9 +149,7 @@ def test_a_graph_that_is_none_is_refused_before_a_library_sees_it(tiny_bundle: P
         Bundle.open(bundle)
 
 
-def test_a_graph_far_larger_than_any_is_refused_unparsed(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_far_larger_than_any_is_refused_unparsed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "MAX_GRAPH_BYTES", 1000)
     with pytest.raises(BundleError, match=r"bytes, expected at most 1000 of a graph without its weights"):
         Bundle.open(tiny_bundle)
