@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto
 
 from tests.test_bundle import forge, set_at
+from varco_runtime import bundle as bundle_module
 from varco_runtime.bundle import Bundle
 from varco_runtime.cli.main import main
 from varco_runtime.errors import BundleError
@@ -146,6 +147,12 @@ def test_a_graph_that_is_none_is_refused_before_a_library_sees_it(tiny_bundle: P
     forge(bundle, set_at("decoder", {**document["decoder"], "file": "tokenizer.json"}))
     with pytest.raises(BundleError, match=r"tokenizer\.json is no ONNX graph"):
         Bundle.open(bundle)
+
+
+def test_a_graph_far_larger_than_any_is_refused_unparsed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_module, "MAX_GRAPH_BYTES", 1000)
+    with pytest.raises(BundleError, match=r"bytes, expected at most 1000 of a graph without its weights"):
+        Bundle.open(tiny_bundle)
 
 
 def test_a_network_in_a_folder_of_its_own_reads_the_files_of_that_folder(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ from varco_runtime.schema import MANIFEST, MAX_DEPTH, is_shallow, manifest_of, n
 from varco_runtime.verified import Remembered
 
 MAX_MANIFEST_BYTES = 4 << 20
+MAX_GRAPH_BYTES = 16 << 20
+"""Weights lie in data files: the graph of the largest model has less than a megabyte."""
 LARGE_SUFFIXES = (".data", ".bin")
 """Files hashed once and then remembered; everything else is hashed at every opening."""
 
@@ -285,6 +287,11 @@ def check_file(
 
 def check_graph(name: str, content: bytes, folder: Path, manifest: Manifest) -> None:
     """Raise `BundleError` for a graph that reads a file which the manifest does not list, or that is none."""
+    if len(content) > MAX_GRAPH_BYTES:
+        raise BundleError(
+            f"{folder / name} has {len(content)} bytes, expected at most {MAX_GRAPH_BYTES} of a graph without its "
+            "weights. Export the bundle again."
+        )
     try:
         found = external_files(content)
     except ValueError as error:

@@ -36,47 +36,47 @@ def external_files(model: bytes) -> set[str]:
     Raises:
         ValueError: The bytes are no protocol buffer.
     """
-    return set(_locations("model", memoryview(model), 0))
+    return set(_locations("model", model, 0, len(model), 0))
 
 
-def _locations(message: str, data: memoryview, depth: int) -> Iterator[str]:
+def _locations(message: str, data: bytes, start: int, end: int, depth: int) -> Iterator[str]:
+    """The names within the message that these bytes are."""
     if depth > MAX_DEPTH:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
     if message == "entry":
-        yield from _entry(data)
+        yield from _entry(data, start, end)
         return
     children = _CHILDREN[message]
-    for number, value in _fields(data):
+    for number, first, last in _fields(data, start, end):
         # The key stands as it is in the bytes of every message around it.
-        if number in children and _KEY in bytes(value):
-            yield from _locations(children[number], value, depth + 1)
+        if number in children and data.find(_KEY, first, last) >= 0:
+            yield from _locations(children[number], data, first, last, depth + 1)
 
 
-def _entry(data: memoryview) -> Iterator[str]:
+def _entry(data: bytes, start: int, end: int) -> Iterator[str]:
     """The values of a key/value pair whose key is `location`. A repeated field counts each time."""
     keys, values = [], []
-    for number, value in _fields(data):
+    for number, first, last in _fields(data, start, end):
         if number == _ENTRY_KEY:
-            keys.append(bytes(value))
+            keys.append(data[first:last])
         elif number == _ENTRY_VALUE:
-            values.append(bytes(value).decode("utf-8", errors="replace"))
+            values.append(data[first:last].decode("utf-8", errors="replace"))
     if _KEY in keys:
         yield from values or [""]
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields of a message that hold bytes, by number."""
-    position, end = 0, len(data)
+def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of a message that hold bytes: number, start and end."""
     while position < end:
-        tag, position = _varint(data, position)
+        tag, position = _varint(data, position, end)
         if tag >> 32:  # a reader that keeps 32 bits of it would see another field
             raise ValueError("a field's number is too large")
         kind = tag & 7
         if kind == _VARINT:
-            _, position = _varint(data, position)
+            _, position = _varint(data, position, end)
             continue
         if kind == _BYTES:
-            length, position = _varint(data, position)
+            length, position = _varint(data, position, end)
         elif kind in (_FIXED64, _FIXED32):
             length = 8 if kind == _FIXED64 else 4
         else:
@@ -84,19 +84,19 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         if position + length > end:
             raise ValueError("a field ends beyond its message")
         if kind == _BYTES:
-            yield tag >> 3, data[position : position + length]
+            yield tag >> 3, position, position + length
         position += length
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     """A number of seven bits a byte, and the position behind it."""
     value = 0
     for shift in range(0, 70, 7):
-        if position >= len(data):
+        if position >= end:
             break
         byte = data[position]
         position += 1
-        value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, position
+            return value | byte << shift, position
+        value |= (byte & 0x7F) << shift
     raise ValueError("a number has no end")
