@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.divergence import Array, ByAnswer, distance, divergence, log_softmax
-from benchmarks.machine import describe_machine, write_json
+from benchmarks.document import add_out, finish
+from benchmarks.machine import describe_machine
 from training.evaluate import evaluate
 from training.pictures import held_out_seeds
 from varco_runtime import Varco
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=int, default=0, help="held-out pictures to draw; 0: questions in text")
     parser.add_argument("--questions", type=int, default=10**6, help="most questions of the two comparisons")
     parser.add_argument("--max-new-tokens", type=int, default=160)
-    parser.add_argument("--out", type=Path)
+    add_out(parser)
     options = parser.parse_args(arguments)
     try:
         results = measure(
@@ -286,9 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         "bundles": results,
         "machine": describe_machine(),
     }
-    if options.out:
-        write_json(options.out, figures)
-    print(json.dumps(figures))
+    finish(figures, options.out)
     return 0
 
 

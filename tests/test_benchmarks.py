@@ -18,7 +18,9 @@ from varco_runtime.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(
-    path.stem for path in (ROOT / "benchmarks").glob("*.py") if 'if __name__ == "__main__"' in path.read_text("utf-8")
+    ".".join(path.relative_to(ROOT / "benchmarks").with_suffix("").parts)
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text("utf-8")
 )
 
 
@@ -81,7 +83,7 @@ def test_a_report_ends_as_one_line_and_as_a_file(tmp_path: Path, capsys: pytest.
 def test_commands_of_the_results_exist_and_write_what_they_are_said_to() -> None:
     """A figure's command is typed as it stands: its module runs, and a JSON file beside it comes of --out."""
     text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    commands = re.findall(r"python -m benchmarks\.(\w+)([^`]*)`", text)
+    commands = re.findall(r"python -m benchmarks\.([\w.]+)([^`]*)`", text)
     assert {name for name, _ in commands} <= set(NAMES)
     assert "python benchmarks/" not in text
     written = {Path(found).name for _, rest in commands for found in re.findall(r"--out\s+(\S+)", rest)}
