@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PROVIDER_VENV := .venv-provider
 # Two test processes of one thread each use two cores better than one process of two.
 WORKERS ?= 2
-# setuptools warns that an editable installation depends on the folder, which is meant; tests/test_install.py reads the
+# setuptools warns that an editable installation depends on the folder, which is meant; tests/whole/test_install.py reads the
 # other warnings.
 INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)

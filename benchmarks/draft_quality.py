@@ -37,7 +37,7 @@ from training.pictures import held_out_seeds
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
 from varco_runtime.errors import VarcoError
-from varco_runtime.picture import load_picture
+from varco_runtime.picture.loading import load_picture
 from varco_runtime.varco import _messages
 
 QUESTIONS = (

@@ -42,7 +42,7 @@ def main() -> int:
     if options.child:
         print(json.dumps({"export": _export, "build": _build}[options.child](options)))
         return 0
-    from varco_export.engine_builder import Builder
+    from varco_export.engines.builder import Builder
 
     Builder.load(is_target_named=True)  # where it is missing, nobody waits for a graph first
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -117,11 +117,11 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     """The decoder's graph alone."""
     import numpy as np
 
-    from varco_export.checkpoint import Checkpoint
-    from varco_export.decoder import emit_decoder
-    from varco_export.dialect_tensorrt import OPSET, TensorRtDialect
-    from varco_export.graph import DTYPES, Graph
+    from varco_export.checkpoint.checkpoint import Checkpoint
+    from varco_export.dialects.tensorrt import OPSET, TensorRtDialect
+    from varco_export.networks.decoder import emit_decoder
     from varco_export.precision_gpu import gpu_precisions
+    from varco_export.writing.graph import DTYPES, Graph
 
     started = time.perf_counter()
 
@@ -162,9 +162,9 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     """The engine, with the profiles of `varco engines`."""
     import onnx
 
-    from varco_export.engine_builder import Builder
-    from varco_export.engines import MAX_LOGITS, PREFILL_TOKENS, longest_step
-    from varco_runtime.contract import Tensor
+    from varco_export.engines.build import MAX_LOGITS, PREFILL_TOKENS, longest_step
+    from varco_export.engines.builder import Builder
+    from varco_runtime.backends.tensorrt.contract import Tensor
 
     names = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
     names[onnx.TensorProto.FLOAT] = "fp32"

@@ -28,9 +28,9 @@ from benchmarks.divergence import Array, ByAnswer, distance, divergence
 from training.evaluate import edits, iou
 from varco_export.quantize.calibration import Sample
 from varco_runtime import Varco
-from varco_runtime.bundle import read_manifest
+from varco_runtime.bundle.opening import read_manifest
 from varco_runtime.errors import InputError, VarcoError
-from varco_runtime.markup import OCR_PROMPT, Box, Region, parse
+from varco_runtime.markup.parser import OCR_PROMPT, Box, Region, parse
 
 GIVEN, REFERENCE = "the folder's answers", "the full-precision answers"
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.bench.bandwidth import measure
-from varco_runtime.cores import usable_cores
+from varco_runtime.system.processor import usable_cores
 
 
 def describe_machine() -> dict[str, Any]:

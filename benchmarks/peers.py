@@ -31,7 +31,7 @@ from benchmarks.peer.contest import Contestant, Field
 from benchmarks.peer.environments import ENVIRONMENTS
 from benchmarks.peer.material import make_material
 from benchmarks.peer.report import make_report, print_report
-from varco_runtime.verified import cache_folder
+from varco_runtime.bundle.verified import cache_folder
 
 DEFAULT_FOLDER = Path.home() / ".cache" / "varco-edge" / "peers"
 TEXT = (

@@ -3,10 +3,11 @@
     python -m benchmarks.probe_limits                              # random checkpoints, gentle and wild
     python -m benchmarks.probe_limits --checkpoint models/varco-tiny
 
-Exports each checkpoint at every precision with its probes, replays them, breaks one thing at a time (`tests/broken.py`)
-and replays again. Gentle weights behave like trained ones; wild ones (the default `Scales`) amplify every error. Prints
-a line per bundle and ends with one JSON line: per precision the largest error of a good bundle and the least that a
-broken one shows where it is broken, in units of the limit. Exit status 1 when a limit does not lie between the two.
+Exports each checkpoint at every precision with its probes, replays them, breaks one thing at a time
+(`tests/makers/broken.py`) and replays again. Gentle weights behave like trained ones; wild ones (the default `Scales`)
+amplify every error. Prints a line per bundle and ends with one JSON line: per precision the largest error of a good
+bundle and the least that a broken one shows where it is broken, in units of the limit. Exit status 1 when a limit does
+not lie between the two.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from benchmarks.document import add_out, finish
-from tests import broken
+from tests.makers import broken
 from varco_export.export import ExportOptions, export
 from varco_export.progress import Silent
 from varco_export.tiny import Scales, TinyOptions, make_tiny
-from varco_runtime.bundle import Bundle
-from varco_runtime.onnxruntime_backend import OnnxRuntimeBackend
-from varco_runtime.probes import Check, read_probes, replay
+from varco_runtime.backends.cpu.backend import OnnxRuntimeBackend
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.probes.replay import Check, read_probes, replay
 
 GENTLE = Scales(query_key=1.0, attention=0.5, mlp=0.5, logits=2.0)
 SHAPES = {

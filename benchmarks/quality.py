@@ -43,7 +43,7 @@ from varco_export.export import ExportOptions, export
 from varco_export.progress import Silent
 from varco_export.quantize.calibration import read_samples
 from varco_runtime import Varco
-from varco_runtime.bundle import read_manifest
+from varco_runtime.bundle.opening import read_manifest
 from varco_runtime.errors import UsageError, VarcoError
 
 MAX_NEW_TOKENS = 160

@@ -22,11 +22,11 @@ import numpy as np
 from benchmarks.document import add_out, finish
 from benchmarks.machine import describe_machine
 from training.pictures import draw, held_out_seeds
+from varco_cli.commands.demo import BUNDLE
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
-from varco_runtime.cli.demo import BUNDLE
-from varco_runtime.generation import generate_tokens
-from varco_runtime.speculation import Chances, Drafter, StepCosts
+from varco_runtime.generation.loop import generate_tokens
+from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
 
 PROMPT_TOKENS = 512
 MAX_NEW_TOKENS = 160

@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.document import add_out, finish
 from benchmarks.machine import describe_machine, spread
-from varco_runtime.bundle import read_manifest
-from varco_runtime.cli.demo import BUNDLE, draw_sign
+from varco_cli.commands.demo import BUNDLE, draw_sign
+from varco_runtime.bundle.opening import read_manifest
 
 TIMEOUT_S = 600
 # The monotonic clock is the system's, so that a child can tell when its parent started it.

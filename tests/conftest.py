@@ -12,7 +12,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
-from tests.smollm import make_smollm
+from tests.makers.smollm import make_smollm
 from varco_export.export import ExportOptions, export
 from varco_export.progress import Silent
 from varco_export.tiny import TinyOptions, make_tiny

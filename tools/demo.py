@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+from varco_cli import console
+from varco_cli.commands.demo import demonstrate
+from varco_cli.progress import ExportProgress
 from varco_export.export import ExportOptions, export
 from varco_export.tiny import TinyOptions, make_tiny
-from varco_runtime.cli import console
-from varco_runtime.cli.demo import demonstrate
-from varco_runtime.cli.progress import ExportProgress
 from varco_runtime.errors import VarcoError
 
 TRAINED = Path(__file__).resolve().parents[1] / "models" / "varco-tiny"

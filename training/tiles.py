@@ -1,7 +1,7 @@
 """A picture as LLaVA-OneVision cuts it: squashed base tile, grid tiles, and the packing of their features into tokens.
 
 Fast equivalent of transformers' `LlavaOnevisionImageProcessorPil` and `pack_image_features` for this model's settings
-(`tests/test_training.py` holds them equal). A token is a weighted sum of at most four projected patches.
+(`tests/training/test_training.py` holds them equal). A token is a weighted sum of at most four projected patches.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.gpu.process import Tell
 from varco_export.tiny import TinyOptions
-from varco_runtime.cuda_library import libraries_missing, load_onnxruntime, runs_on_cuda
+from varco_runtime.backends.cuda.library import libraries_missing, load_onnxruntime, runs_on_cuda
 
 CHAIN = 8
 """Operators in one timed run, so that the start of a run weighs little."""

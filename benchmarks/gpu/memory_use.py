@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from varco_runtime.backends.cuda.driver import find_gpu
 from varco_runtime.bench.memory import peak_memory_bytes
-from varco_runtime.cuda_driver import find_gpu
 
 
 class MemoryUse:

@@ -16,10 +16,10 @@ from unittest import mock
 import numpy as np
 
 from varco_export.export import ExportOptions, export
-from varco_export.graph import DTYPES, Graph
 from varco_export.progress import Silent
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_export.tiny.options import SHAPES
+from varco_export.writing.graph import DTYPES, Graph
 
 TINY = TinyOptions(hidden_size=320, num_attention_heads=5, num_key_value_heads=1, intermediate_size=320, vocab_size=576)
 """The 14B's head group of 5 in small: what the script itself is tried with."""

@@ -21,7 +21,7 @@ from benchmarks.gpu.memory_use import MemoryUse
 from benchmarks.gpu.model import make_checkpoint, model_options
 from benchmarks.gpu.process import Tell, attempt
 from benchmarks.gpu.stages import DECODE_STEPS, PICTURES, TILE_COUNTS, Setup, prompt_ids
-from varco_runtime.image import packing_plan
+from varco_runtime.picture.packing import packing_plan
 
 CACHES = ("dynamic", "static")
 

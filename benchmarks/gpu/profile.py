@@ -26,8 +26,8 @@ from benchmarks.gpu.process import Tell, attempt
 from benchmarks.gpu.stages import PICTURES, TILE_COUNTS, Setup, Stages
 from varco_runtime import Varco
 from varco_runtime.backend import NormalisesPixels, PromptInputs
-from varco_runtime.bundle import Bundle
-from varco_runtime.image import packing_plan
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.picture.packing import packing_plan
 
 TOP = 10
 DECODE_CALLS, OTHER_CALLS = 8, 2

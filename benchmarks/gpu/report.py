@@ -23,9 +23,9 @@ from typing import Any
 
 from benchmarks.document import write_json
 from benchmarks.gpu.aims import derive
-from varco_runtime.cuda_driver import find_gpu
+from varco_runtime.backends.cuda.driver import find_gpu
 from varco_runtime.errors import UsageError
-from varco_runtime.libraries import import_onnxruntime
+from varco_runtime.system.libraries import import_onnxruntime
 
 
 def begun(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

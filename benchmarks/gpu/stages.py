@@ -27,8 +27,8 @@ from varco_runtime.backend import (
     PromptInputs,
     SamplingBackend,
 )
-from varco_runtime.image import packing_plan
-from varco_runtime.sampling import Sampler, SamplingSettings
+from varco_runtime.generation.sampling import Sampler, SamplingSettings
+from varco_runtime.picture.packing import packing_plan
 
 PICTURES = {"2.9k": (480, 640), "7.3k": (1080, 1920)}
 """(height, width) of pictures of 2,929 and 7,269 image tokens in the real geometry."""

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.peer.protocol import Array, Peer, folder_bytes, serve
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
-from varco_runtime.tokenizer import Tokenizer
+from varco_runtime.prompt.tokenizer import Tokenizer
 
 THROUGH_VARCO = "+varco"
 # variant: (checkpoint, arguments of ExportOptions)

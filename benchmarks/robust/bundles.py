@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from varco_runtime.bundle import Bundle
+from varco_runtime.bundle.opening import Bundle
 from varco_runtime.errors import BundleError
 
 

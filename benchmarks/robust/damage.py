@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.robust.bundles import opens, same
-from varco_runtime.bundle import check_file, read_manifest
+from varco_runtime.bundle.opening import check_file, read_manifest
+from varco_runtime.bundle.schema import MANIFEST
+from varco_runtime.bundle.verified import Remembered
 from varco_runtime.errors import BundleError
-from varco_runtime.schema import MANIFEST
-from varco_runtime.verified import Remembered
 
 SMALL_FILE_BYTES = 64 << 10
 """Every position of files up to this size is flipped; larger ones at `NUM_SAMPLED` positions and both ends."""

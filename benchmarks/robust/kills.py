@@ -67,7 +67,7 @@ def killed_exports(checkpoint: Path, reference: Path, folder: Path, count: int) 
 
 def _reclaim(folder: Path) -> None:
     """The next run, to another place in the same folder."""
-    from varco_export.output import whole_folder
+    from varco_export.writing.whole_folder import whole_folder
 
     with whole_folder(folder / "next"):
         pass
@@ -104,7 +104,7 @@ def _forked(checkpoint: Path, target: Path, overwrite: bool, kill_at: int, count
 
 def _count_moments(folder: Path, kill_at: int) -> Callable[[], int]:
     """Count what this process does to `folder` from now on, and kill it at the moment asked for."""
-    from varco_export.output import HashedFile
+    from varco_export.writing.whole_folder import HashedFile
 
     moments = itertools.count(1)
     last = 0

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
+from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError
-from varco_runtime.image import tile
-from varco_runtime.picture import load_picture
-from varco_runtime.settings import ImageSettings
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.packing import tile
 
 MAX_GROWTH_BYTES = 100_000_000
 _GRIDS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))

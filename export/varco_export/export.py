@@ -8,30 +8,30 @@ from pathlib import Path
 
 import numpy as np
 
-from varco_export.checkpoint import Checkpoint
-from varco_export.decoder import emit_decoder
-from varco_export.dialect import Dialect
-from varco_export.dialect_cuda import CudaDialect, HostRowsCudaDialect
-from varco_export.dialect_onnxruntime import OnnxRuntimeDialect
-from varco_export.dialect_tensorrt import OPSET as TENSORRT_OPSET
-from varco_export.dialect_tensorrt import TensorRtDialect
-from varco_export.embedding import emit_embedding
-from varco_export.graph import DTYPES, OPSET, Graph
-from varco_export.output import HashedFile, whole_folder
-from varco_export.packing import emit_packing
-from varco_export.pixels import emit_pixels
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.config.prompts import load_prompts
+from varco_export.dialects.cuda import CudaDialect, HostRowsCudaDialect
+from varco_export.dialects.dialect import Dialect
+from varco_export.dialects.onnxruntime import OnnxRuntimeDialect
+from varco_export.dialects.tensorrt import OPSET as TENSORRT_OPSET
+from varco_export.dialects.tensorrt import TensorRtDialect
+from varco_export.networks.decoder import emit_decoder
+from varco_export.networks.embedding import emit_embedding
+from varco_export.networks.packing import emit_packing
+from varco_export.networks.pixels import emit_pixels
+from varco_export.networks.projector import emit_projector
+from varco_export.networks.sampling import emit_sampling
+from varco_export.networks.vision import emit_vision
 from varco_export.precision import Precision, check_decoder_options, decoder_precision, vision_precision
 from varco_export.precision_gpu import GPU_DEVICES, check_gpu_options, gpu_precisions
-from varco_export.probes import PROBES_BELOW_PARAMETERS, write_probes
+from varco_export.probes.make import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.progress import Progress
-from varco_export.projector import emit_projector
-from varco_export.prompts import load_prompts
-from varco_export.sampling import emit_sampling
-from varco_export.vision import emit_vision
+from varco_export.writing.graph import DTYPES, OPSET, Graph
+from varco_export.writing.whole_folder import HashedFile, whole_folder
 from varco_runtime import __version__
-from varco_runtime.bundle import write_manifest
+from varco_runtime.bundle.manifest import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts
+from varco_runtime.bundle.opening import write_manifest
 from varco_runtime.errors import ExportError, UsageError
-from varco_runtime.manifest import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts
 
 DEFAULT_MAX_CONTEXT = 10_240
 """The largest picture is 8,829 image tokens; prompt and 1,024 new tokens fit beside it."""

@@ -12,9 +12,9 @@ TYPE_CHECKING = False  # as typing has it, which takes longer to import than all
 if TYPE_CHECKING:
     from typing import Any
 
-    from varco_runtime.answer import Answer, Piece
+    from varco_runtime.answer.answer import Answer, Piece
     from varco_runtime.errors import VarcoError
-    from varco_runtime.markup import Box, Region, parse, render
+    from varco_runtime.markup.parser import Box, Region, parse, render
     from varco_runtime.varco import Chat, Stream, Varco
 
 __version__ = "0.1.0"
@@ -22,16 +22,16 @@ __version__ = "0.1.0"
 __all__ = ["Answer", "Box", "Chat", "Piece", "Region", "Stream", "Varco", "VarcoError", "parse", "render"]
 
 _HOMES = {
-    "Answer": "answer",
-    "Box": "markup",
+    "Answer": "answer.answer",
+    "Box": "markup.parser",
     "Chat": "varco",
-    "Piece": "answer",
-    "Region": "markup",
+    "Piece": "answer.answer",
+    "Region": "markup.parser",
     "Stream": "varco",
     "Varco": "varco",
     "VarcoError": "errors",
-    "parse": "markup",
-    "render": "markup",
+    "parse": "markup.parser",
+    "render": "markup.parser",
 }
 
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from varco_runtime.image import PackingPlan, normalise
-from varco_runtime.sampling import Draw
-from varco_runtime.settings import ImageSettings
+from varco_runtime.bundle.settings import ImageSettings
+from varco_runtime.generation.sampling import Draw
+from varco_runtime.picture.packing import PackingPlan, normalise
 
 Array = np.ndarray[Any, Any]
 MAX_STEP_TOKENS = 9

@@ -15,21 +15,21 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from varco_runtime.answer import Answer, Piece, Timings, Usage
+from varco_runtime.answer.answer import Answer, Piece, Timings, Usage
 from varco_runtime.backend import Array, Backend, Progress, PromptInputs, VerifyingBackend, pixel_path, reporting
-from varco_runtime.bundle import Bundle
-from varco_runtime.cores import usable_cores
+from varco_runtime.backends.providers import check_provider, open_provider
+from varco_runtime.bundle.opening import Bundle
 from varco_runtime.errors import ContextError, ImageError, UsageError
-from varco_runtime.generation import Transcript, generate_tokens
-from varco_runtime.image import packing_plan, tile
-from varco_runtime.markup import OCR_PROMPT, Box, ground_prompt, refer_prompt
-from varco_runtime.memory import DEFAULT_MEMORY_MB, Memory
-from varco_runtime.picture import Picture, Source, load_picture
-from varco_runtime.prompt import Message, Prompter
-from varco_runtime.providers import check_provider, open_provider
-from varco_runtime.sampling import Sampler, SamplingSettings
-from varco_runtime.speculation import Chances, Drafter, StepCosts
-from varco_runtime.tokenizer import Tokenizer
+from varco_runtime.generation.loop import Transcript, generate_tokens
+from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB, Memory
+from varco_runtime.generation.sampling import Sampler, SamplingSettings
+from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
+from varco_runtime.markup.parser import OCR_PROMPT, Box, ground_prompt, refer_prompt
+from varco_runtime.picture.loading import Picture, Source, load_picture
+from varco_runtime.picture.packing import packing_plan, tile
+from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.tokenizer import Tokenizer
+from varco_runtime.system.processor import usable_cores
 
 MAX_NEW_TOKENS = 1024
 LEAST_MOST_THREADS = 64

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from varco_cli.main import main
 from varco_runtime import Varco
-from varco_runtime.cli.main import main
 
 Captured = pytest.CaptureFixture[str]
 
@@ -60,7 +60,7 @@ def fail(capsys: Captured, status: int, *arguments: str | Path) -> str:
 
 def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which `varco` is the command."""
-    script = f'set -o pipefail; varco() {{ "{sys.executable}" -m varco_runtime.cli.main "$@"; }}; {line}'
+    script = f'set -o pipefail; varco() {{ "{sys.executable}" -m varco_cli.main "$@"; }}; {line}'
     return subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=600, env={**os.environ, **variables}
     )

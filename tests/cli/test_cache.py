@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Captured, fail, run
-from varco_runtime.cache import MAX_CACHE_BYTES, max_cache_bytes, write_entry
+from varco_runtime.system.cache_folder import MAX_CACHE_BYTES, max_cache_bytes, write_entry
 
 
 @pytest.fixture(autouse=True)
@@ -89,5 +89,5 @@ def test_without_a_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatch, capsy
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("varco_runtime.cache.cache_folder", no_home)
+    monkeypatch.setattr("varco_runtime.system.cache_folder.cache_folder", no_home)
     assert "There is no cache folder" in fail(capsys, 1, "cache")

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Captured, fail, run, shell
-from tests.test_bundle import forge, set_at
+from tests.runtime.bundle.test_opening import forge, set_at
+from varco_cli import console
+from varco_cli.app import app
+from varco_cli.commands import doctor
+from varco_cli.main import main
 from varco_runtime import __version__
-from varco_runtime.cli import console, doctor
-from varco_runtime.cli.commands import app
-from varco_runtime.cli.main import main
 from varco_runtime.errors import VarcoError
 
 COMMANDS = ("export", "engines", "quantize", "run", "inspect", "verify", "probe", "bench", "demo", "doctor", "cache")
@@ -54,7 +55,7 @@ def test_starting_loads_nothing_heavy() -> None:
     heavy = (
         "{'numpy', 'PIL', 'onnx', 'onnxruntime', 'jinja2', 'tokenizers', 'torch', 'transformers', 'huggingface_hub'}"
     )
-    code = f"import sys, varco_runtime.cli.main; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, varco_cli.main; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -164,7 +165,7 @@ def test_with_standard_error_closed_notes_go_nowhere(tiny_bundle: Path, picture:
 def test_no_file_takes_the_number_of_a_closed_stream(closed: int) -> None:
     """What a library prints would be written into it."""
     code = (
-        "import os, sys; from varco_runtime.cli import console; console.open_missing_streams();"
+        "import os, sys; from varco_cli import console; console.open_missing_streams();"
         f"print(os.path.samefile('/dev/null', '/proc/self/fd/{closed}'), file=open(sys.argv[1], 'w'))"
     )
     with tempfile.NamedTemporaryFile() as answer:
@@ -200,7 +201,7 @@ def test_errors_have_their_exit_status(
 def test_an_interrupt_ends_an_answer_quietly(tiny_bundle: Path, picture: Path) -> None:
     """As a user presses Ctrl-C: the signal comes while tokens are made."""
     code = (
-        "import sys, os, signal; from varco_runtime.cli.main import main; from varco_runtime.varco import Stream; "
+        "import sys, os, signal; from varco_cli.main import main; from varco_runtime.varco import Stream; "
         "Stream.__next__ = lambda self: os.kill(os.getpid(), signal.SIGINT); sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", str(tiny_bundle), str(picture), "hi"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Captured, fail, run
-from varco_runtime.cli import progress
+from varco_cli import progress
 from varco_runtime.extras import install_command
 
 
@@ -49,7 +49,7 @@ def test_export_replaces_only_when_asked(tiny_checkpoint: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("module", ["onnx", "ml_dtypes"])
 def test_export_without_its_extra_names_it(module: str, tmp_path: Path) -> None:
-    code = f"import sys; sys.modules['{module}'] = None; from varco_runtime.cli.main import main; sys.exit(main())"
+    code = f"import sys; sys.modules['{module}'] = None; from varco_cli.main import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "export", "c", "b"], capture_output=True, text=True, cwd=tmp_path
     )

@@ -14,11 +14,12 @@ import pytest
 
 from tests.cli.conftest import Captured, fail, run
 from tests.conftest import export_bundle
+from varco_cli import console, progress
+from varco_cli.commands import doctor
+from varco_cli.commands.demo import demonstrate
+from varco_cli.main import main
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import __version__
-from varco_runtime.cli import console, doctor, progress
-from varco_runtime.cli.demo import demonstrate
-from varco_runtime.cli.main import main
 from varco_runtime.errors import VarcoError
 from varco_runtime.extras import install_command
 
@@ -191,7 +192,7 @@ def test_demo_needs_a_folder(tmp_path: Path, tiny_bundle: Path) -> None:
 def test_demo_without_its_bundle_says_what_to_do(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("varco_runtime.cli.demo.BUNDLE", tmp_path / "nothing")
+    monkeypatch.setattr("varco_cli.commands.demo.BUNDLE", tmp_path / "nothing")
     assert "In a checkout of the project, type: make demo" in fail(capsys, 1, "demo", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

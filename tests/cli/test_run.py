@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Captured, fail, run, shell
+from varco_cli.commands.run import save_picture
 from varco_runtime import Varco
-from varco_runtime.cli.run import save_picture
 from varco_runtime.errors import VarcoError
-from varco_runtime.markup import parse
+from varco_runtime.markup.parser import parse
 
 DOCUMENT_KEYS = {
     *("text", "plain_text", "token_ids", "picture", "regions", "warnings", "finish_reason", "usage", "timings"),
@@ -50,7 +50,7 @@ def test_a_terminal_shows_how_far_it_is_and_the_answer_as_it_comes(
 ) -> None:
     use_terminals(monkeypatch)
     written: list[str] = []
-    monkeypatch.setattr("varco_runtime.cli.run.write_text", written.append)
+    monkeypatch.setattr("varco_cli.commands.run.write_text", written.append)
     _, err = run(capsys, "run", tiny_bundle, picture, "What?", "--max-new-tokens", 12)
     first, *shown = err.split("\r")
     assert first == ""

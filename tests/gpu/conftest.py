@@ -14,8 +14,8 @@ import pytest
 from tests.conftest import export_bundle
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
-from varco_runtime.cuda_driver import find_gpu
-from varco_runtime.cuda_library import load_onnxruntime
+from varco_runtime.backends.cuda.driver import find_gpu
+from varco_runtime.backends.cuda.library import load_onnxruntime
 from varco_runtime.errors import VarcoError
 
 MODEL = TinyOptions(

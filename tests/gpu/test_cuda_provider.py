@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
-from tests.drafts import foretell
 from tests.gpu.conftest import MAX_CONTEXT, MODEL
-from tests.inputs import text_inputs
+from tests.makers.drafts import foretell
+from tests.makers.inputs import text_inputs
 from varco_export.tiny import make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
-from varco_runtime.cuda_backend import CudaBackend, runs_on_cpu
-from varco_runtime.image import normalise, packing_plan, tile
-from varco_runtime.picture import load_picture
-from varco_runtime.probes import FEATURE_LIMITS, LOGIT_LIMITS, read_probes, replay
-from varco_runtime.sampling import Sampler, SamplingSettings
+from varco_runtime.backends.cuda.backend import CudaBackend, runs_on_cpu
+from varco_runtime.generation.sampling import Sampler, SamplingSettings
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.probes.replay import FEATURE_LIMITS, LOGIT_LIMITS, read_probes, replay
 
 Array = np.ndarray[Any, Any]
 
@@ -164,7 +164,7 @@ def test_the_device_draws_what_the_host_would(fp16: Varco, settings: dict[str, A
 def test_a_token_of_the_whole_vocabulary_is_chosen_and_drawn_as_the_host_would(place: str, tmp_path: Path) -> None:
     """The 14B's 152,064 tokens, for which the device sorts and sums with other kernels than for a few hundred."""
     if place == "cpu":
-        pytest.skip("tests/test_device_sampling.py does this on the CPU")
+        pytest.skip("tests/runtime/backends/cuda/test_device_sampling.py does this on the CPU")
     options = dataclasses.replace(MODEL, vocab_size=152_064, num_hidden_layers=1, dtype="fp16")
     checkpoint = make_tiny(tmp_path / "checkpoint", options)
     bundle = export_bundle(checkpoint, tmp_path / "bundle", device="cuda", decoder="fp16", max_context=MAX_CONTEXT)

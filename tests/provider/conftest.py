@@ -18,7 +18,7 @@ from tests.conftest import export_bundle
 from tests.provider.launch_log import Section, read_log
 from tests.provider.stub_libraries import COMPILER, build, have_compiler
 from varco_export.tiny import TinyOptions, make_tiny
-from varco_runtime.cuda_library import PROVIDER
+from varco_runtime.backends.cuda.library import PROVIDER
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_LAYERS = 2

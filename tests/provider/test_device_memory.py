@@ -6,7 +6,7 @@ import pytest
 
 from tests.provider.conftest import Observed, require_provider
 from tests.provider.scenario import LOAD, PROMPTS
-from varco_runtime.bundle import read_manifest
+from varco_runtime.bundle.opening import read_manifest
 
 require_provider()
 

@@ -11,8 +11,8 @@ from tests.provider.conftest import A100, FAST, MODEL, SLOW, Observed, params, r
 from tests.provider.kernel_families import claimed, families
 from tests.provider.scenario import LOAD, LONG_PROMPT, PROMPTS
 from varco_runtime.backend import MAX_STEP_TOKENS
-from varco_runtime.bundle import read_manifest
-from varco_runtime.kernels import FP8_ROWS, GEMV_ROWS, _node, kernel_uses
+from varco_runtime.backends.kernels import FP8_ROWS, GEMV_ROWS, _node, kernel_uses
+from varco_runtime.bundle.opening import read_manifest
 
 require_provider()
 

@@ -13,7 +13,7 @@ from tests.provider.kernel_families import families
 from tests.provider.launch_log import Section
 from tests.provider.scenario import DRAFTS, LOAD, LONG_PROMPT, PENALISED, THREADS
 from varco_runtime.backend import MAX_STEP_TOKENS
-from varco_runtime.bundle import read_manifest
+from varco_runtime.bundle.opening import read_manifest
 
 require_provider()
 

@@ -22,7 +22,7 @@ PRELUDE = """
 import ctypes, json, sys, threading
 from pathlib import Path
 from tests.provider.stub_libraries import load
-from varco_runtime.cuda_driver import find_gpu
+from varco_runtime.backends.cuda.driver import find_gpu
 cuda = load(Path(sys.argv[1]))
 cuda.stub_mark(b"test")
 address, graph, stream = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()

@@ -13,8 +13,8 @@ import numpy as np
 
 from tests.provider.stub_libraries import load
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
-from varco_runtime.bundle import Bundle
-from varco_runtime.cuda_backend import CudaBackend
+from varco_runtime.backends.cuda.backend import CudaBackend
+from varco_runtime.bundle.opening import Bundle
 from varco_runtime.errors import BackendError
 
 

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.exported_weights import exported_linears
-from tests.gptq_packer import GptqPacking, pack_checkpoint, put_in
+from tests.makers.exported_weights import exported_linears
+from tests.makers.gptq_packer import GptqPacking, pack_checkpoint, put_in
 from tests.reference.oracle import Oracle, photo, relative_error
 from tests.reference.test_parity import CHECKPOINTS, LIMIT, clear_fixture
-from varco_export.names import canonical_name
+from varco_export.reading.names import canonical_name
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, ShowsFeatures
-from varco_runtime.image import normalise, packing_plan, tile
-from varco_runtime.picture import load_picture
-from varco_runtime.prompt import Message
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.prompt.prompter import Message
 
 Load = Callable[..., Varco]
 
@@ -125,7 +125,7 @@ def check_gptq(load: Load, folder: Path, packing: GptqPacking) -> None:
 def check_fp8(load: Load, folder: Path, name: str) -> None:
     """On positions that are no close call to round."""
     pytest.importorskip("compressed_tensors", reason="the reference needs compressed-tensors")
-    from tests.compressed_packer import CompressedPacking, compress_checkpoint
+    from tests.makers.compressed_packer import CompressedPacking, compress_checkpoint
     from tests.reference.test_quantised_parity import rounding_margin, token_sequences, torch
 
     compress_checkpoint(make_tiny(folder / "original", SMALL), folder / "packed", CompressedPacking(*FLOAT8[name]))

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import export_bundle
-from tests.cuda_graphs import export_in_fp32
-from tests.gptq_packer import GptqPacking
+from tests.makers.cuda_graphs import export_in_fp32
+from tests.makers.gptq_packer import GptqPacking
 from tests.reference import dialect_parity
 from tests.reference.dialect_parity import GPTQ, one_quick, over_checkpoints, over_decoders
 from tests.reference.oracle import Oracle
 from tests.reference.test_parity import CHECKPOINTS, LIMIT
 from varco_export.tiny import make_tiny
 from varco_runtime import Varco
-from varco_runtime.cuda_backend import CudaBackend
+from varco_runtime.backends.cuda.backend import CudaBackend
 
 PACKINGS = {**GPTQ, "asymmetric": GptqPacking(group_size=64, sym=False)}
 

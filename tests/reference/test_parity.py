@@ -14,9 +14,9 @@ from tests.reference.oracle import Greedy, Oracle, photo, relative_error, user_m
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
-from varco_runtime.image import normalise, packing_plan, tile
-from varco_runtime.picture import load_picture
-from varco_runtime.prompt import Message
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.prompt.prompter import Message
 
 # A checkpoint per thing that could go wrong: tied and untied heads, odd head counts, a vocabulary not divisible by 64,
 # half-precision storage, the real 27x27 patches, grids that shrink, both formats.

@@ -12,17 +12,17 @@ import pytest
 from tests.conftest import export_bundle
 from tests.reference.oracle import Oracle, photo, relative_error, user_message
 from tests.reference.test_parity import CHECKPOINTS as PARITY_CHECKPOINTS
-from varco_export import probes as probes_module
-from varco_export.checkpoint import Checkpoint
-from varco_export.names import disk_name
-from varco_export.probes import add_probes
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.probes import make as probes_module
+from varco_export.probes.make import add_probes
+from varco_export.probes.reference_pass import ReferencePass, Sequence
 from varco_export.progress import Silent
-from varco_export.reference_pass import ReferencePass, Sequence
+from varco_export.reading.names import disk_name
 from varco_export.tiny import make_tiny
-from varco_runtime.bundle import Bundle
-from varco_runtime.image import normalise, pack, packing_plan, tile
-from varco_runtime.picture import load_picture
-from varco_runtime.probes import read_probes
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
+from varco_runtime.probes.replay import read_probes
 
 torch = pytest.importorskip("torch", reason="the reference needs torch")
 
@@ -80,8 +80,8 @@ def largest_inputs(checkpoint: Path, folder: Path) -> dict[str, float]:
 def test_fixed_input_scales_pass_and_what_they_cut_off_is_no_noise(tmp_path: Path, part: float) -> None:
     """`part`: of the largest input, what the scales can hold. At a half much is cut off, on every device alike."""
     pytest.importorskip("compressed_tensors", reason="the packer is compressed-tensors")
-    from tests.compressed_packer import CompressedPacking, compress_checkpoint
-    from tests.test_probes import OPTIONS, checks_of, failed
+    from tests.makers.compressed_packer import CompressedPacking, compress_checkpoint
+    from tests.runtime.probes.test_replay import OPTIONS, checks_of, failed
 
     source = make_tiny(tmp_path / "checkpoint", OPTIONS)
     scales = {name: part * most / 448 for name, most in largest_inputs(source, tmp_path / "plain").items()}
@@ -108,8 +108,8 @@ def test_fixed_input_scales_pass_and_what_they_cut_off_is_no_noise(tmp_path: Pat
 @pytest.mark.parametrize("inputs", ["token", "none"])
 def test_an_fp8_bundle_passes_and_one_of_other_scales_fails(tmp_path: Path, inputs: str) -> None:
     pytest.importorskip("compressed_tensors", reason="the packer is compressed-tensors")
-    from tests.compressed_packer import CompressedPacking, compress_checkpoint
-    from tests.test_probes import OPTIONS, checks_of, failed
+    from tests.makers.compressed_packer import CompressedPacking, compress_checkpoint
+    from tests.runtime.probes.test_replay import OPTIONS, checks_of, failed
 
     source = make_tiny(tmp_path / "checkpoint", OPTIONS)
     weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}

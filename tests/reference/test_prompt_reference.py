@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import test_hostile_templates as hostile
-from tests.test_prompts_export import in_pieces, load
-from varco_export.prompts import load_prompts
-from varco_runtime.prompt import Message, Prompter
-from varco_runtime.settings import PromptSettings
-from varco_runtime.template import ChatTemplate
-from varco_runtime.tokenizer import Tokenizer
+from tests.export.config.test_prompts import in_pieces, load
+from tests.runtime.prompt import test_hostile_templates as hostile
+from varco_export.config.prompts import load_prompts
+from varco_runtime.bundle.settings import PromptSettings
+from varco_runtime.prompt.chat_template import ChatTemplate
+from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the reference needs transformers (extra 'quantize')")
 from transformers.utils.chat_template_utils import render_jinja_template  # noqa: E402

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.exported_weights import export_exactly
-from tests.gptq_packer import GptqPacking, pack_checkpoint, put_in, write_config
+from tests.makers.exported_weights import export_exactly
+from tests.makers.gptq_packer import GptqPacking, pack_checkpoint, put_in, write_config
 from tests.reference.oracle import Oracle, photo, relative_error, user_message
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
-from varco_runtime.image import normalise, packing_plan, tile
-from varco_runtime.picture import load_picture
-from varco_runtime.prompt import Message
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.prompt.prompter import Message
 
 torch = pytest.importorskip("torch", reason="the reference needs torch")
 pytest.importorskip("compressed_tensors", reason="the reference needs compressed-tensors")
 
-from tests.compressed_packer import CompressedPacking, compress_checkpoint  # noqa: E402
+from tests.makers.compressed_packer import CompressedPacking, compress_checkpoint  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 TINY = TinyOptions(seed=21, hidden_size=128, num_attention_heads=8, intermediate_size=256, vocab_size=520)

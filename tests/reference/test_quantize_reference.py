@@ -20,9 +20,9 @@ if any(find_spec(name) is None for name in ("torch", "transformers", "llmcompres
 
 import torch
 
+from tests.export.quantize.test_quantize import Quiet, options_for
 from tests.reference.oracle import Oracle, photo, user_message
-from tests.test_quantize import Quiet, options_for
-from varco_export.checkpoint import Checkpoint
+from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize import QuantizeOptions, quantize
 from varco_export.quantize.embeddings import embed_samples
 from varco_export.quantize.layer import LINEARS, Decoder, layer_name

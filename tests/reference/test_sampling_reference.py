@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from varco_runtime.sampling import Sampler, SamplingSettings, candidates
-from varco_runtime.settings import GenerationSettings
+from varco_runtime.bundle.settings import GenerationSettings
+from varco_runtime.generation.sampling import Sampler, SamplingSettings, candidates
 
 torch = pytest.importorskip("torch", reason="the reference needs torch (extra 'quantize')")
 pytest.importorskip("transformers", reason="the reference needs transformers (extra 'quantize')")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_config import UNUSED_WINDOWS
-from tests.test_prompts_export import checkpoint, load
-from varco_export.config_hf import _processor_fields
+from tests.export.config.test_config import UNUSED_WINDOWS
+from tests.export.config.test_prompts import checkpoint, load
+from varco_export.config.config_hf import _processor_fields
 
 transformers = pytest.importorskip("transformers", reason="the reference needs transformers (extra 'quantize')")
 from transformers import GenerationConfig  # noqa: E402

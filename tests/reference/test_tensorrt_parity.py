@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import export_bundle
+from tests.makers.tensorrt_graphs import GraphBackend
 from tests.reference import dialect_parity
 from tests.reference.dialect_parity import FLOAT8, GPTQ, compare, one_quick, over_checkpoints, over_decoders
 from tests.reference.oracle import Oracle
 from tests.reference.test_parity import CHECKPOINTS
-from tests.tensorrt_graphs import GraphBackend
 from varco_export.tiny import make_tiny
 from varco_runtime import Varco
-from varco_runtime.bundle import Bundle
+from varco_runtime.bundle.opening import Bundle
 
 
 def load(checkpoint: Path, bundle: Path, **options: object) -> Varco:

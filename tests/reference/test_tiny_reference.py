@@ -14,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference needs torch")
 transformers = pytest.importorskip("transformers", reason="the reference needs transformers")
 
-from varco_export.checkpoint import Checkpoint  # noqa: E402
-from varco_export.config_reader import read_config  # noqa: E402
-from varco_export.names import canonical_name  # noqa: E402
+from varco_export.checkpoint.checkpoint import Checkpoint  # noqa: E402
+from varco_export.config.config_reader import read_config  # noqa: E402
+from varco_export.reading.names import canonical_name  # noqa: E402
 from varco_export.tiny import TinyOptions, make_tiny, token_ids  # noqa: E402
 
 NUM_NEW_TOKENS = 64

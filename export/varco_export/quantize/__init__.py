@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from varco_export.quantize.options import QuantizeOptions
 from varco_runtime.errors import MissingExtraError
-from varco_runtime.libraries import needs_extra
+from varco_runtime.system.libraries import needs_extra
 
 if TYPE_CHECKING:
     from varco_export.quantize.quantizer import Outcome, Progress

@@ -13,13 +13,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from varco_export.checkpoint import Checkpoint
-from varco_export.prompts import PromptAssets
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.config.prompts import PromptAssets
 from varco_export.quantize.options import QuantizeOptions
-from varco_export.small_files import MAX_SETTINGS_BYTES, read_head, read_json
+from varco_export.reading.json_file import MAX_SETTINGS_BYTES, read_head, read_json
 from varco_runtime import __version__
 from varco_runtime.errors import CheckpointError
-from varco_runtime.tokenizer import Tokenizer
+from varco_runtime.prompt.tokenizer import Tokenizer
 
 MAX_BYTES = 64 << 20
 _COPIED = ("*.json", "*.jinja", "*.txt", "LICENSE*", "NOTICE*")

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError, InputError, PromptError
-from varco_runtime.image import num_image_tokens
-from varco_runtime.markup import OCR_PROMPT, ground_prompt
-from varco_runtime.picture import Picture, load_picture
-from varco_runtime.prompt import Message, Prompter
-from varco_runtime.settings import ImageSettings
+from varco_runtime.markup.parser import OCR_PROMPT, ground_prompt
+from varco_runtime.picture.loading import Picture, load_picture
+from varco_runtime.picture.packing import num_image_tokens
+from varco_runtime.prompt.prompter import Message, Prompter
 
 LINES = "calibration.jsonl"
 DEFAULT_PROMPTS = ("Describe this image.", OCR_PROMPT, ground_prompt("Describe the image in detail."))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varco_export.checkpoint import Checkpoint
+from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.calibration import EncodedSample
 from varco_export.quantize.pictures import PictureEncoder
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
-from varco_export.checkpoint import Checkpoint
-from varco_export.config import TextConfig
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.config.model_config import TextConfig
 from varco_export.quantize.weights import load_weights
 
 Array = NDArray[np.floating[Any]]

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipVisionEmbeddings
 
-from varco_export.checkpoint import Checkpoint
+from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.weights import load_weights, read_weight
-from varco_runtime.image import normalise, pack, packing_plan, tile
-from varco_runtime.picture import Picture
+from varco_runtime.picture.loading import Picture
+from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
 
 _MAX_TILES = 4  # at a time: 729 patches of 4,304 floats each are 50 MB
 

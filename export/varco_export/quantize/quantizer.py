@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from varco_export.checkpoint import Checkpoint
-from varco_export.names import canonical_name, disk_name
-from varco_export.prompts import PromptAssets, load_prompts
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.config.prompts import PromptAssets, load_prompts
 from varco_export.quantize.activations import Array, read_activations, write_activations
 from varco_export.quantize.asset import write_assets, write_json
 from varco_export.quantize.calibration import EncodedSample, encode_samples, read_samples
@@ -27,11 +26,12 @@ from varco_export.quantize.scheme import make_scheme, quantization_config
 from varco_export.quantize.shard import Stored, read_sizes, write_shard
 from varco_export.quantize.weights import TORCH_DTYPES, read_weight
 from varco_export.quantize.work import Work, check_target, resumable_folder
-from varco_export.shards import read_shards
-from varco_export.tensor import SAFETENSORS_DTYPES, Tensor
+from varco_export.reading.names import canonical_name, disk_name
+from varco_export.reading.shards import read_shards
+from varco_export.reading.tensor import SAFETENSORS_DTYPES, Tensor
 from varco_runtime.errors import CheckpointError, UsageError
-from varco_runtime.prompt import Prompter
-from varco_runtime.tokenizer import Tokenizer
+from varco_runtime.prompt.prompter import Prompter
+from varco_runtime.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from varco_export.quantize.work import sync
-from varco_export.tensor import SAFETENSORS_DTYPES, Tensor
+from varco_export.reading.tensor import SAFETENSORS_DTYPES, Tensor
 
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _TORCH_NAMES = {

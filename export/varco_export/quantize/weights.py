@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from varco_export.checkpoint import Checkpoint
+from varco_export.checkpoint.checkpoint import Checkpoint
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 

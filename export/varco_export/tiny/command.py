@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from varco_export.tensor import FLOAT_DTYPES
+from varco_export.reading.tensor import FLOAT_DTYPES
 from varco_export.tiny.maker import make_tiny
 from varco_export.tiny.options import SHAPES, TinyOptions
 from varco_runtime.errors import UsageError, VarcoError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from varco_export.tensor import Dtype
+from varco_export.reading.tensor import Dtype
 from varco_export.tiny.options import TinyOptions, pinpoints
 from varco_export.tiny.tokenizer import token_ids
 

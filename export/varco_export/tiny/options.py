@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from varco_export.config import ModelConfig, TextConfig, VisionConfig
-from varco_export.tensor import Dtype
+from varco_export.config.model_config import ModelConfig, TextConfig, VisionConfig
+from varco_export.reading.tensor import Dtype
 from varco_export.tiny.tokenizer import token_ids
+from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import UsageError
-from varco_runtime.settings import ImageSettings
 
 Format = Literal["hf", "llava-next"]
 Names = Literal["old", "new"]

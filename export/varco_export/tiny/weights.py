@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.expected_shapes import expected_shapes
-from varco_export.names import Scheme, disk_name
-from varco_export.tensor import NUMPY_DTYPES, Array, Dtype
+from varco_export.checkpoint.expected_shapes import expected_shapes
+from varco_export.reading.names import Scheme, disk_name
+from varco_export.reading.tensor import NUMPY_DTYPES, Array, Dtype
 from varco_export.tiny.options import TinyOptions
 from varco_export.tiny.tokenizer import SPECIAL_TOKENS, token_ids, write_json
 

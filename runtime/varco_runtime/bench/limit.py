@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from varco_runtime.backends.cuda.driver import time_copies
+from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.bench import bandwidth
-from varco_runtime.cuda import Buffer, Cuda
-from varco_runtime.cuda_driver import time_copies
 from varco_runtime.errors import BackendError, MissingExtraError
 
 DEVICE_BUFFER_BYTES = 256 << 20

@@ -6,8 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from varco_runtime.cuda import Cuda
-from varco_runtime.cuda_driver import find_gpu
+from varco_runtime.backends.cuda.driver import find_gpu
+from varco_runtime.backends.tensorrt.cuda_api import Cuda
 from varco_runtime.errors import BackendError, MissingExtraError
 
 _STATUS = Path("/proc/self/status")

@@ -8,9 +8,9 @@ import numpy as np
 
 from varco_runtime.backend import Array, Backend, ShowsFeatures
 from varco_runtime.bench.budget import Clock
-from varco_runtime.bundle import Bundle
-from varco_runtime.graph_contract import SILENT
-from varco_runtime.image import PackingPlan
+from varco_runtime.bundle.graph_contract import SILENT
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.picture.packing import PackingPlan
 
 _TYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16}
 

@@ -11,7 +11,7 @@ from varco_runtime.bench.limit import Limit
 from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.spread import Spread
 from varco_runtime.bench.summary import Summary
-from varco_runtime.manifest import Manifest
+from varco_runtime.bundle.manifest import Manifest
 
 FORMAT_VERSION = 1
 """Of the JSON document: raised when a field changes its meaning or goes away."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from varco_runtime.backends.cpu.prepacked import num_entries
+from varco_runtime.backends.providers import check_provider
 from varco_runtime.bench.budget import Budget, Clock
 from varco_runtime.bench.limit import Limit, measure_limit
 from varco_runtime.bench.memory import free_device_bytes
@@ -17,12 +19,10 @@ from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.stages import Plan, Progress, measure
 from varco_runtime.bench.summary import Summary, summarise
 from varco_runtime.bench.workload import PROMPT, Workload
-from varco_runtime.bundle import Bundle, digest_of
-from varco_runtime.cores import usable_cores
-from varco_runtime.manifest import Manifest
-from varco_runtime.picture import Picture
-from varco_runtime.prepacked import num_entries
-from varco_runtime.providers import check_provider
+from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.opening import Bundle, digest_of
+from varco_runtime.picture.loading import Picture
+from varco_runtime.system.processor import usable_cores
 from varco_runtime.varco import Varco
 
 LIMIT_SECONDS, LIMIT_SHARE = 1.5, 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from varco_runtime.answer import Answer
+from varco_runtime.answer.answer import Answer
 
 
 @dataclass(slots=True)

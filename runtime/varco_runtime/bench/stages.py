@@ -21,7 +21,7 @@ from varco_runtime.bench.networks import time_projector
 from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.stopwatch import Call, watch
 from varco_runtime.bench.workload import Workload
-from varco_runtime.bundle import Bundle
+from varco_runtime.bundle.opening import Bundle
 from varco_runtime.errors import ContextError
 from varco_runtime.varco import Varco
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from varco_runtime.backend import Array
-from varco_runtime.image import PackingPlan, normalise, packing_plan, tile, tile_plan
-from varco_runtime.picture import Picture
-from varco_runtime.settings import ImageSettings
+from varco_runtime.bundle.settings import ImageSettings
+from varco_runtime.picture.loading import Picture
+from varco_runtime.picture.packing import PackingPlan, normalise, packing_plan, tile, tile_plan
 
 PROMPT = "Describe this image."
 

@@ -1,0 +1,146 @@
+"""`varco bench`: how fast a bundle is on this machine, beside the machine's limit."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from varco_cli.commands.demo import BUNDLE, draw_sign
+from varco_cli.console import note, print_facts, print_table, size_text, write, write_document
+from varco_cli.files import check_target, whole_file
+from varco_cli.progress import HashProgress
+from varco_runtime.errors import UsageError, VarcoError
+
+if TYPE_CHECKING:
+    from varco_runtime.bench.run import Options, Result
+    from varco_runtime.picture.loading import Picture
+
+MIN_NEW_TOKENS = 4
+"""Fewer leave no time between two steps to speak of."""
+MIN_SECONDS = 1
+DRAWN = "the sign that varco demo draws"
+
+
+def bench(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="BUNDLE", help="The bundle's folder; the demo's unless given.", show_default=False),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE", help="A picture file; a drawn sign unless given.", show_default=False),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)
+    ] = None,
+    repetitions: Annotated[int, typer.Option(metavar="N", help="How often each stage is run.")] = 5,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to decode; no end token stops it.")] = 64,
+    seconds: Annotated[
+        float, typer.Option(metavar="S", help="About how long to measure; what does not fit is cut, and named.")
+    ] = 60,
+    provider: Annotated[str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to run on.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Processor threads; all unless given.", show_default=False)
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens to make room for.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the JSON document to a file.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure every stage of an answer beside the machine's limit, and say what dominates."""
+    _check(repetitions, new_tokens, seconds, out)
+    if bundle is None and not BUNDLE.is_dir():
+        raise VarcoError("This installation carries no demo bundle. Name one: varco bench BUNDLE")
+
+    from varco_runtime.bench.run import Options, run
+    from varco_runtime.bench.workload import PROMPT
+    from varco_runtime.bundle.opening import read_manifest
+
+    options = Options(
+        bundle=bundle or BUNDLE,
+        picture=_picture(image),
+        picture_name=DRAWN if image is None else image.name,
+        prompt=PROMPT if prompt is None else prompt,
+        repetitions=repetitions,
+        new_tokens=new_tokens,
+        seconds=seconds,
+        provider=provider,
+        threads=threads,
+        max_context=max_context,
+    )
+    sizes = {name: facts.size for name, facts in read_manifest(options.bundle).files.items()}
+    with HashProgress(sizes) as hashing:
+        result = run(options, _progress, hashing)
+    document = json.dumps(result.to_dict() | _machine(), indent=2, ensure_ascii=False)
+    if out is not None:
+        _write(out, document)
+    if as_json:
+        write_document(document)
+    else:
+        _print(options, result)
+
+
+def _check(repetitions: int, new_tokens: int, seconds: float, out: Path | None) -> None:
+    if repetitions < 1:
+        raise UsageError(f"--repetitions {repetitions} is too few. Expected at least 1.")
+    if new_tokens < MIN_NEW_TOKENS:
+        raise UsageError(f"--new-tokens {new_tokens} is too few. Expected at least {MIN_NEW_TOKENS}.")
+    if not (math.isfinite(seconds) and seconds >= MIN_SECONDS):
+        raise UsageError(f"--seconds {seconds:g} cannot be kept. Expected at least {MIN_SECONDS}.")
+    if out is not None:
+        check_target("--out", out)
+
+
+def _picture(image: Path | None) -> Picture:
+    from varco_runtime.picture.loading import load_picture
+
+    return load_picture(draw_sign()[0] if image is None else image)
+
+
+def _progress(text: str) -> None:
+    note(text, faint=True)
+
+
+def _machine() -> dict[str, Any]:
+    """The machine and the versions, as `varco doctor` finds them."""
+    from varco_cli.commands.doctor import examine
+
+    report = examine()
+    return {
+        "versions": {name: version for name, version in report.versions.items() if version is not None},
+        "machine": {
+            "platform": report.platform,
+            "cpu": report.cpu,
+            "num_cores": report.num_cores,
+            "memory_bytes": report.memory_total_bytes,
+            "gpus": report.gpus,
+        },
+    }
+
+
+def _write(path: Path, document: str) -> None:
+    try:
+        with whole_file(path) as file:
+            file.write(document.encode() + b"\n")
+    except OSError as error:
+        raise VarcoError(f"{path} could not be written: {error.strerror}. Choose another place for --out.") from None
+
+
+def _print(options: Options, result: Result) -> None:
+    from varco_runtime.bench.report import facts, rows
+
+    question = f"{options.picture_name}, {options.prompt!r}"
+    title = f"{result.setup.bundle}, {size_text(result.setup.bundle_bytes)}: {question}"
+    header = ("", "median", "std", "least", "p90", "greatest")
+    print_table(title, header, rows(result.samples, result.summary), right=(1, 2, 3, 4, 5))
+    print_facts("\nQuestion, machine, limits", facts(result.setup, result.samples, result.summary, result.limit))
+    write(f"\n{result.summary.dominant.line}\n")
+    for line in result.samples.notes:
+        note(f"note: {line}")

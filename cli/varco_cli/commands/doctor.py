@@ -1,0 +1,275 @@
+"""`varco doctor`: what this machine offers, what is installed, what is missing. Imports onnxruntime only."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from varco_cli.console import one_line, print_facts, size_text, write, write_document
+from varco_runtime import __version__
+from varco_runtime.errors import BrokenExtraError, MissingExtraError
+from varco_runtime.extras import install_command, reinstall_command, required_packages
+from varco_runtime.system.libraries import import_onnxruntime
+from varco_runtime.system.processor import usable_cores
+
+PACKAGES = (
+    *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
+    *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers"),
+)
+EXTRAS = {
+    "cpu": "running a bundle on a CPU",
+    "export": "varco export",
+    "cuda": "instead of cpu: running a bundle on an NVIDIA GPU through ONNX Runtime",
+    "tensorrt": "building and running TensorRT engines on RTX GPUs",
+    "quantize": "varco quantize",
+}
+_CUDA_PYTHON = "cuda-python"
+_FAR_TOO_MUCH = 1 << 60  # what cgroups report where there is no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything `doctor` says. Sizes in bytes; a version is None where the package is not installed."""
+
+    versions: dict[str, str | None]
+    platform: str
+    cpu: str
+    num_cores: int
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+    gpus: list[str]
+    cuda: str
+    tensorrt: list[str]
+    providers: list[str]
+    missing_extras: dict[str, str]
+    cache_folder: str
+    warnings: list[str]
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False) -> None:
+    """Show versions, devices and memory, and what is missing."""
+    report = examine()
+    if as_json:
+        write_document(json.dumps(asdict(report), indent=2, ensure_ascii=False))
+    else:
+        _print(report)
+
+
+def examine() -> Report:
+    """Look at this machine and installation."""
+    from varco_runtime.system.cache_folder import cache_folder
+
+    versions: dict[str, str | None] = {"python": platform.python_version(), "varco-edge": __version__}
+    versions |= {name: _version(name) for name in PACKAGES}
+    warnings: list[str] = []
+    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
+        warnings.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files. Uninstall both, then "
+            f"install one, for a CPU with: {reinstall_command('cpu')}"
+        )
+    if (cache := _cache_warning()) is not None:
+        warnings.append(cache)
+    providers, fault = _providers()
+    warnings += [fault] if fault else []
+    total, available = _memory()
+    return Report(
+        versions=versions,
+        platform=platform.platform(),
+        cpu=_cpu_name(),
+        num_cores=usable_cores(),
+        memory_total_bytes=total,
+        memory_available_bytes=available,
+        gpus=_gpus(),
+        cuda=_cuda(providers),
+        tensorrt=_tensorrt(),
+        providers=providers,
+        missing_extras=_missing_extras(versions),
+        cache_folder=str(cache_folder()),
+        warnings=warnings,
+    )
+
+
+def _cache_warning() -> str | None:
+    """Why nothing in the cache folder is used."""
+    from varco_runtime.system.cache_folder import cache_fault
+
+    fault = cache_fault()
+    return None if fault is None else f"{fault} Nothing in it is used, so that loading takes longer."
+
+
+def _print(report: Report) -> None:
+    print_facts("Versions", [(name, version) for name, version in report.versions.items() if version])
+    memory = "unknown"
+    if report.memory_total_bytes is not None:
+        memory = size_text(report.memory_total_bytes)
+        if report.memory_available_bytes is not None:
+            memory += f", {size_text(report.memory_available_bytes)} available"
+    print_facts(
+        "\nMachine",
+        [
+            ("system", report.platform),
+            ("processor", f"{report.cpu}, {report.num_cores} core{'s' if report.num_cores > 1 else ''} usable"),
+            ("memory", memory),
+            ("GPUs", "; ".join(report.gpus) or "none found"),
+            ("bundles for CUDA", report.cuda),
+            ("bundles for TensorRT", ", ".join(report.tensorrt) or "neither TensorRT nor cuda-python is installed"),
+            ("onnxruntime runs on", ", ".join(report.providers) or "nothing: onnxruntime is not usable"),
+            ("cache folder", report.cache_folder),
+        ],
+    )
+    if report.missing_extras:
+        write("\nNot installed\n")
+        for extra, command in report.missing_extras.items():  # no table, so that a command can be copied whole
+            write(f"{extra}, {EXTRAS[extra]}:\n    {command}\n")
+    write("\n")
+    for warning in report.warnings:
+        write(f"WARNING: {one_line(warning)}\n")
+    if not report.warnings:
+        write(f"{_readiness(report)}\n")
+
+
+def _readiness(report: Report) -> str:
+    """Return what this environment can do with bundles, or how it learns to run them, as one sentence."""
+    if report.providers:
+        return "Ready to run bundles."
+    if _CUDA_PYTHON in report.tensorrt and len(report.tensorrt) > 1:
+        return f"Ready to run bundles for TensorRT. Those for a CPU need: {install_command('cpu')}"
+    if report.tensorrt and report.tensorrt != [_CUDA_PYTHON]:
+        return f"Ready to build engines. Running them needs cuda-python: {install_command('tensorrt')}"
+    return f"Bundles need an extra above. To run them on a CPU: {install_command('cpu')}"
+
+
+def _version(name: str) -> str | None:
+    import importlib.metadata  # 13 ms, which every other command would wait for
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _lacks(extra: str) -> bool:
+    """Return whether a package that the extra names in this distribution's metadata is not installed."""
+    names = [re.match(r"[\w.-]+", requirement) for requirement in required_packages(extra)]
+    return any(name is not None and _version(name[0]) is None for name in names)
+
+
+def _missing_extras(versions: dict[str, str | None]) -> dict[str, str]:
+    """Return each extra that lacks a package, and the command that installs it without breaking another."""
+    missing = {extra: install_command(extra) for extra in EXTRAS if _lacks(extra)}
+    if versions["onnxruntime-gpu"]:  # it runs bundles on a CPU too, and shares onnxruntime's folder
+        missing.pop("cpu", None)
+    elif versions["onnxruntime"] and "cuda" in missing:
+        missing["cuda"] = reinstall_command("cuda")
+    return missing
+
+
+def _providers() -> tuple[list[str], str | None]:
+    """What the installed onnxruntime runs on, and what is wrong with it."""
+    try:
+        onnxruntime = import_onnxruntime("Running a bundle")
+    except BrokenExtraError as error:
+        return [], str(error)
+    except MissingExtraError:
+        if _version("onnxruntime") or _version("onnxruntime-gpu"):
+            return [], "onnxruntime is installed but cannot be imported (its files are gone). Install it again."
+        return [], None
+    names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return [name for name in names if name != "Azure"], None  # Azure is a client of a remote service
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Bytes in all and available, of the machine or of the container if that has less."""
+    try:
+        facts = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
+        total, available = int(facts["MemTotal"]) * 1024, int(facts["MemAvailable"]) * 1024
+    except (OSError, KeyError):
+        return None, None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return total, available
+    if limit >= min(total, _FAR_TOO_MUCH):
+        return total, available
+    return limit, min(available, max(0, limit - used))
+
+
+def _gpus() -> list[str]:
+    """NVIDIA devices as nvidia-smi names them, or as the driver does."""
+    if program := shutil.which("nvidia-smi"):
+        query = "--query-gpu=name,memory.total,compute_cap,driver_version"
+        try:
+            done = subprocess.run(
+                [program, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=10, check=True
+            )
+            return [_gpu_text(line) for line in done.stdout.splitlines() if line.strip()]
+        except (OSError, subprocess.SubprocessError):
+            pass
+    gpus = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        try:
+            found = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        gpus.append(found[1].strip() if found else path.parent.name)
+    return gpus
+
+
+def _cuda(providers: list[str]) -> str:
+    """Whether a bundle for CUDA finds a driver, a GPU and an onnxruntime for it, or what is missing first."""
+    from varco_runtime.backends.cuda.driver import find_gpu
+    from varco_runtime.backends.cuda.library import check_gpu
+    from varco_runtime.errors import BackendError
+
+    try:
+        gpu = find_gpu()
+    except BackendError as error:
+        return str(error)
+    if "CUDA" not in providers:
+        return f"{gpu.name} is there, onnxruntime-gpu is not: {reinstall_command('cuda')}"
+    try:
+        check_gpu(gpu)
+    except BackendError as error:
+        return str(error)
+    free = f"{size_text(gpu.free_bytes)} of {size_text(gpu.total_bytes)} free"
+    return f"{gpu.name}, {gpu.target}, {free}; libraries are tried when a bundle is loaded"
+
+
+def _tensorrt() -> list[str]:
+    """Return what running bundles of TensorRT engines needs, as far as it is installed; nothing of it is imported."""
+    modules = {
+        "TensorRT for RTX": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        "TensorRT": ("tensorrt",),
+        _CUDA_PYTHON: ("cuda.bindings",),
+    }
+    return [name for name, ways in modules.items() if any(map(_is_there, ways))]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # its parent is missing, or is no ordinary module
+        return False
+
+
+def _gpu_text(line: str) -> str:
+    name, memory, capability, driver = (field.strip() for field in (line + ",,,").split(",")[:4])
+    return f"{name} ({memory}, compute capability {capability}, driver {driver})"

@@ -1,0 +1,155 @@
+"""`varco verify`: hash every file of a bundle, and with --numerics prove that this device computes what it should."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from varco_cli.console import note, print_table, size_text, write_document
+from varco_cli.progress import HashProgress
+from varco_runtime.errors import BackendError, BundleError, UsageError, VarcoError
+
+if TYPE_CHECKING:
+    from varco_runtime.bundle.manifest import Manifest
+    from varco_runtime.bundle.opening import Bundle
+    from varco_runtime.probes.replay import Check
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    numerics: Annotated[
+        bool,
+        typer.Option("--numerics", help="Run the bundle's probes too and compare with the exact model's answers."),
+    ] = False,
+    provider: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to run the probes on.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Processor threads; all unless given.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+) -> None:
+    """Hash every file of a bundle and compare it with the manifest; with --numerics, also run its probes."""
+    from varco_runtime.bundle.opening import Bundle
+
+    if not numerics and (provider != "auto" or threads is not None):
+        raise UsageError("--provider and --threads are for the probes. Add --numerics, or leave them out.")
+    opened = Bundle.read(bundle)
+    manifest = opened.manifest
+    faults = _hash(opened)
+    document: dict[str, Any] = {"bundle": str(bundle), "ok": not faults, "files": _files(manifest, faults)}
+    # A file that has been altered is never opened.
+    failure: VarcoError | None = _first(faults) if faults else None
+    if not as_json:
+        _print_files(bundle, manifest, faults)
+    if numerics and failure is None:
+        checks, device, num_left_out = _replay(bundle, provider, threads)
+        failure = _failure(bundle, checks)
+        rows = [{**asdict(check), "ok": check.passed} for check in checks]
+        document |= {"ok": failure is None, "provider": device, "probes_left_out": num_left_out, "numerics": rows}
+        if num_left_out:
+            note(f"note: {num_left_out} probes need more positions than the engines hold and were left out.")
+        if not as_json:
+            _print_checks(checks, device)
+    if as_json:
+        write_document(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
+    if failure is not None:
+        raise failure
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _hash(bundle: Bundle) -> dict[str, str]:
+    """The files that are not as recorded, and graphs that read other files, with the reason."""
+    faults: dict[str, str] = {}
+    files = bundle.manifest.files
+    with HashProgress({name: facts.size for name, facts in files.items()}) as progress:
+        for name in sorted(files):
+            try:
+                bundle.check([name], full=True, progress=progress)
+            except BundleError as error:
+                faults[name] = str(error)
+    return faults
+
+
+def _files(manifest: Manifest, faults: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"file": name, **asdict(facts), "ok": name not in faults, "error": faults.get(name)}
+        for name, facts in sorted(manifest.files.items())
+    ]
+
+
+def _print_files(bundle: Path, manifest: Manifest, faults: dict[str, str]) -> None:
+    rows = [
+        ("BAD" if name in faults else "ok", name, size_text(facts.size), facts.sha256[:16] + "…")
+        for name, facts in sorted(manifest.files.items())
+    ]
+    print_table(str(bundle), ("", "file", "size", "sha256 as recorded"), rows, right=(2,))
+
+
+def _first(faults: dict[str, str]) -> BundleError:
+    """One fault as the command's error, after a line for each of the others."""
+    *others, last = (faults[name] for name in sorted(faults))
+    for fault in others:
+        note(fault)
+    return BundleError(last)
+
+
+# --- numerics ---------------------------------------------------------------------------------------------------------
+
+
+def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Check], str, int]:
+    """The probes' checks, what they ran on, and how many probes the engines were too short for."""
+    from varco_runtime.bundle.opening import Bundle
+    from varco_runtime.probes.replay import read_probes, replay
+    from varco_runtime.varco import Varco
+
+    opened = Bundle.open(bundle)
+    probes = read_probes(opened)
+    # Engines hold what they were built for, which may be less than the probes need, and less saves no memory.
+    max_context = None if opened.manifest.device == "tensorrt" else max(16, probes.max_tokens)
+    varco = Varco.load(bundle, provider, max_context, threads)
+    if varco.bundle.manifest != opened.manifest:
+        raise BundleError(f"{bundle} was exchanged while it was being verified. Verify it again.")
+    fitting = probes.within(varco.backend.max_context)
+    checks = replay(varco.bundle, fitting, varco.backend)
+    return checks, varco.backend.description, len(probes.probes) - len(fitting.probes)
+
+
+def _print_checks(checks: list[Check], device: str) -> None:
+    rows = [
+        ("ok" if check.passed else "FAIL", check.component, check.measure, _number(check.error), _number(check.limit))
+        for check in checks
+    ]
+    print_table(f"\nnumerics on {device}", ("", "component", "measure", "error", "limit"), rows, right=(3, 4))
+
+
+def _failure(bundle: Path, checks: list[Check]) -> BackendError | None:
+    failed = [check for check in checks if not check.passed]
+    if not failed:
+        return None
+    worst = failed[0]
+    return BackendError(
+        f"{bundle} fails {len(failed)} of {len(checks)} checks, first {worst.component}: {worst.measure} "
+        f"{_number(worst.error)}, expected at most {_number(worst.limit)}. Do not use it here: export it again, or "
+        "build its engines again."
+    )
+
+
+def _number(value: float) -> str:
+    """`0`, `2.1e-06`, `0.0312`."""
+    return f"{value:.3g}"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity: null instead."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -1,0 +1,1 @@
+"""A whole checkpoint under canonical names, every tensor used exactly once."""

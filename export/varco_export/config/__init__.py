@@ -1,0 +1,1 @@
+"""config.json, processor, tokenizer and template of both families become one configuration."""

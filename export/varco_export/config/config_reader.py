@@ -1,0 +1,43 @@
+"""config.json and preprocessor_config.json of both families -> `ModelConfig`, or a refusal by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from varco_export.config.config_hf import read_hf
+from varco_export.config.config_llava_next import read_llava_next
+from varco_export.config.config_parts import read_language_model
+from varco_export.config.fields import Fields, as_list, show
+from varco_export.config.model_config import ModelConfig, Shapes, TextConfig
+from varco_export.reading.json_file import read_json
+from varco_runtime.errors import CheckpointError
+
+
+def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
+    """The configuration of the checkpoint in `folder`, whose tensors have `shapes` (by canonical name)."""
+    config = Fields(read_json(folder / "config.json"), "config.json")
+    match config.values.get("model_type"):
+        case "llava_onevision":
+            return read_hf(folder, config)
+        case "llava_qwen":
+            return read_llava_next(config, shapes)
+        case "llava" | "qwen2" if "LlavaQwenForCausalLM" in as_list(config.values.get("architectures")):
+            return read_llava_next(config, shapes)
+        case other:
+            only_text = " For a language model quantised apart, add --vision-from ORIGINAL." if other == "qwen2" else ""
+            raise CheckpointError(
+                f"config.json: model_type is {show(other)}, expected 'llava_onevision' (transformers) or 'llava_qwen' "
+                "(LLaVA-NeXT). Only LLaVA-OneVision checkpoints with a Qwen2 language model can be "
+                f"exported.{only_text}"
+            )
+
+
+def read_text_config(folder: Path) -> TextConfig:
+    """The language model that config.json describes, on its own or as part of a whole."""
+    config = Fields(read_json(folder / "config.json"), "config.json")
+    fields = config.sub("text_config") if "text_config" in config.values else config
+    if fields.values.get("model_type") not in ("qwen2", "llava_qwen"):
+        fields.expect("model_type", "qwen2", "only Qwen2 language models are implemented")
+    return read_language_model(
+        fields, config.flag("tie_word_embeddings", False) or fields.flag("tie_word_embeddings", False)
+    )

@@ -1,0 +1,69 @@
+"""What the exporter knows about a checkpoint apart from its weights.
+
+Two families carry the same network: `hf`, transformers' LlavaOnevisionForConditionalGeneration, and `llava_next`,
+LLaVA-NeXT's LlavaQwenForCausalLM. `config_reader.py` makes one `ModelConfig` of either's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from varco_runtime.bundle.settings import ImageSettings
+
+Family = Literal["hf", "llava_next"]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """The SigLIP tower. `num_hidden_layers` counts the layers that run: the features are what the last of them gives,
+    before post_layernorm."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """The Qwen2 language model: q, k and v with bias, o and MLP without, SiLU, plain rotary positions."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Everything the exporter needs to know about a checkpoint apart from its weights.
+
+    `image_token_id` is None where the checkpoint names none (LLaVA-NeXT splits `<image>` out of the text).
+    `num_dropped_vision_layers`: how many more layers than those that run the checkpoint may hold.
+    `eos_token_id` holds the ids of config.json, usually one; generation_config.json may name others.
+    `raw` is config.json as read; `notes` says, a sentence each, where weights and files disagreed and which won.
+    """
+
+    family: Family
+    vision: VisionConfig
+    text: TextConfig
+    projector_hidden_act: str
+    image: ImageSettings
+    image_token_id: int | None
+    eos_token_id: tuple[int, ...]
+    raw: dict[str, Any]
+    num_dropped_vision_layers: int = 0
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""The operators that networks are written in: ONNX Runtime's, CUDA's, TensorRT's."""

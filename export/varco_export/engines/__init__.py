@@ -1,0 +1,1 @@
+"""A bundle's graphs become TensorRT engines."""

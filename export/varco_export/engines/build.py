@@ -1,0 +1,257 @@
+"""The TensorRT engines of a bundle: built from its graphs, recorded in its manifest.
+
+A bundle that stands is never broken: engines are built beside it, and named by the manifest only when all of a target's
+are complete. A manifest that names old engines loses them first, since their files are replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from varco_export.engines.builder import Builder, Built, Lengths
+from varco_export.engines.callbacks import OnStep
+from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
+from varco_runtime.backends.tensorrt.cuda_api import Cuda
+from varco_runtime.backends.tensorrt.memory import largest_picture
+from varco_runtime.bundle.manifest import EngineFacts, FileFacts, Manifest
+from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
+from varco_runtime.errors import BackendError, BundleError, ExportError, MissingExtraError, UsageError
+
+PREFILL_TOKENS = 512
+"""Prompt positions in one run: enough to keep a GPU's matrix units busy, and few enough for its memory."""
+MAX_LOGITS = 16
+"""Positions of one prefill run whose logits are wanted: one to answer, more to compare bundles."""
+USUAL_TILES = 5
+"""Tiles in one run of the vision tower unless asked otherwise: a picture of 2x2 tiles with its overview. That is 3,645
+rows in every matrix product of the 14B's tower, enough for any GPU here, so larger pictures lose nothing by taking
+several runs. TensorRT for RTX 1.7 reports 73 MB of scratch memory for 5 tiles, 117 for 8 and 543 for 37, the largest
+picture; the buffers of a batch take another 10 MB a tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The command line's options, with its defaults: the GPU that is there, the bundle's context, `USUAL_TILES`."""
+
+    sm: tuple[int, ...] = ()
+    max_context: int | None = None
+    max_tiles: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What a build made of one component, and what it took."""
+
+    facts: EngineFacts
+    weight_bytes: int
+    built: Built
+
+
+class Progress(Protocol):
+    """What a progress bar offers: a bar per engine."""
+
+    def engine(self, name: str, target: str) -> AbstractContextManager[OnStep]:
+        """A bar; the value is called with the phase, its finished and all its steps."""
+
+
+def build_engines(
+    folder: Path,
+    options: EngineOptions,
+    progress: Progress,
+    hashing: Callable[[str, int], None] | None = None,
+) -> list[EngineReport]:
+    """Build the engines of the bundle `folder` for each target and record them in its manifest.
+
+    Engines that were built for a target before are replaced, whatever built them. Raises `UsageError`, `BundleError`,
+    `BackendError` or `ExportError`; then targets that were finished stay recorded. The failing one keeps its former
+    engines, or has none if their files could not be exchanged.
+    """
+    bundle = Bundle.read(folder)
+    manifest = bundle.manifest
+    max_context, max_tiles = _choose_limits(folder, manifest, options)
+    builder = Builder.load(is_target_named=bool(options.sm))
+    targets = tuple(dict.fromkeys(options.sm)) or (_sm_of_this_gpu(builder),)
+    for sm in targets:
+        builder.check_target(sm, is_named=bool(options.sm))
+    with _lock(folder):
+        # The graphs and their weights are what was exported, before a library parses them.
+        bundle.check((name for part in manifest.components.values() for name in (part.file, part.data)), False, hashing)
+        for sm in targets:
+            with bundle.unchanged():
+                _check_target(folder, manifest, builder, sm, max_context)
+        reports = []
+        for sm in targets:
+            reports += _build_target(bundle, builder, sm, max_context, max_tiles, progress)
+    return reports
+
+
+def _choose_limits(folder: Path, manifest: Manifest, options: EngineOptions) -> tuple[int, int]:
+    """Positions and tiles to build for."""
+    if manifest.device != "tensorrt":
+        raise BundleError(
+            f"{folder} was exported for {manifest.device}, engines are built from graphs for TensorRT. Make them with: "
+            "varco export CHECKPOINT BUNDLE --device tensorrt"
+        )
+    most_tiles, _ = largest_picture(manifest.image)
+    max_context = manifest.max_context if options.max_context is None else options.max_context
+    max_tiles = min(USUAL_TILES, most_tiles) if options.max_tiles is None else options.max_tiles
+    for option, asked, least, most in (
+        ("--max-context", max_context, 16, manifest.max_context),
+        ("--max-tiles", max_tiles, 1, most_tiles),
+    ):
+        if not least <= asked <= most:
+            raise UsageError(
+                f"{option} {asked} is out of range. Expected {least} to {most}, what the bundle was made for."
+            )
+    return max_context, max_tiles
+
+
+def _sm_of_this_gpu(builder: Builder) -> int:
+    try:
+        cuda = Cuda()
+    except (BackendError, MissingExtraError) as error:
+        if builder.name == "tensorrt":
+            raise
+        known = ", ".join(str(target) for target in builder.targets())
+        raise BackendError(
+            f"No GPU to build for was found ({str(error).partition('. ')[0]}). "
+            f"Name the target with --sm, one of: {known}."
+        ) from None
+    try:
+        return int(cuda.target.removeprefix("sm"))
+    finally:
+        cuda.close()
+
+
+def _check_target(folder: Path, manifest: Manifest, builder: Builder, sm: int, max_context: int) -> None:
+    """Parse every graph before the first is built: what a target refuses is refused at once."""
+    log = _log_file(folder, sm)
+    with _one_line(log):
+        log.parent.mkdir(exist_ok=True)
+        log.write_text(f"{builder.product} {builder.version} for sm{sm}\n", encoding="utf-8")
+    for name, tensors in contract(manifest, max_context).items():
+        builder.check(folder / manifest.components[name].file, tensors, sm, log)
+
+
+def _log_file(folder: Path, sm: int) -> Path:
+    return folder / "engines" / f"sm{sm}.log"
+
+
+def _build_target(
+    bundle: Bundle, builder: Builder, sm: int, max_context: int, max_tiles: int, progress: Progress
+) -> list[EngineReport]:
+    folder = bundle.folder
+    manifest, target = read_manifest(folder), f"sm{sm}"
+    partial = folder / "engines" / f".{target}.partial"
+    with _one_line(partial):
+        shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+        partial.mkdir()
+    reports = []
+    try:
+        for name in COMPONENTS:
+            component = manifest.components[name]
+            facts = EngineFacts(
+                component=name,
+                file=f"engines/{target}/{name}.engine",
+                builder=builder.name,
+                builder_version=builder.version,
+                target=target,
+                precision=component.precision,
+                max_context=max_context,
+                # A picture is packed as a whole; its tiles may be encoded in several runs.
+                max_tiles=largest_picture(manifest.image)[0] if name == "packing" else max_tiles,
+                prefill_tokens=min(PREFILL_TOKENS, max_context),
+                max_logits=min(MAX_LOGITS, max_context),
+            )
+            tensors = contract(manifest, max_context)[name]
+            with progress.engine(name, target) as on_step:
+                built = builder.build(
+                    folder / component.file,
+                    tensors,
+                    profiles(manifest, facts),
+                    sm,
+                    partial / f"{name}.engine",
+                    _log_file(folder, sm),
+                    on_step,
+                )
+            reports.append(EngineReport(facts, component.weight_bytes, built))
+        bundle.check_unchanged()
+        _record(folder, manifest, target, partial, reports)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return reports
+
+
+def profiles(manifest: Manifest, facts: EngineFacts) -> list[Lengths]:
+    """How far each length of a component reaches, per profile: (least, usual, greatest)."""
+    tokens = min(largest_picture(manifest.image)[1], facts.max_context)
+    match facts.component:
+        case "vision" | "projector":
+            return [{"tiles": (1, min(USUAL_TILES, facts.max_tiles), facts.max_tiles)}]
+        case "packing":
+            usual = min(USUAL_TILES, facts.max_tiles)
+            return [{"tiles": (1, usual, facts.max_tiles), "tokens": (1, tokens, tokens)}]
+    context = (1, -(-facts.max_context // 2), facts.max_context)
+    prefill = (1, facts.prefill_tokens, facts.prefill_tokens)
+    return [
+        {"sequence": prefill, "total": context, "num_logits": (1, 1, facts.max_logits)},
+        {"sequence": (1, 1, longest_step(facts.precision)), "total": context, "num_logits": (1, 1, 1)},
+    ]
+
+
+def longest_step(precision: str) -> int:
+    """New positions that the decode profile allows. It is used with one.
+
+    For exactly one position, TensorRT stores float weights of q, k, v, gate and up a second time in another layout:
+    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantised weights it shares anyway.
+    """
+    return 2 if precision.startswith(("fp16", "bf16")) else 1
+
+
+def _record(folder: Path, manifest: Manifest, target: str, partial: Path, reports: list[EngineReport]) -> None:
+    """Put the engines in place and name them in the manifest, last."""
+    if read_manifest(folder) != manifest:
+        raise ExportError(f"{folder} was changed while its engines were built. Build them again.")
+    old = {engine.file for engine in manifest.engines if engine.target == target}
+    others = tuple(engine for engine in manifest.engines if engine.target != target)
+    files = {name: facts for name, facts in manifest.files.items() if name not in old}
+    built: dict[str, FileFacts] = {report.facts.file: report.built.facts for report in reports}
+    place = folder / "engines" / target
+    with _one_line(folder):
+        if old:
+            write_manifest(folder, replace(manifest, engines=others, files=files))
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(partial, place)
+        engines = (*others, *(report.facts for report in reports))
+        write_manifest(folder, replace(manifest, engines=engines, files=files | built))
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Two builds of one bundle would write the same files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExportError(f"Engines of {folder} are being built by another process. Wait until it ends.") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(
+            f"{path} could not be written: {error.strerror or error}. Expected a writable bundle with enough space."
+        ) from None

@@ -1,0 +1,1 @@
+"""One network per file, in the order of its forward pass."""

@@ -1,0 +1,124 @@
+"""The draw of the next token, as a graph for a device that holds the logits: `generation/sampling.py` in operators.
+
+Sums and maxima come from CumSum and TopK: the CUDA provider's reductions need cuDNN, which a bundle does without. Its
+CumSum adds up everything before each element anew, so sums run in two steps, within rows and over rows, which are some
+square root of the vocabulary long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from varco_export.dialects.largest import block_width, infinite_for_nan, infinity, largest
+from varco_export.writing.graph import DTYPES, Graph
+
+SETTINGS = ("penalty", "temperature", "first", "cut", "min_p", "place")
+"""The order of the input `settings` `[6]`; see `varco_runtime.generation.sampling.Draw`. `first` is the place of the
+least score that top-k keeps, in ascending order: the vocabulary's size less k."""
+
+
+def emit_sampling(graph: Graph, vocab_size: int, advance: Callable[[], None]) -> None:
+    """Emit `logits` `[1, 1, vocab]`, `seen` bool `[vocab]` and `settings` fp64 `[6]` to `next_token` `[1, 1]`.
+
+    The token is -1 where a logit is NaN or the greatest is infinite. Scores are fp32 and sums fp64, as on the host.
+    """
+    _Sampling(graph, vocab_size).emit()
+    advance()
+
+
+class _Sampling:
+    """The pieces, over vectors `[vocab]`."""
+
+    def __init__(self, graph: Graph, vocab_size: int) -> None:
+        self.graph = graph
+        self.vocab_size = vocab_size
+        self.width = block_width(vocab_size)
+
+    def emit(self) -> None:
+        graph, node = self.graph, self.graph.node
+        logits = graph.input("logits", "fp32", [1, 1, self.vocab_size])
+        seen = graph.input("seen", "bool", [self.vocab_size])
+        settings = graph.input("settings", "fp64", [len(SETTINGS)])
+        values = {name: node("Gather", [settings, graph.ints(at)]) for at, name in enumerate(SETTINGS)}  # [1] each
+
+        scores = self._penalised(node("Reshape", [logits, graph.ints(-1)]), seen, self._cast(values["penalty"], "fp32"))
+        scaled = node("Div", [scores, self._cast(values["temperature"], "fp32")])
+        # Ascending, and equals by their ids, as a stable sort on the host leaves them.
+        ascending, ids = self._sorted(scaled)
+        masses = self._masses(ascending, values)
+        weights = node("ScatterElements", [masses, ids, masses], axis=0)  # by id: every element is written
+        self._token(weights, values["place"], node("Gather", [scores, self._last(ids)]))
+        graph.output("next_token", "int64", [1, 1])
+
+    def _penalised(self, x: str, seen: str, penalty: str) -> str:
+        """The logits after the repetition penalty, NaN as plus infinity."""
+        node, zero = self.graph.node, self._scalar("zero", 0, np.float32)
+        smaller = node("Where", [node("Less", [x, zero]), node("Mul", [x, penalty]), node("Div", [x, penalty])])
+        x = node("Where", [seen, smaller, x])
+        return infinite_for_nan(self.graph, x, np.float32)
+
+    def _masses(self, ascending: str, values: dict[str, str]) -> str:
+        """Probabilities, each times one number, of what top-k, top-p and min-p leave; 0 elsewhere. fp64."""
+        node, zero = self.graph.node, self._scalar("zero", 0, np.float32)
+        least = node("Gather", [ascending, self._cast(values["first"], "int64")])
+        powers = node("Exp", [node("Sub", [ascending, self._last(ascending)])])  # the greatest is 1
+        powers = node("Where", [node("GreaterOrEqual", [ascending, least]), powers, zero])
+        masses = self._cast(powers, "fp64")
+        sums = self._running_sums(masses)
+        removed = node("Mul", [self._last(sums), values["cut"]])
+        kept = node("Greater", [sums, removed])
+        kept = node("And", [kept, node("GreaterOrEqual", [powers, self._cast(values["min_p"], "fp32")])])
+        return node("Where", [kept, masses, self._scalar("zero_mass", 0, np.float64)])
+
+    def _token(self, weights: str, place: str, best: str) -> None:
+        """The first id at which the sum of the weights so far is beyond `place` of the whole; -1 for a bad `best`."""
+        graph, node = self.graph, self.graph.node
+        within, before = self._row_sums(weights)
+        upto = node("Add", [before, self._last(within, axis=1)])  # [rows, 1]
+        target = node("Mul", [self._last(upto), place])  # [1, 1]
+        row = self._first(node("Reshape", [node("Greater", [upto, target]), graph.ints(1, -1)]))  # [1, 1]
+        at = node("Reshape", [row, graph.ints(1)])
+        sums = node("Add", [node("Gather", [before, at]), node("Gather", [within, at])])  # [1, width]
+        column = self._first(node("Greater", [sums, target]))
+        token = node("Add", [node("Mul", [row, graph.ints(self.width)]), column])
+        below = node("Less", [best, infinity(self.graph, np.float32)])
+        above = node("Greater", [best, self._scalar("minus_infinity", -np.inf, np.float32)])
+        node("Where", [node("And", [below, above]), token, graph.ints(-1)], output="next_token")
+
+    # -- sums and searches ------------------------------------------------------------------------------------------
+
+    def _running_sums(self, x: str) -> str:
+        """The sum of everything up to each element `[vocab]`."""
+        return self.graph.node("Reshape", [self.graph.node("Add", list(self._row_sums(x))), self.graph.ints(-1)])
+
+    def _row_sums(self, x: str) -> tuple[str, str]:
+        """x in rows: running sums within each `[rows, width]`, and the sum of all rows before it `[rows, 1]`."""
+        graph, node = self.graph, self.graph.node
+        rows = node("Reshape", [x, graph.ints(self.vocab_size // self.width, self.width)])
+        axes = [graph.constant(f"axis_{axis}", np.array(axis, np.int64)) for axis in (0, 1)]
+        within = node("CumSum", [rows, axes[1]])
+        before = node("CumSum", [self._last(within, axis=1), axes[0]], exclusive=1)
+        return within, before
+
+    def _last(self, x: str, axis: int = 0) -> str:
+        """The last element along an axis, which stays, of length 1."""
+        return self.graph.node("Gather", [x, self.graph.ints(-1)], axis=axis)
+
+    def _sorted(self, x: str) -> tuple[str, str]:
+        """x in ascending order, and the place of each in x."""
+        values, places = self.graph.value("ascending"), self.graph.value("ids")
+        count = self.graph.ints(self.vocab_size)
+        self.graph.multi_node("TopK", [x, count], [values, places], axis=0, largest=0, sorted=1)
+        return values, places
+
+    def _first(self, truths: str) -> str:
+        """Where the first truth stands in `[1, n]`: of equals, TopK takes the first."""
+        return largest(self.graph, self._cast(truths, "fp32"))[1]
+
+    def _cast(self, x: str, dtype: str) -> str:
+        return self.graph.node("Cast", [x], to=DTYPES[dtype][0])
+
+    def _scalar(self, name: str, value: float, dtype: type[np.floating]) -> str:
+        return self.graph.constant(name, np.array(value, dtype))

@@ -1,0 +1,228 @@
+"""Acceptance probes made: drawn pictures, fixed answers, and what the exact model says about them.
+
+The file goes into the bundle beside the graphs, under a name made of its hash, so that a bundle gets other probes by
+one atomic exchange of the manifest. `varco_runtime/probe_schema.py` holds its schema, `probes.py` there replays it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.probes.held_formats import coarsest, held_formats, linear_formats
+from varco_export.probes.questions import Drawn, Question, draw_pictures, encode_answer, questions
+from varco_export.probes.reference_pass import Advance, Array, Logits, ReferencePass, Sequence
+from varco_export.progress import Progress
+from varco_export.writing.whole_folder import HashedFile
+from varco_runtime.bundle.manifest import FileFacts, Manifest
+from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
+from varco_runtime.errors import CheckpointError, ExportError
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
+from varco_runtime.probes.digest import digest, newline_digest
+from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Probe, ProbePicture, Probes, kept_ids, to_json
+from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.tokenizer import Tokenizer
+
+PROBES_BELOW_PARAMETERS = 10**9
+"""Parameters below which `varco export` makes probes unasked: the pass takes a minute there, many for the 14B."""
+MAX_ANSWER_TOKENS = 96
+"""Longer answers, where the tokenizer knows few words, are cut: what more positions would tell is little."""
+
+
+def add_probes(source: str | Path, target: Path, progress: Progress, vision_from: str | None = None) -> Manifest:
+    """Give an existing bundle probes made from its checkpoint; those it had go. The manifest is exchanged whole.
+
+    `vision_from`: as in the export, where the language model was quantised apart.
+    Raises `BundleError`, `CheckpointError`, or `ExportError` where the two are not of one model.
+    """
+    bundle = Bundle.open(target)
+    checkpoint = Checkpoint.open(source, vision_source=vision_from)
+    _check_same_model(checkpoint, bundle)
+    former = bundle.manifest
+    bare = {name: facts for name, facts in former.files.items() if name != former.probes}
+    manifest = write_probes(checkpoint, target, dataclasses.replace(former, probes=None, files=bare), progress)
+    if manifest.probes is None:
+        raise ExportError(
+            f"{target} holds {former.max_context} tokens, fewer than any probe needs. Export it with a larger "
+            "--max-context."
+        )
+    try:
+        bundle.stamps.pop(former.probes or "", None)  # written again where the new ones are the same
+        bundle.check_unchanged()
+        if read_manifest(target) != former:
+            raise ExportError(f"{target} was changed while its probes were made. Make them again.")
+        write_manifest(target, manifest)  # in one step, by renaming
+    except BaseException:
+        if manifest.probes != former.probes:
+            (target / manifest.probes).unlink(missing_ok=True)
+        raise
+    if former.probes not in (None, manifest.probes):
+        with suppress(OSError):  # no longer named, so never opened again
+            (target / str(former.probes)).unlink()
+    return manifest
+
+
+def write_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, progress: Progress) -> Manifest:
+    """Write the probes of a bundle whose other files lie in `folder`; returns the manifest that names them.
+
+    The manifest is returned unchanged where the context holds no probe.
+    """
+    steps = checkpoint.config.vision.num_hidden_layers + checkpoint.config.text.num_hidden_layers + 1
+    with progress.component("probes", steps) as advance:
+        probes = make_probes(checkpoint, folder, manifest, advance)
+    if probes is None:
+        return manifest
+    content = to_json(probes)
+    assert len(content) <= MAX_BYTES, f"Bug: probes of {len(content)} bytes"
+    name = f"probes-{hashlib.sha256(content).hexdigest()[:8]}.json"
+    facts = _write(folder / name, content)
+    return dataclasses.replace(manifest, probes=name, files={**manifest.files, name: facts})
+
+
+def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advance: Advance) -> Probes | None:
+    """Draw, ask and answer; None where the context holds no probe. `folder` holds the bundle's other files."""
+    tokenizer = Tokenizer.from_json((folder / manifest.tokenizer).read_text(encoding="utf-8"))
+    template = (folder / manifest.chat_template).read_text(encoding="utf-8")
+    prompter = Prompter(template, manifest.prompt, tokenizer)
+    drawn = draw_pictures(manifest.image.tile_px)
+    plans = [packing_plan(one.image.size[::-1], manifest.image) for one in drawn]
+    asked = []
+    for question in questions(drawn):
+        num_image_tokens = 0 if question.picture is None else plans[question.picture].num_tokens
+        message = Message("user", question.prompt, image=question.picture is not None)
+        prompt_ids = prompter.encode([message], num_image_tokens)
+        answer_ids = [*encode_answer(question.answer, tokenizer), manifest.generation.eos_token_ids[0]]
+        ids = np.array(prompt_ids + answer_ids[:MAX_ANSWER_TOKENS], np.int32)
+        if len(ids) <= manifest.max_context:
+            asked.append((question, ids, len(ids) - len(prompt_ids)))
+    if not asked:
+        return None
+
+    formats = linear_formats(checkpoint, folder / manifest.decoder.file)
+    reference = ReferencePass(checkpoint, formats)
+    with np.errstate(all="ignore"):  # what comes out is checked
+        pictures, tokens = _look(reference, drawn, manifest, advance)
+        sequences = [
+            # All but the last token: nothing is asked after it.
+            Sequence(ids[:-1], None if question.picture is None else tokens[question.picture], num_answer)
+            for question, ids, num_answer in asked
+        ]
+        logits = reference.logits(sequences, manifest.prompt.image_token_id, advance)
+    for one, rows in zip(drawn, tokens, strict=True):
+        _check_finite(f"makes of the picture {one.name!r}", rows)
+    for (question, _, _), answer in zip(asked, logits, strict=True):
+        _check_finite(f"answers {question.prompt[:60]!r} with", answer.exact, answer.built, answer.noisy)
+    return Probes(
+        vision=coarsest(held_formats(folder / manifest.vision.file).values(), manifest.vision.compute),
+        decoder=coarsest(formats.values(), manifest.decoder.compute),
+        noise=_noise(logits),
+        pictures=tuple(pictures),
+        probes=tuple(_probe(question, ids, one) for (question, ids, _), one in zip(asked, logits, strict=True)),
+    )
+
+
+def _look(
+    reference: ReferencePass, drawn: list[Drawn], manifest: Manifest, advance: Advance
+) -> tuple[list[ProbePicture], list[Array]]:
+    """Digests of what the exact networks make of each picture, and its image tokens. All tiles go together."""
+    seen = [load_picture(one.image) for one in drawn]
+    tiles = [normalise(tile(picture, manifest.image), manifest.image) for picture in seen]
+    patches = reference.patch_features(np.concatenate(tiles), advance)
+    features = reference.image_features(patches)
+    newline = reference.newline()
+    pictures, all_tokens, start = [], [], 0
+    for one, picture, pixels in zip(drawn, seen, tiles, strict=True):
+        mine = slice(start, start + len(pixels))
+        start = mine.stop
+        plan = packing_plan(picture.size_hw, manifest.image)
+        tokens = pack(features[mine], newline, plan)
+        png = io.BytesIO()
+        one.image.save(png, "PNG", optimize=True)
+        vision, projector = (digest(value[mine].reshape(-1, value.shape[-1])) for value in (patches, features))
+        newlines = newline_digest(tokens, plan)
+        pictures.append(ProbePicture(one.name, png.getvalue(), vision, projector, digest(tokens), newlines))
+        all_tokens.append(tokens)
+    return pictures, all_tokens
+
+
+def _probe(question: Question, ids: Array, logits: Logits) -> Probe:
+    """What is kept of the logits `[num_answer, vocab]`."""
+    num_answer, vocab_size = logits.exact.shape
+    # Stable, so that equal logits come in the same order everywhere.
+    top_ids = np.argsort(-logits.exact, axis=1, kind="stable")[:, :NUM_TOP].astype(np.int32)
+    kept = kept_ids(top_ids, vocab_size)
+    exact = np.take_along_axis(logits.exact, kept, axis=1)
+    wide = np.float64(logits.exact)
+    peak = wide.max(axis=1)
+    log_sum_exp = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=1))
+    return Probe(
+        question.task,
+        question.picture,
+        question.prompt,
+        question.answer,
+        ids,
+        num_answer,
+        top_ids,
+        exact=exact,
+        built=exact if logits.built is None else np.take_along_axis(logits.built, kept, axis=1),
+        log_sum_exp=log_sum_exp.astype(np.float32),
+        spread=wide.std(axis=1).astype(np.float32),
+    )
+
+
+def _check_finite(does: str, *values: Array | None) -> None:
+    """Refuse a model that gives no numbers: weights may be finite, and what they make of an input not."""
+    if not all(np.isfinite(one).all() for one in values if one is not None):
+        raise CheckpointError(
+            f"The model {does} NaN or infinity, computed in fp32 from its own finite weights, expected numbers. "
+            "Compare the checkpoint's files with the original repository."
+        )
+
+
+def _noise(logits: list[Logits]) -> float:
+    """What rounding the inputs of linears does to this model's logits, as `varco_runtime.probes` counts errors."""
+    difference = spread = 0.0
+    for one in logits:
+        if one.noisy is not None:
+            built = one.exact if one.built is None else one.built
+            difference += float(np.square(np.float64(one.noisy) - built).mean(axis=1).sum())
+            spread += float(np.float64(one.exact).var(axis=1).sum())
+    return float(np.sqrt(difference / spread)) if spread else 0.0
+
+
+def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
+    model, text, vision = bundle.manifest.model, checkpoint.config.text, checkpoint.config.vision
+    for what, got, expected in (
+        ("hidden_size", text.hidden_size, model.hidden_size),
+        ("num_layers", text.num_hidden_layers, model.num_layers),
+        ("num_attention_heads", text.num_attention_heads, model.num_attention_heads),
+        ("num_key_value_heads", text.num_key_value_heads, model.num_key_value_heads),
+        ("vocab_size", text.vocab_size, model.vocab_size),
+        ("vision_layers", vision.num_hidden_layers, model.vision_layers),
+        ("vision_hidden_size", vision.hidden_size, model.vision_hidden_size),
+    ):
+        if got != expected:
+            raise ExportError(
+                f"{checkpoint.folder.name} has {what} {got}, the bundle {bundle.folder} has {expected}. Give the "
+                "checkpoint that the bundle was exported from."
+            )
+
+
+def _write(path: Path, content: bytes) -> FileFacts:
+    """A file beside which a former one of the same name, and so of the same content, may lie."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with HashedFile(temporary) as file:
+            file.write(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file.facts()

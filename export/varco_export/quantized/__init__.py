@@ -1,0 +1,1 @@
+"""GPTQ and compressed-tensors: stored integers and FP8, whatever their layout."""

@@ -1,0 +1,94 @@
+"""The tensors that quantised linears are made of, taken one by one out of a checkpoint's entries."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from varco_export.quantized.patterns import match_names
+from varco_export.reading.names import spellings
+from varco_export.reading.shards import Entry, short
+from varco_export.reading.tensor import Dtype, Tensor
+from varco_runtime.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedEntries:
+    """Entries by canonical name, and the shapes that the network's tensors would have if they were plain.
+
+    A linear is named without its last part: `lm_head`, of which `qweight` may be one.
+    """
+
+    entries: dict[str, Entry]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def linears_with(self, part: str) -> list[str]:
+        """The linears that have such a tensor. Refuses all but the language model's linears and its head."""
+        names = [name.removesuffix(f".{part}") for name in self.entries if name.endswith(f".{part}")]
+        for name in names:
+            if not name.startswith(("language_model.layers.", "lm_head")):
+                raise CheckpointError(
+                    f"{short(self.entries[f'{name}.{part}'].disk_name)} is quantised, expected only the language "
+                    "model's linears and lm_head to be. Quantise the original checkpoint with: varco quantize"
+                )
+            if len(self.shapes.get(f"{name}.weight", ())) != 2:
+                raise CheckpointError(
+                    f"{short(self.entries[f'{name}.{part}'].disk_name)} is unknown, expected only the linears that "
+                    "config.json describes. Compare config.json with the original repository."
+                )
+        return names
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """[out_features, in_features] of a linear."""
+        rows, columns = self.shapes[f"{name}.weight"]
+        return rows, columns
+
+    def has(self, name: str, part: str) -> bool:
+        return f"{name}.{part}" in self.entries
+
+    def entry(self, name: str, part: str) -> Entry:
+        return self.entries[f"{name}.{part}"]
+
+    def disk_name(self, name: str, part: str) -> str:
+        """The linear as the files call it."""
+        return self.entry(name, part).disk_name.removesuffix(f".{part}")
+
+    def take(self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor:
+        """One tensor of a linear, out of the entries. Raises CheckpointError, which ends in `step`."""
+        tensor = self.find(name, part, shape, dtypes, step)
+        if tensor is None:
+            raise CheckpointError(f"{name}.{part} is missing from the weights, expected {list(shape)}. {step}")
+        return tensor
+
+    def find(self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor | None:
+        """The same for a tensor that may be missing."""
+        entry = self.entries.pop(f"{name}.{part}", None)
+        return None if entry is None else entry.to_tensor(f"{name}.{part}", shape, dtypes, step)
+
+    def drop_zeros(self, name: str, part: str) -> None:
+        """Take out a zero point that some releases store and that must be zero throughout."""
+        entry = self.entries.pop(f"{name}.{part}", None)
+        if entry is not None and any(entry.raw_bytes()):
+            raise CheckpointError(
+                f"{short(entry.disk_name)} is not zero and quantization_config says symmetric, expected both to agree. "
+                "Compare config.json with the original repository."
+            )
+
+    def linears(self) -> list[str]:
+        """The language model's linears, its head last."""
+        return [
+            name.removesuffix(".weight")
+            for name in self.shapes
+            if name.startswith("language_model.") and name.endswith("_proj.weight")
+        ] + (["lm_head"] if "lm_head.weight" in self.shapes else [])
+
+    def plain_linears(self) -> list[str]:
+        """Those of them that are stored as floats."""
+        return [name for name in self.linears() if self.has(name, "weight")]
+
+    def match(self, patterns: Collection[str], where: str) -> Mapping[str, frozenset[str]]:
+        """By pattern, the names that it fits, of all that any program might give the language model's linears.
+
+        Raises CheckpointError, naming `where`, for patterns that cannot be matched.
+        """
+        return match_names(patterns, [spelled for name in self.linears() for spelled in spellings(name)], where)

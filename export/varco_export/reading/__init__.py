@@ -1,0 +1,1 @@
+"""The files of a checkpoint: safetensors shards, lazy tensors, weight names, bounded JSON."""

@@ -1,0 +1,1 @@
+"""An ONNX graph streamed to disk, files hashed while written, folders whole or absent."""

@@ -1,0 +1,1 @@
+"""What comes back: the answer, its JSON, COCO and hOCR forms, the painted picture."""

@@ -1,0 +1,278 @@
+"""The bundle on ONNX Runtime's CPU provider.
+
+Keys and values live in buffers allocated once; every step binds them as past and as present, so nothing is copied.
+A decode step reuses one binding with fixed buffers for the embeddings, the lengths and the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInputs
+from varco_runtime.backends.cpu.prepacked import Prepacked
+from varco_runtime.backends.embedding import EmbeddingTable
+from varco_runtime.backends.prompt_runs import check_length, prompt_runs
+from varco_runtime.bundle.graph_contract import SILENT, check_graph_contract, graph_contract
+from varco_runtime.bundle.manifest import Component
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.errors import BackendError, first_line
+from varco_runtime.picture.packing import PackingPlan, pack
+from varco_runtime.system.libraries import import_onnxruntime
+from varco_runtime.system.processor import overflows_in_pairs, usable_cores
+
+Array = np.ndarray[Any, Any]
+
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+CHUNK_TOKENS = 512
+"""Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run
+needs grows with the chunk and not with the context; 512 rows keep the matrix products busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A decode step of a fixed number of tokens: `embeds` `[1, n, D]`, `logits` `[1, n, vocab]` and their binding."""
+
+    embeds: Array
+    logits: Array
+    binding: Any
+
+
+class OnnxRuntimeBackend:
+    """One loaded bundle. See `Backend` for the methods. Raises `BackendError`."""
+
+    def __init__(self, bundle: Bundle, max_context: int, threads: int | None = None) -> None:
+        self._ort: Any = import_onnxruntime("Running a bundle on the CPU")
+        manifest = bundle.manifest
+        self._max_context = max_context
+        self._threads = threads or usable_cores()
+        self._model = manifest.model
+        assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
+        self._embedding = EmbeddingTable(bundle.path(manifest.embedding.file), manifest.embedding)
+        self._newline = self._embedding.newline
+        self._vision = self._session(bundle, "vision")
+        self._projector = self._session(bundle, "projector")
+        self._vision_type = _NUMPY_TYPES[manifest.vision.compute]
+        self._decoder = self._session(bundle, "decoder")
+        self._decoder_type = _NUMPY_TYPES[manifest.decoder.compute]
+        self.progress: Progress | None = None
+        self._allocate()
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    @property
+    def description(self) -> str:
+        threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+        return f"onnxruntime {self._ort.__version__}, CPU, {threads}"
+
+    def _session(self, bundle: Bundle, name: str) -> Any:
+        """A network by its name, with the inputs and outputs that the manifest lets expect."""
+        component = bundle.manifest.components[name]
+        session = self._load(bundle, component)
+        check_graph_contract(session, bundle.path(component.file), graph_contract(bundle.manifest)[name])
+        return session
+
+    def _load(self, bundle: Bundle, component: Component) -> Any:
+        path: Path = bundle.path(component.file)
+        try:
+            folder = Prepacked.folder_of(bundle, component, self._ort.__version__)
+            if folder is None:
+                return self._new_session(path, self._new_options())
+            return Prepacked(
+                self._ort, self._new_options, self._new_session, _trials, folder, bundle.check_unchanged
+            ).session(path)
+        except Exception as error:  # onnxruntime raises its own types, which share no base
+            raise BackendError(f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor") from None
+
+    def _new_options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = SILENT
+        if overflows_in_pairs():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        return options
+
+    def _new_session(self, path: Path, options: Any) -> Any:
+        return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def _allocate(self) -> None:
+        model, dtype = self._model, self._decoder_type
+        shape = (1, model.num_key_value_heads, self._max_context, model.head_dim)
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        names = [f"{layer}.{kind}" for layer in range(model.num_layers) for kind in ("key", "value")]
+        # np.zeros maps its pages when they are first written: a short context costs no memory for a long one.
+        self._cache_arrays = {name: np.zeros(shape, dtype=dtype) for name in names}
+        self._caches = {name: value(array) for name, array in self._cache_arrays.items()}
+        self._seqlens_k = np.zeros(1, dtype=np.int32)
+        self._total_length = np.zeros((), dtype=np.int32)
+        self._num_logits = np.ones(1, dtype=np.int64)
+        self._fixed = {
+            "seqlens_k": value(self._seqlens_k),
+            "total_sequence_length": value(self._total_length),
+            "num_logits": value(self._num_logits),
+        }
+        self._steps: dict[int, _Step] = {}
+
+    def _step(self, num_tokens: int) -> _Step:
+        """The step of so many tokens, made when it is first taken."""
+        step = self._steps.get(num_tokens)
+        if step is None:
+            embeds = np.zeros((1, num_tokens, self._model.hidden_size), dtype=self._decoder_type)
+            logits = np.zeros((1, num_tokens, self._model.vocab_size), dtype=np.float32)
+            step = self._steps[num_tokens] = _Step(embeds, logits, self._bound(embeds, logits))
+        return step
+
+    def _bound(self, embeds: Array, logits: Array) -> Any:
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        binding = self._binding()
+        binding.bind_ortvalue_input("inputs_embeds", value(embeds))
+        binding.bind_ortvalue_output("logits", value(logits))
+        return binding
+
+    def _binding(self) -> Any:
+        """A binding of the caches and lengths, which every run shares."""
+        binding = self._decoder.io_binding()
+        for name, cache in self._caches.items():
+            binding.bind_ortvalue_input(f"past.{name}", cache)
+            binding.bind_ortvalue_output(f"present.{name}", cache)
+        for name, buffer in self._fixed.items():
+            binding.bind_ortvalue_input(name, buffer)
+        return binding
+
+    def encode(self, pixel_values: Array) -> Array:
+        """One tile after the other: a tile alone fills the cores, and memory stays that of one."""
+        num_tiles = len(pixel_values)
+        features: list[Array] = []
+        for tile in np.split(pixel_values, num_tiles):
+            self._report("tiles", len(features), num_tiles)
+            features.append(self._project(self._look(tile)))
+        return np.concatenate(features).astype(np.float32, copy=False)
+
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        patches = [self._look(tile) for tile in np.split(pixel_values, len(pixel_values))]
+        features = np.concatenate([self._project(one) for one in patches]).astype(np.float32, copy=False)
+        tokens = self.pack(features, plan)
+        return Features(np.concatenate(patches).astype(np.float32), features, tokens, tokens)
+
+    def _look(self, tile: Array) -> Array:
+        """A tile `[1, 3, S, S]` to patch features `[1, P, C]`."""
+        return self._run(self._vision, {"pixel_values": tile.astype(self._vision_type, copy=False)})
+
+    def _project(self, patches: Array) -> Array:
+        return self._run(self._projector, {"patch_features": patches})
+
+    def pack(self, features: Array, plan: PackingPlan) -> Array:
+        return pack(features, self._newline, plan)
+
+    def _run(self, session: Any, feeds: dict[str, Array]) -> Array:
+        try:
+            output: Array = session.run(None, feeds)[0]
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime failed while running a network: {first_line(error)}. Run: varco doctor"
+            ) from None
+        return output
+
+    def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
+        total = len(inputs.ids)
+        check_length(total, self._max_context)
+        pieces = []
+        for run in prompt_runs(total, start, num_logits, CHUNK_TOKENS, max_logits=total):
+            self._report("tokens", run.start, total)
+            logits = self._prefill_chunk(self._embed(inputs, run.start, run.end), run.start, run.num_logits)
+            if run.num_wanted:
+                pieces.append(logits)
+        self._report("tokens", total, total)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+    def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
+        """Rows `[1, end - start, D]` for the decoder."""
+        ids = inputs.ids[start:end]
+        is_image = ids == inputs.image_token_id
+        rows = self._embedding.rows(np.where(is_image, 0, ids))
+        if inputs.image_tokens is not None:
+            before = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+            rows[is_image] = inputs.image_tokens[before : before + int(np.count_nonzero(is_image))]
+        return rows[None].astype(self._decoder_type, copy=False)
+
+    def _prefill_chunk(self, embeds: Array, position: int, num_logits: int) -> Array:
+        length = embeds.shape[1]
+        self._set_lengths(position + length)
+        self._num_logits[0] = num_logits
+        logits = np.empty((1, num_logits, self._model.vocab_size), dtype=np.float32)
+        self._run_bound(self._bound(embeds, logits))
+        rows: Array = logits[0]
+        return rows
+
+    def decode_step(self, token_id: int, position: int) -> Array:
+        row: Array = self.decode_steps((token_id,), position)[0]
+        return row
+
+    def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
+        num_tokens = len(token_ids)
+        assert 1 <= num_tokens <= MAX_STEP_TOKENS, f"Bug: a step of {num_tokens} tokens"
+        check_length(position + num_tokens, self._max_context)
+        step = self._step(num_tokens)
+        step.embeds[0] = self._embedding.rows(np.array(token_ids))
+        self._set_lengths(position + num_tokens)
+        self._num_logits[0] = num_tokens
+        self._run_bound(step.binding)
+        rows: Array = step.logits[0]
+        return rows
+
+    @property
+    def prefix_bytes_per_position(self) -> int:
+        model = self._model
+        return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * self._decoder_type.itemsize
+
+    def copy_prefix(self, num_positions: int) -> Array:
+        """`[2 * layers, key/value heads, num_positions, head_dim]`, key and value of each layer in turn."""
+        return np.stack([cache[0, :, :num_positions] for cache in self._cache_arrays.values()])
+
+    def restore_prefix(self, prefix: Array) -> None:
+        for cache, kept in zip(self._cache_arrays.values(), prefix, strict=True):
+            cache[0, :, : prefix.shape[2]] = kept
+
+    def _run_bound(self, binding: Any) -> None:
+        try:
+            self._decoder.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime failed while running the decoder: {first_line(error)}. Run: varco doctor"
+            ) from None
+
+    def _set_lengths(self, total: int) -> None:
+        self._seqlens_k[0] = total - 1
+        self._total_length[...] = total
+
+
+def _trials(session: Any) -> list[dict[str, Array]]:
+    """Inputs for a network of a bundle, whichever it is: a decoder reads one position and several, others all rows."""
+    inputs = {value.name: value for value in session.get_inputs()}
+    rng = np.random.default_rng(0)
+    trials = []
+    for length in (1, 6) if "inputs_embeds" in inputs else (1,):
+        given = {"seqlens_k": [length - 1], "total_sequence_length": length, "num_logits": [1]}
+        feeds = {}
+        for name, value in inputs.items():
+            shape = [dim if isinstance(dim, int) else length if dim == "sequence" else 8 for dim in value.shape]
+            if name in given:
+                feeds[name] = np.array(given[name], dtype=np.int64 if value.type == "tensor(int64)" else np.int32)
+            elif name in ("pixel_values", "patch_features"):
+                feeds[name] = rng.standard_normal([1, *shape[1:]])
+            else:
+                feeds[name] = rng.standard_normal(shape)
+        floats = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        trials.append({name: feeds[name].astype(floats.get(inputs[name].type, feeds[name].dtype)) for name in feeds})
+    return trials

@@ -1,0 +1,336 @@
+"""A bundle for CUDA on ONNX Runtime, with no torch and no cuda-python.
+
+Weights, caches and features are on the device from loading on; nothing is copied between steps. A prompt runs in
+chunks of its own length, an answer token by token as a CUDA graph (`cuda_step.py`), both in one session, so the weights
+are there once. Pictures are in `cuda_vision.py`. Where the GPU is missing, a bundle in fp16 runs on the CPU through the
+same code, slowly: onnxruntime converts around every operator that has no fp16 kernel there.
+
+**No line of this has run on a GPU.** What the tests show is said in docs/data-centre-gpus.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from varco_runtime.backend import MAX_STEP_TOKENS, Array, Features, PromptInputs
+from varco_runtime.backends.cuda.driver import GpuFacts, find_gpu
+from varco_runtime.backends.cuda.library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
+from varco_runtime.backends.cuda.memory import buffer_shapes, buffer_sizes, check_memory, shortage, sizes_of
+from varco_runtime.backends.cuda.sampling import SamplingStep
+from varco_runtime.backends.cuda.session import ARENA, Device, Network
+from varco_runtime.backends.cuda.step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
+from varco_runtime.backends.cuda.threads import DEVICE_LOCK, DeviceThreads, on_device_thread
+from varco_runtime.backends.cuda.vision import CudaVision, DeviceFeatures, DeviceImageTokens
+from varco_runtime.backends.embedding import EmbeddingTable
+from varco_runtime.backends.prompt_runs import check_length, prompt_runs
+from varco_runtime.backends.tensorrt.memory import Sizes
+from varco_runtime.bundle.graph_contract import check_graph_contract, graph_contract
+from varco_runtime.bundle.manifest import Embedding, Manifest
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.dtypes import to_stored
+from varco_runtime.errors import BackendError, ShortageError
+from varco_runtime.generation.sampling import FIRST_OF_THE_GREATEST, Draw
+from varco_runtime.picture.packing import PackingPlan
+from varco_runtime.system.libraries import import_onnxruntime
+from varco_runtime.system.processor import usable_cores
+
+CAPTURED = ("decoder", "sampling")
+"""The networks whose runs can be replayed; prompts, in the decoder's session, ask for no graph."""
+PROFILED_ROWS = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096"
+"""Numbers of rows for which the fused kernel for integers seeks its best form at loading: a step's, a draft's, those of
+prompts and of whole runs. Others it would seek when they first come, which for the largest takes seconds."""
+NO_TOKEN = -1
+"""The device's choice among logits that are not finite."""
+
+
+class CudaBackend:
+    """One loaded bundle. See `Backend` for the methods. Raises `BackendError` or `MissingExtraError`: one line.
+
+    `place` is `cuda`, or `cpu` for a bundle that `runs_on_cpu`.
+    """
+
+    def __init__(
+        self, bundle: Bundle, max_context: int | None = None, place: str = "cuda", threads: int | None = None
+    ) -> None:
+        manifest = bundle.manifest
+        self._manifest = manifest
+        self._gpu: GpuFacts | None = None
+        self._max_context = max_context or manifest.max_context
+        self._sizes = sizes_of(manifest, self._max_context)
+        self._threads = threads or usable_cores()
+        self.device_threads = DeviceThreads()
+        missing: list[str] = []
+        if place == "cuda":
+            self._gpu = find_gpu()
+            check_capability(self._gpu, manifest)
+            self._ort, missing = load_onnxruntime()
+            check_memory(manifest, self._sizes, self._gpu, ARENA.spare_bytes(buffer_sizes(manifest, self._sizes)))
+        else:
+            self._ort = _host_onnxruntime()
+        # No method of this object, which would make a cycle: losing the backend gives its memory back at once.
+        out_of_memory = partial(_shortage, manifest, self._sizes, self._gpu)
+        self._device = Device(self._ort, place, self._threads, out_of_memory)
+        with DEVICE_LOCK:
+            self._load(bundle, missing)
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    @property
+    def description(self) -> str:
+        if self._gpu is None:
+            threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+            return f"onnxruntime {self._ort.__version__}, CPU, {threads}, a bundle made for CUDA"
+        return f"onnxruntime {self._ort.__version__}, CUDA, {self._gpu.name} ({self._gpu.target})"
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    def _load(self, bundle: Bundle, missing: list[str]) -> None:
+        device, manifest = self._device, self._manifest
+        networks = {name: Network(device, name, self._session(bundle, name, missing)) for name in manifest.components}
+        shapes = buffer_shapes(manifest, self._sizes)
+        self._buffers = {name: device.buffer(*shapes[name]) for name in shapes if name != "cache"}
+        self._caches = make_caches(device, manifest, self._max_context)
+        self._token_rows = None if manifest.embedding is None else _token_rows(bundle, manifest.embedding)
+        self._decoder = networks["decoder"]
+        self._vision = CudaVision(device, manifest, self._sizes, networks, self._buffers)
+        self._steps: dict[int, DecodeStep] = {}
+        self._sampling = SamplingStep(device, networks["sampling"], self._step(1).logits_buffer)
+        if self._gpu is not None:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Everything once, before the first question: what is missing or does not fit shows now.
+
+        The largest picture and the longest run of a prompt come before the captures: memory is taken once in its
+        greatest sizes, and kernels are chosen. What this leaves in the caches is finite, and overwritten before it is
+        seen.
+        """
+        for num_tokens in range(1, MAX_STEP_TOKENS + 1):
+            self._step(num_tokens)  # its buffers, which would else take the place that a prompt's inputs leave
+        self._vision.warm_up()
+        ids = np.zeros(self._sizes.prefill_tokens, np.int64)
+        self.prefill(PromptInputs(ids, self._manifest.prompt.image_token_id, None), 0, self._sizes.num_logits)
+        for num_tokens in range(1, MAX_STEP_TOKENS + 1):
+            self._run_step((0,) * num_tokens, 0)
+        self._sampling.run(FIRST_OF_THE_GREATEST)
+
+    def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
+        """One network. Without CUDA's libraries it would run on the CPU unasked, or fail for the lack of a kernel."""
+        path, compute = bundle.path(self._manifest.components[name].file), self._manifest.decoder.compute
+        try:
+            session = self._device.session(path, _provider_options(name), _session_entries(compute))
+        except ShortageError:
+            raise
+        except BackendError:
+            if missing:
+                raise libraries_missing(missing) from None
+            raise
+        if self._gpu is not None and not runs_on_cuda(session):
+            raise libraries_missing(missing)
+        check_graph_contract(session, path, graph_contract(self._manifest)[name])
+        return session
+
+    # -- pictures -----------------------------------------------------------------------------------------------------
+
+    @on_device_thread
+    def encode(self, pixel_values: Array) -> DeviceFeatures:
+        return self._vision.encode(pixel_values)
+
+    @on_device_thread
+    def encode_pixels(self, tiles: Array) -> DeviceFeatures:
+        return self._vision.encode_pixels(tiles)
+
+    @on_device_thread
+    def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
+        return self._vision.pack(features, plan)
+
+    @on_device_thread
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        return self._vision.features(pixel_values, plan)
+
+    # -- prefill ------------------------------------------------------------------------------------------------------
+
+    @on_device_thread
+    def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
+        total = len(inputs.ids)
+        check_length(total, self._max_context)
+        rows = []
+        for run in prompt_runs(total, start, num_logits, self._sizes.prefill_tokens, self._sizes.num_logits):
+            logits = self._prefill_chunk(inputs, run.start, run.end, run.num_logits, read=run.num_wanted > 0)
+            if logits is not None:
+                rows.append(logits)
+        return self._watched(np.concatenate(rows))
+
+    def _prefill_chunk(self, inputs: PromptInputs, start: int, end: int, num_logits: int, read: bool) -> Array | None:
+        """One run over the positions `start` .. `end`; the last `num_logits` logits `[num_logits, vocab]` if `read`."""
+        upload, tokens, logits = self._device.upload, self._buffers["image_tokens"], self._buffers["logits"]
+        binding = self._decoder.binding()
+        arrays = self._token_inputs(inputs, start, end)
+        if self._token_rows is not None:
+            rows = self._token_rows(arrays.pop("token_ids"))
+            binding.value_as("inputs_embeds", upload(rows), self._manifest.decoder.compute)
+        for name, array in arrays.items():
+            binding.value(name, upload(array))
+        num_rows = 1 if inputs.image_tokens is None else inputs.image_tokens.num_tokens
+        binding.input("image_tokens", tokens, (num_rows, tokens.shape[1]))
+        binding.value("seqlens_k", upload(np.array([end - 1], np.int32)))
+        # In the host's memory on every device: the provider reads it there.
+        total = np.array(end, np.int32)
+        binding.value("total_sequence_length", self._ort.OrtValue.ortvalue_from_numpy(total))
+        length = end - start
+        binding.value("logit_positions", upload(np.arange(length - num_logits, length, dtype=np.int64)))
+        bind_caches(binding, self._caches)
+        vocab_size = self._manifest.model.vocab_size
+        if num_logits == 1:  # without the other rows, which would come to the host too
+            row = binding.host_output("logits", "fp32", (1, 1, vocab_size))
+            self._decoder.run(binding)
+            return row[0] if read else None
+        binding.output("logits", logits, (1, num_logits, vocab_size))
+        self._decoder.run(binding)
+        found: Array = logits.read().reshape(-1)[: num_logits * vocab_size].reshape(num_logits, vocab_size)
+        return found
+
+    def _token_inputs(self, inputs: PromptInputs, start: int, end: int) -> dict[str, Array]:
+        """Which token or which row of the picture stands at each position."""
+        ids = inputs.ids[start:end]
+        is_image = ids == inputs.image_token_id
+        token_ids = np.where(is_image, 0, ids).astype(np.int64)
+        self._check_tokens(int(token_ids.min()), int(token_ids.max()))
+        image_rows = np.zeros(len(ids), np.int64)
+        if inputs.image_tokens is None:
+            is_image = np.zeros_like(is_image)
+        else:
+            assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of an earlier picture"
+            before = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+            image_rows[is_image] = before + np.arange(int(np.count_nonzero(is_image)))
+            num_rows = inputs.image_tokens.num_tokens
+            assert image_rows.max() < num_rows, f"Bug: row {image_rows.max()} of a picture of {num_rows} tokens"
+        return {"token_ids": token_ids[None], "image_rows": image_rows[None], "is_image": is_image[None, :, None]}
+
+    # -- decode -------------------------------------------------------------------------------------------------------
+
+    def decode_step(self, token_id: int, position: int) -> Array:
+        row: Array = self.decode_steps((token_id,), position)[0]
+        return row
+
+    @on_device_thread
+    def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
+        return self._watched(self._run_step(token_ids, position).logits())
+
+    def decode_greedy(self, token_id: int, position: int) -> int:
+        return self.decode_greedy_steps((token_id,), position)[0]
+
+    @on_device_thread
+    def decode_greedy_steps(self, token_ids: Sequence[int], position: int) -> list[int]:
+        return self._checked(self._run_step(token_ids, position).chosen(), position)
+
+    @on_device_thread
+    def decode_sampled(self, token_id: int, position: int, draw: Draw) -> int:
+        self._run_step((token_id,), position)
+        return self._checked([self._sampling.run(draw)], position)[0]
+
+    def _run_step(self, token_ids: Sequence[int], position: int) -> DecodeStep:
+        check_length(position + len(token_ids), self._max_context)
+        self._check_tokens(min(token_ids), max(token_ids))
+        step = self._step(len(token_ids))
+        step.run(token_ids, position)
+        return step
+
+    def _step(self, num_tokens: int) -> DecodeStep:
+        """The step of so many tokens, made when it is first taken."""
+        assert 1 <= num_tokens <= MAX_STEP_TOKENS, f"Bug: a step of {num_tokens} tokens"
+        if num_tokens not in self._steps:
+            self._steps[num_tokens] = DecodeStep(
+                self._device,
+                self._decoder,
+                self._manifest,
+                self._caches,
+                self._buffers["image_tokens"],
+                self._token_rows,
+                num_tokens,
+            )
+        return self._steps[num_tokens]
+
+    def _checked(self, tokens: list[int], position: int) -> list[int]:
+        """What the device chose after `position` and the positions behind it."""
+        if NO_TOKEN in tokens:
+            clear_caches(self._caches)
+            raise BackendError(
+                f"The decoder gave logits that are not finite at position {position + tokens.index(NO_TOKEN)}. "
+                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
+            )
+        for token in tokens:
+            if not 0 <= token < self._manifest.model.vocab_size:
+                raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")
+        return tokens
+
+    def _watched(self, logits: Array) -> Array:
+        """The logits as they are. Where they are not finite, so are the caches, which are then cleared.
+
+        One logit of a row tells: a NaN on the way to the head reaches all of them.
+        """
+        if not np.isfinite(logits[..., 0]).all():
+            clear_caches(self._caches)
+        return logits
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_tokens(self, least: int, greatest: int) -> None:
+        """The device looks up whatever it is given, without a word."""
+        vocab_size = self._manifest.model.vocab_size
+        assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
+
+
+def _token_rows(bundle: Bundle, facts: Embedding) -> TokenRows:
+    """Rows of tokens `[..., width]` in the compute type, for a decoder that does not hold them."""
+    table, compute = EmbeddingTable(bundle.path(facts.file), facts), bundle.manifest.decoder.compute
+    return lambda token_ids: to_stored(table.rows(token_ids), compute)
+
+
+def runs_on_cpu(bundle: Bundle) -> bool:
+    """Whether the CPU has kernels, or conversions to such, for all operators: there are none for bf16 and FP8."""
+    components = bundle.manifest.components.values()
+    return all(part.compute != "bf16" and "fp8" not in part.precision for part in components)
+
+
+def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: str) -> ShortageError:
+    """What to say where memory ran out: with what was free before the loading, and what is free now."""
+    if gpu is None:
+        return ShortageError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
+    try:
+        free_now = find_gpu().free_bytes
+    except BackendError:  # a device in trouble; the shortage is the news
+        free_now = None
+    return shortage(manifest, sizes, gpu, during, free_now)
+
+
+def _provider_options(name: str) -> dict[str, str]:
+    """For the CUDA provider. Without cuDNN a bundle runs alike whether that is installed or not, and no plan is built
+    for each new length of a prompt."""
+    return {
+        "device_id": "0",
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",
+        "enable_cudnn": "0",
+        "enable_cuda_graph": "1" if name in CAPTURED else "0",
+    }
+
+
+def _session_entries(compute: str) -> dict[str, str]:
+    """For the session."""
+    return {
+        "ep.cuda.fpa_intb_gemm": "0" if compute == "fp32" else "1",
+        "ep.cuda.fpa_intb_profile_m": PROFILED_ROWS,
+        # Weights outside the arena: a repacked weight's first copy is then given back.
+        "session.use_device_allocator_for_initializers": "1",
+    }
+
+
+def _host_onnxruntime() -> Any:
+    return import_onnxruntime("Running a bundle on the CPU")

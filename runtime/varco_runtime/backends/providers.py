@@ -1,0 +1,89 @@
+"""What a bundle runs on, and why: its graphs or engines are made for one provider, so the bundle decides.
+
+`auto` takes what the bundle was made for; a bundle for CUDA falls back to the CPU where no GPU can be used and its
+operators allow it, and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from varco_runtime.backend import Backend
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.errors import BackendError, UsageError
+
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+_NAMES = {"cpu": "the CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A backend, and one line for people: `cpu (the bundle was exported for the CPU)`."""
+
+    backend: Backend
+    line: str
+
+
+def check_provider(name: str) -> None:
+    """Raise `UsageError` for a provider that is unknown."""
+    if name not in PROVIDERS:
+        raise UsageError(f"The provider {name!r} is unknown. Expected one of: {', '.join(PROVIDERS)}.")
+
+
+def open_provider(bundle: Bundle, name: str, max_context: int | None, threads: int | None) -> Provider:
+    """Load a checked bundle on the provider called `name`; `auto` takes the one it was exported for.
+
+    Graphs for TensorRT use no operator that is fast on a CPU, so they are refused there rather than run for minutes.
+    `max_context` None is all the bundle or its engines allow. `threads` are the CPU's. Raises `BackendError`.
+    """
+    device = bundle.manifest.device
+    if device == "cuda":
+        return _open_cuda(bundle, name, max_context, threads)
+    if name not in ("auto", device):
+        raise _mismatch(device, name)
+    why = _why(device, name)
+    if device == "cpu":
+        from varco_runtime.backends.cpu.backend import OnnxRuntimeBackend
+
+        return Provider(OnnxRuntimeBackend(bundle, max_context or bundle.manifest.max_context, threads), f"cpu ({why})")
+    from varco_runtime.backends.tensorrt.backend import TensorRtBackend
+
+    backend = TensorRtBackend(bundle, max_context)
+    return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})")
+
+
+def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None) -> Provider:
+    """The GPU; the CPU where it was asked for, or where no GPU can be used and nobody insists on one."""
+    from varco_runtime.backends.cuda.backend import CudaBackend, runs_on_cpu
+
+    if name == "tensorrt":
+        raise _mismatch("cuda", name)
+    reason = "as asked"
+    if name != "cpu":
+        try:
+            return Provider(CudaBackend(bundle, max_context), f"cuda ({_why('cuda', name)})")
+        except BackendError as error:  # a missing onnxruntime, which the CPU would lack too, is not caught
+            if name == "cuda":
+                raise
+            reason = str(error)
+    if not runs_on_cpu(bundle):
+        precision = bundle.manifest.decoder.precision
+        # What is wrong with the GPU ends with its own advice, often this one.
+        rest = f". {_export('cpu')}" if name == "cpu" else f", nor can the GPU: {reason}"
+        raise BackendError(f"The CPU cannot run this bundle, it has no kernels for {precision}{rest}")
+    backend = CudaBackend(bundle, max_context, "cpu", threads)
+    if name == "cpu":
+        return Provider(backend, "cpu (as asked; the bundle was exported for CUDA, whose fp16 is slow here)")
+    return Provider(backend, f"cpu, slowly (the bundle was exported for CUDA, which cannot be used: {reason})")
+
+
+def _why(device: str, name: str) -> str:
+    return "as asked" if name == device else f"the bundle was exported for {_NAMES[device]}"
+
+
+def _mismatch(device: str, name: str) -> BackendError:
+    return BackendError(f"The bundle was exported for {_NAMES[device]}, got the provider {name!r}. {_export(name)}")
+
+
+def _export(device: str) -> str:
+    return f"Make one that fits with: varco export CHECKPOINT BUNDLE --device {device}"

@@ -1,0 +1,263 @@
+"""The bundle's TensorRT engines on an NVIDIA device, with cuda-python and no torch.
+
+Memory is allocated once. A cache's past and present are bound to one address. Features, image tokens and embeddings
+stay on the device, and so do positions and masks, which are copied from a table and a triangle made at loading.
+A prompt runs in chunks with the decoder's prefill profile, in exactly its own lengths; an answer runs token by token
+as a CUDA graph (`tensorrt_step.py`). Pictures are in `tensorrt_vision.py`.
+
+TensorRT ignores writes outside a cache without a word, so every position is checked here, and every shape against the
+memory bound to it. All work is asked for on one stream; the host waits before it reads.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+
+from varco_runtime.backend import Array, Features, PromptInputs
+from varco_runtime.backends.prompt_runs import check_length, prompt_runs
+from varco_runtime.backends.tensorrt.contract import COMPONENTS, ITEM_BYTES, cache_names, contract
+from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
+from varco_runtime.backends.tensorrt.engine import Engine, Pass
+from varco_runtime.backends.tensorrt.engine_choice import choose_engines, choose_max_context
+from varco_runtime.backends.tensorrt.memory import DeviceMemory, Sizes
+from varco_runtime.backends.tensorrt.step import DECODE, DecodeStep, bind_caches
+from varco_runtime.backends.tensorrt.vision import DeviceFeatures, DeviceImageTokens, TensorRtVision
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.errors import BackendError, BundleError
+from varco_runtime.picture.packing import PackingPlan
+
+PREFILL = 0
+"""The decoder's profile for several positions, and the only one of most engines."""
+CHECK_EVERY = 64
+"""Greedy steps between two looks at the logits. NaN has no largest entry, so the device's choice does not show it."""
+_INT_BYTES = ITEM_BYTES["int64"]
+
+
+class TensorRtBackend:
+    """One loaded bundle. See `Backend` for the methods. `close` frees the device; so does losing the last reference.
+
+    Raises `BackendError`, `BundleError`, `UsageError` or `MissingExtraError`: one line that says what is missing or
+    does not match.
+    """
+
+    def __init__(self, bundle: Bundle, max_context: int | None = None) -> None:
+        self._manifest = bundle.manifest
+        self._cuda = Cuda()
+        self._finalizer = weakref.finalize(self, self._cuda.close)
+        try:
+            self._load(bundle, max_context)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Free the device's memory. The backend is of no use afterwards; a second call does nothing."""
+        self._finalizer()
+
+    @property
+    def max_context(self) -> int:
+        return self._max_context
+
+    @property
+    def target(self) -> str:
+        """The kind of device: `sm89`."""
+        return self._cuda.target
+
+    @property
+    def description(self) -> str:
+        graph = "" if self._step.can_capture else ", decode step without a CUDA graph"
+        return f"{self._library.product} {self._library.version}, {self._cuda.name} ({self._cuda.target}){graph}"
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    def _load(self, bundle: Bundle, max_context: int | None) -> None:
+        """Everything is compared before the next thing is loaded: manifest, device, library, memory, engines."""
+        cuda, manifest = self._cuda, self._manifest
+        self._library, chosen = choose_engines(manifest, cuda)
+        cuda.at_close(self._library.release)
+        self._max_context = choose_max_context(max_context, chosen)
+        self._sizes = Sizes.of(manifest, chosen)
+        memory = DeviceMemory(cuda, manifest, chosen, self._sizes)
+        memory.check()
+        expected = contract(manifest, self._sizes.max_context)
+        engines = {}
+        for name in COMPONENTS:
+            file = chosen[name].file
+            engines[name] = self._library.load(cuda, bundle.path(file), chosen[name], manifest.files[file].sha256)
+            engines[name].check(expected[name])
+        self._check_reach(engines)
+        self._buffers, scratch = memory.allocate(max(engine.scratch_bytes() for engine in engines.values()))
+        cuda.at_close(self._library.release)  # again: before the memory that contexts use is freed
+        self._prepare(engines, scratch)
+
+    def _check_reach(self, engines: dict[str, Engine]) -> None:
+        """The profiles must reach as far as the manifest says, by which the buffers are sized."""
+        sizes = self._sizes
+        for component, tensor, axis, profile, needed in (
+            ("vision", "pixel_values", 0, PREFILL, sizes.batch_tiles),
+            ("projector", "patch_features", 0, PREFILL, sizes.batch_tiles),
+            ("packing", "image_features", 0, PREFILL, sizes.picture_tiles),
+            ("embedding", "token_ids", 1, PREFILL, sizes.prefill_tokens),
+            ("decoder", "inputs_embeds", 1, PREFILL, sizes.prefill_tokens),
+            ("decoder", "attention_mask", 3, PREFILL, sizes.max_context),
+            ("decoder", "logit_positions", 0, PREFILL, sizes.num_logits),
+            ("decoder", "attention_mask", 3, DECODE, sizes.max_context),
+        ):
+            engine = engines[component]
+            reach = engine.longest(tensor, axis, profile) if profile < engine.num_profiles else 0
+            if reach < needed:
+                raise BundleError(
+                    f"{engine.file} takes at most {reach} along axis {axis} of {tensor} in profile {profile}, expected "
+                    f"{needed}. Build the engines again with: varco engines BUNDLE"
+                )
+
+    def _prepare(self, engines: dict[str, Engine], scratch: Buffer) -> None:
+        """Contexts, addresses, zeroed caches, tables."""
+        cuda, manifest, buffers, sizes = self._cuda, self._manifest, self._buffers, self._sizes
+        self._vision = TensorRtVision(cuda, manifest, sizes, engines, buffers, scratch)
+        self._step = DecodeStep(cuda, manifest, engines, buffers, scratch)
+        self._embedding = Pass(engines["embedding"], scratch, PREFILL)
+        for name in ("token_ids", "inputs_embeds"):
+            self._embedding.bind(name, buffers[name])
+        self._decoder = Pass(engines["decoder"], scratch, PREFILL)
+        inputs = ("inputs_embeds", "position_ids", "write_indices", "attention_mask", "logit_positions")
+        for name in (*inputs, "logits", "next_token"):
+            self._decoder.bind(name, buffers[name])
+        bind_caches(self._decoder, manifest, buffers)
+
+        self._caches = [buffers[f"cache.{name}"] for name in cache_names(manifest.model.num_layers)]
+        for cache in self._caches:
+            cuda.fill(cache, 0)
+        cuda.upload(buffers["positions"], np.arange(sizes.max_context, dtype=np.int64))
+        cuda.upload(buffers["triangle"], np.tri(sizes.prefill_tokens, dtype=np.bool_))
+        self._logits = cuda.pinned((sizes.num_logits, manifest.model.vocab_size), np.float32)
+        self._length = 0  # positions that may hold keys and values; zeros follow
+
+    # -- pictures -----------------------------------------------------------------------------------------------------
+
+    def encode(self, pixel_values: Array) -> DeviceFeatures:
+        return self._vision.encode(pixel_values)
+
+    def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
+        return self._vision.pack(features, plan)
+
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        return self._vision.features(pixel_values, plan)
+
+    # -- prefill ------------------------------------------------------------------------------------------------------
+
+    def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
+        total = len(inputs.ids)
+        check_length(total, self._max_context)
+        self._rewind(start)
+        rows = []
+        for run in prompt_runs(total, start, num_logits, self._sizes.prefill_tokens, self._sizes.num_logits):
+            self._embed(inputs, run.start, run.end)
+            self._prefill_chunk(run.start, run.end, run.num_logits)
+            if run.num_wanted:
+                rows.append(self._read_logits(run.num_wanted).copy())
+        return np.concatenate(rows)
+
+    def _embed(self, inputs: PromptInputs, start: int, end: int) -> None:
+        """Embeddings of the positions `start` .. `end`: all looked up, then the picture's rows copied over its span."""
+        ids = inputs.ids[start:end]
+        is_image = ids == inputs.image_token_id
+        token_ids = np.where(is_image, 0, ids).astype(np.int64)
+        self._check_tokens(int(token_ids.min()), int(token_ids.max()))
+        self._cuda.upload(self._buffers["token_ids"], token_ids)
+        self._embedding.shape("token_ids", 1, len(ids))
+        self._embedding.run()
+        if inputs.image_tokens is None:
+            return
+        assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of an earlier picture"
+        row_bytes = self._manifest.model.hidden_size * ITEM_BYTES[self._manifest.decoder.compute]
+        row = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+        for first, last in _runs(is_image):
+            num_bytes = (last - first) * row_bytes
+            target = self._buffers["inputs_embeds"].part(first * row_bytes, num_bytes)
+            self._cuda.copy(target, inputs.image_tokens.rows.part(row * row_bytes, num_bytes))
+            row += last - first
+
+    def _prefill_chunk(self, start: int, end: int, num_logits: int) -> None:
+        """One run of the prefill profile over the positions `start` .. `end`, with the last `num_logits` logits."""
+        cuda, buffers, length = self._cuda, self._buffers, end - start
+        self._length = end  # from here on the caches may hold something up to there, whatever happens
+        self._step.show(start, length)
+        cuda.copy(buffers["position_ids"], self._positions(start, length))
+        cuda.copy(buffers["write_indices"], self._positions(start, 1))
+        cuda.copy(buffers["logit_positions"], self._positions(length - num_logits, num_logits))
+        # The mask [length, end] shows all that stood before the chunk, and the chunk itself as a triangle.
+        mask, pitch = buffers["attention_mask"].part(0, length * end), self._sizes.prefill_tokens
+        cuda.fill_rows(mask, end, 1, start, length)
+        cuda.copy_rows(mask.part(start, length * end - start), end, buffers["triangle"], pitch, length, length)
+        self._decoder.shape("inputs_embeds", 1, length, self._manifest.model.hidden_size)
+        self._decoder.shape("position_ids", 1, length)
+        self._decoder.shape("attention_mask", 1, 1, length, end)
+        self._decoder.shape("logit_positions", num_logits)
+        self._decoder.run()
+
+    def _positions(self, first: int, count: int) -> Buffer:
+        """The numbers `first` .. `first + count - 1` on the device."""
+        return self._buffers["positions"].part(first * _INT_BYTES, count * _INT_BYTES)
+
+    # -- decode -------------------------------------------------------------------------------------------------------
+
+    def decode_step(self, token_id: int, position: int) -> Array:
+        self._run_step(token_id, position)
+        row: Array = self._read_logits(1)[0]
+        return row
+
+    def decode_greedy(self, token_id: int, position: int) -> int:
+        self._run_step(token_id, position)
+        token = self._step.chosen()
+        if position % CHECK_EVERY == 0 and not np.isfinite(self._read_logits(1)).all():
+            raise BackendError(
+                f"The decoder gave logits that are not finite at position {position}. "
+                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
+            )
+        if not 0 <= token < self._manifest.model.vocab_size:
+            raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")
+        return token
+
+    def _run_step(self, token_id: int, position: int) -> None:
+        check_length(position + 1, self._max_context)
+        self._check_tokens(token_id, token_id)
+        self._rewind(position)
+        self._length = position + 1
+        self._step.run(token_id, position)
+
+    # -- both ---------------------------------------------------------------------------------------------------------
+
+    def _rewind(self, position: int) -> None:
+        """Forget what stands from `position` on. It is zeroed, because the step reads there, if with no weight."""
+        assert position <= self._length, f"Bug: position {position} follows {self._length} positions"
+        stale = self._length - position
+        if not stale:
+            return
+        model = self._manifest.model
+        row_bytes = model.head_dim * ITEM_BYTES[self._manifest.decoder.compute]
+        pitch = self._sizes.max_context * row_bytes  # [KV, max_context, head_dim]: from one head to the next
+        for cache in self._caches:
+            tail = cache.part(position * row_bytes, cache.num_bytes - position * row_bytes)
+            self._cuda.fill_rows(tail, pitch, 0, stale * row_bytes, model.num_key_value_heads)
+        self._step.hide(position, stale)
+        self._length = position
+
+    def _read_logits(self, count: int) -> Array:
+        """The first `count` rows of the last run's logits, valid until the next call."""
+        rows: Array = self._logits[:count]
+        self._cuda.download(rows, self._buffers["logits"])
+        self._cuda.synchronize()
+        return rows
+
+    def _check_tokens(self, least: int, greatest: int) -> None:
+        vocab_size = self._manifest.model.vocab_size
+        assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
+
+
+def _runs(mask: Array) -> list[tuple[int, int]]:
+    """First and last + 1 of every stretch of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]

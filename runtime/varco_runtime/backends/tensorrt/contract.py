@@ -1,0 +1,73 @@
+"""What each TensorRT engine of a bundle takes and gives: names, types and shapes, as the exporter writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from varco_runtime.bundle.manifest import Manifest
+
+COMPONENTS = ("vision", "projector", "packing", "embedding", "decoder")
+ITEM_BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "uint8": 1, "int32": 4, "int64": 8, "bool": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output. A name in `shape` stands for a length that each run chooses."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+    is_input: bool
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every run has the same shape."""
+        return not any(isinstance(length, str) for length in self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join(str(length) for length in self.shape)}]"
+
+
+def cache_names(num_layers: int) -> list[str]:
+    """The caches, without `past.` and `present.`."""
+    return [f"{layer}.{kind}" for layer in range(num_layers) for kind in ("key", "value")]
+
+
+def contract(manifest: Manifest, max_context: int) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each component, for caches of `max_context` positions.
+
+    All networks compute in one type. `indices` count the rows of all tiles, the one behind the last is image_newline.
+    """
+    model, side, patches = manifest.model, manifest.image.tile_px, manifest.image.patches_per_tile
+    dtype, width, vision_width = manifest.decoder.compute, model.hidden_size, model.vision_hidden_size
+    pixels = Tensor(dtype, ("tiles", 3, side, side), True)
+    decoder = {
+        "inputs_embeds": Tensor(dtype, (1, "sequence", width), True),
+        "position_ids": Tensor("int64", (1, "sequence"), True),
+        "write_indices": Tensor("int64", (1,), True),
+        "attention_mask": Tensor("bool", (1, 1, "sequence", "total"), True),
+        "logit_positions": Tensor("int64", ("num_logits",), True),
+        "logits": Tensor("fp32", (1, "num_logits", model.vocab_size), False),
+        "next_token": Tensor("int64", (1, "num_logits"), False),
+    }
+    cache = (1, model.num_key_value_heads, max_context, model.head_dim)
+    for name in cache_names(model.num_layers):
+        decoder[f"past.{name}"] = Tensor(dtype, cache, True)
+        decoder[f"present.{name}"] = Tensor(dtype, cache, False)
+    return {
+        "vision": {"pixel_values": pixels, "patch_features": Tensor(dtype, ("tiles", patches, vision_width), False)},
+        "projector": {
+            "patch_features": Tensor(dtype, ("tiles", patches, vision_width), True),
+            "image_features": Tensor(dtype, ("tiles", patches, width), False),
+        },
+        "packing": {
+            "image_features": Tensor(dtype, ("tiles", patches, width), True),
+            "indices": Tensor("int64", ("tokens", 4), True),
+            "weights": Tensor(dtype, ("tokens", 4), True),
+            "image_tokens": Tensor(dtype, ("tokens", width), False),
+        },
+        "embedding": {
+            "token_ids": Tensor("int64", (1, "sequence"), True),
+            "inputs_embeds": Tensor(dtype, (1, "sequence", width), False),
+        },
+        "decoder": decoder,
+    }

@@ -1,0 +1,132 @@
+"""The device memory of a bundle on TensorRT: every buffer, sized from the manifest, allocated once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from varco_runtime.backends.tensorrt.contract import ITEM_BYTES, cache_names
+from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
+from varco_runtime.backends.tensorrt.engine_choice import Engines
+from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.settings import ImageSettings
+from varco_runtime.errors import BackendError
+
+SHRUNK_TOKENS = 1.21
+"""A grid is shrunk once it exceeds `max_grid_tiles` by a factor of 1.1 along each side: so much larger can it be."""
+MAX_LOGITS = 16
+"""Rows of logits kept at once, of those that the engine allows: one is the answer's, many are a measurement's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the buffers hold at most: `batch_tiles` in one run of the vision tower, `picture_tiles` in a picture."""
+
+    batch_tiles: int
+    picture_tiles: int
+    image_tokens: int
+    prefill_tokens: int
+    num_logits: int
+    max_context: int
+
+    @classmethod
+    def of(cls, manifest: Manifest, engines: Engines) -> Sizes:
+        tiles, tokens = largest_picture(manifest.image)
+        max_context = engines["decoder"].max_context
+        return cls(
+            batch_tiles=min(engines["vision"].max_tiles, engines["projector"].max_tiles, tiles),
+            picture_tiles=min(engines["packing"].max_tiles, tiles),
+            image_tokens=min(tokens, max_context),
+            prefill_tokens=min(engines["decoder"].prefill_tokens, engines["embedding"].prefill_tokens, max_context),
+            num_logits=min(engines["decoder"].max_logits, MAX_LOGITS),
+            max_context=max_context,
+        )
+
+
+def largest_picture(settings: ImageSettings) -> tuple[int, int]:
+    """The most tiles and the most image tokens that any picture makes."""
+    side, patches = settings.patches_per_side, settings.patches_per_tile
+    grids = [(height // settings.tile_px, width // settings.tile_px) for height, width in settings.grid_pinpoints]
+    tiles = max(rows * columns for rows, columns in grids)
+    grid_tokens = tiles * patches
+    if settings.max_grid_tiles is not None:
+        grid_tokens = min(grid_tokens, math.ceil(SHRUNK_TOKENS * settings.max_grid_tiles * patches))
+    newlines = max(rows for rows, _ in grids) * side
+    return 1 + tiles, patches + grid_tokens + newlines
+
+
+def buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, int]:
+    """Bytes of every buffer but the scratch memory, which the engines size.
+
+    A decode step has small inputs of its own: a captured graph keeps its addresses. `positions` counts 0, 1, 2 ... and
+    `triangle` is a causal mask, so that positions and masks are made by copies on the device.
+    """
+    model, image = manifest.model, manifest.image
+    item, integer = ITEM_BYTES[manifest.decoder.compute], ITEM_BYTES["int64"]
+    patches, width = image.patches_per_tile, model.hidden_size
+    cache = model.num_key_value_heads * sizes.max_context * model.head_dim * item
+    return {
+        "pixel_values": sizes.batch_tiles * 3 * image.tile_px**2 * item,
+        "patch_features": sizes.batch_tiles * patches * model.vision_hidden_size * item,
+        "batch_features": sizes.batch_tiles * patches * width * item,
+        "image_features": sizes.picture_tiles * patches * width * item,
+        "indices": sizes.image_tokens * 4 * integer,
+        "weights": sizes.image_tokens * 4 * item,
+        "image_tokens": sizes.image_tokens * width * item,
+        "token_ids": sizes.prefill_tokens * integer,
+        "inputs_embeds": sizes.prefill_tokens * width * item,
+        "position_ids": sizes.prefill_tokens * integer,
+        "write_indices": integer,
+        "attention_mask": sizes.prefill_tokens * sizes.max_context,
+        "logit_positions": sizes.num_logits * integer,
+        "logits": sizes.num_logits * model.vocab_size * ITEM_BYTES["fp32"],
+        "next_token": sizes.num_logits * integer,
+        "step_token": integer,
+        "step_embeds": width * item,
+        "step_position": integer,
+        "step_mask": sizes.max_context,
+        "step_logit": integer,
+        "positions": sizes.max_context * integer,
+        "triangle": sizes.prefill_tokens**2,
+    } | {f"cache.{name}": cache for name in cache_names(model.num_layers)}
+
+
+class DeviceMemory:
+    """Allocates what a bundle needs, or says in one line how much that is and how to need less."""
+
+    def __init__(self, cuda: Cuda, manifest: Manifest, engines: Engines, sizes: Sizes) -> None:
+        self._cuda = cuda
+        self._sizes = buffer_bytes(manifest, sizes)
+        self._engine_bytes = sum(manifest.files[engine.file].size for engine in engines.values())
+        self._cache_bytes = sum(size for name, size in self._sizes.items() if name.startswith("cache."))
+        self._free_bytes = cuda.free_bytes()
+
+    def check(self) -> None:
+        """Before anything is loaded, on devices that know what is free. Raises `BackendError`."""
+        if not self._cuda.is_integrated and self._needed() > self._free_bytes:
+            raise self.shortage()
+
+    def allocate(self, scratch_bytes: int) -> tuple[dict[str, Buffer], Buffer]:
+        """All buffers by name, and the scratch memory. Raises `BackendError`."""
+        self._sizes["scratch"] = scratch_bytes
+        buffers = {}
+        for name, num_bytes in self._sizes.items():
+            buffer = self._cuda.allocate(num_bytes)
+            if buffer is None:
+                raise self.shortage()
+            buffers[name] = buffer
+        return buffers, buffers.pop("scratch")
+
+    def shortage(self) -> BackendError:
+        return BackendError(
+            f"The model needs {_mb(self._needed())} of GPU memory, {_mb(self._free_bytes)} are free on "
+            f"{self._cuda.name}. End other programs, build with a lower --max-context ({_mb(self._cache_bytes)} of it) "
+            "or --max-tiles: varco engines BUNDLE, or export with --decoder int4."
+        )
+
+    def _needed(self) -> int:
+        return self._engine_bytes + sum(self._sizes.values())
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,142 @@
+"""Pictures on TensorRT: tiles to features in batches, features to image tokens, all in the device's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from varco_runtime.backend import Array, Features
+from varco_runtime.backends.tensorrt.contract import ITEM_BYTES
+from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
+from varco_runtime.backends.tensorrt.engine import Engine, Pass
+from varco_runtime.backends.tensorrt.memory import Sizes
+from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.dtypes import STORAGE, from_stored, to_stored
+from varco_runtime.errors import ContextError, ImageError
+from varco_runtime.picture.packing import PackingPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceFeatures:
+    """Projected features of one picture's tiles, on the device until the next picture."""
+
+    num_tiles: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceImageTokens:
+    """Image tokens `[num_tokens, D]` of one picture, on the device until the next picture."""
+
+    num_tokens: int
+    rows: Buffer
+
+
+class TensorRtVision:
+    """Vision tower, projector and packing. It holds one picture at a time."""
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        manifest: Manifest,
+        sizes: Sizes,
+        engines: dict[str, Engine],
+        buffers: dict[str, Buffer],
+        scratch: Buffer,
+    ) -> None:
+        self._cuda = cuda
+        self._manifest = manifest
+        self._sizes = sizes
+        self._buffers = buffers
+        self._max_tokens = min(sizes.image_tokens, engines["packing"].longest("indices", 0))
+        self._row_bytes = manifest.model.hidden_size * ITEM_BYTES[manifest.decoder.compute]
+        self._vision = Pass(engines["vision"], scratch)
+        self._projector = Pass(engines["projector"], scratch)
+        self._packing = Pass(engines["packing"], scratch)
+        for name in ("pixel_values", "patch_features"):
+            self._vision.bind(name, buffers[name])
+        self._projector.bind("patch_features", buffers["patch_features"])
+        self._projector.bind("image_features", buffers["batch_features"])
+        for name in ("image_features", "indices", "weights", "image_tokens"):
+            self._packing.bind(name, buffers[name])
+        self._picture: DeviceFeatures | DeviceImageTokens | None = None
+
+    def encode(self, pixel_values: Array) -> DeviceFeatures:
+        """Tiles `[T, 3, S, S]` in batches of the engine's size, one behind the other into the picture's features.
+
+        A batch's features pass through a buffer of their own, because TensorRT wants its addresses aligned.
+        """
+        num_tiles, batch = len(pixel_values), self._sizes.batch_tiles
+        if num_tiles > self._sizes.picture_tiles:
+            raise ImageError(
+                f"The picture makes {num_tiles} tiles, these engines take {self._sizes.picture_tiles}. "
+                "Use a smaller picture, or build with a higher --max-tiles: varco engines BUNDLE"
+            )
+        self._picture = None
+        for first in range(0, num_tiles, batch):
+            self._look(pixel_values[first : first + batch], first)
+        self._picture = DeviceFeatures(num_tiles)
+        return self._picture
+
+    def _look(self, tiles: Array, first: int) -> None:
+        """One batch of tiles to the features from tile `first` on."""
+        image, model = self._manifest.image, self._manifest.model
+        tile_bytes = image.patches_per_tile * self._row_bytes
+        self._cuda.upload(self._buffers["pixel_values"], to_stored(tiles, self._manifest.vision.compute))
+        self._vision.shape("pixel_values", *tiles.shape)
+        self._vision.run()
+        self._projector.shape("patch_features", len(tiles), image.patches_per_tile, model.vision_hidden_size)
+        self._projector.run()
+        features = self._buffers["image_features"].part(first * tile_bytes, len(tiles) * tile_bytes)
+        self._cuda.copy(features, self._buffers["batch_features"].part(0, features.num_bytes))
+
+    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
+        """`encode` and `pack`, with a look at what the networks gave on the way."""
+        image, model = self._manifest.image, self._manifest.model
+        shape = 1, image.patches_per_tile, model.vision_hidden_size
+        patches = []
+        for index in range(len(pixel_values)):
+            self._look(pixel_values[index : index + 1], 0)
+            patches.append(self._read(self._buffers["patch_features"], shape))
+        features = self.encode(pixel_values)
+        image_features = self._read(
+            self._buffers["image_features"], (len(pixel_values), image.patches_per_tile, model.hidden_size)
+        )
+        packed = self.pack(features, plan)
+        image_tokens = self._read(packed.rows, (packed.num_tokens, model.hidden_size))
+        return Features(np.concatenate(patches), image_features, image_tokens, packed)
+
+    def _read(self, source: Buffer, shape: tuple[int, ...]) -> Array:
+        """What lies there, on the host in fp32."""
+        compute = self._manifest.decoder.compute
+        values = np.empty(shape, STORAGE[compute])
+        self._cuda.download(values, source)
+        self._cuda.synchronize()
+        return from_stored(values, compute)
+
+    def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
+        """The plan goes to the device, once per picture; the rows it gathers never leave it."""
+        assert features is self._picture, "Bug: features of an earlier picture"
+        patches, num_rows = self._manifest.image.patches_per_tile, plan.newline_row
+        assert num_rows == features.num_tiles * patches, f"Bug: a plan for {num_rows} rows, {features.num_tiles} tiles"
+        assert 0 <= plan.indices.min() <= plan.indices.max() <= num_rows, f"Bug: a plan beyond its {num_rows} rows"
+        if plan.num_tokens > self._max_tokens:
+            raise ContextError(
+                f"The picture makes {plan.num_tokens} image tokens, these engines take {self._max_tokens}. "
+                "Use a smaller picture, or build with a higher --max-context: varco engines BUNDLE"
+            )
+        self._picture = None
+        self._cuda.upload(self._buffers["indices"], plan.indices.astype(np.int64))
+        self._cuda.upload(self._buffers["weights"], to_stored(plan.weights, self._manifest.decoder.compute))
+        self._packing.shape("image_features", features.num_tiles, patches, self._manifest.model.hidden_size)
+        self._packing.shape("indices", plan.num_tokens, 4)
+        self._packing.shape("weights", plan.num_tokens, 4)
+        self._packing.run()
+        self._cuda.synchronize()  # so that its time and its faults are the picture's
+        rows = self._buffers["image_tokens"].part(0, plan.num_tokens * self._row_bytes)
+        self._picture = DeviceImageTokens(plan.num_tokens, rows)
+        return self._picture
+
+    def holds(self, tokens: DeviceImageTokens) -> bool:
+        """Whether these are the tokens of the latest picture."""
+        return tokens is self._picture

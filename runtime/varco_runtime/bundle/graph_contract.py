@@ -1,0 +1,126 @@
+"""What each graph for ONNX Runtime takes and gives: names, types and shapes, as the exporter declares them.
+
+A bundle whose hashes fit may still contradict itself: a manifest of one model beside the graphs of another. The runtime
+sizes buffers by the manifest, so the two are compared when a graph is loaded, and not found to differ by a run.
+`contract.py` is the same for TensorRT's engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from varco_runtime.backends.tensorrt.contract import Tensor, cache_names
+from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.errors import BundleError
+
+SILENT = 4
+"""onnxruntime's log level above errors: those are raised as well, and would be printed in color over the one line."""
+_TYPES = {
+    "tensor(float)": "fp32",
+    "tensor(float16)": "fp16",
+    "tensor(bfloat16)": "bf16",
+    "tensor(double)": "fp64",
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+NUM_SETTINGS = 6
+"""What a draw of a token on a device is told: `sampling.onnx`."""
+
+
+def graph_contract(manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each network of a bundle for the CPU or for CUDA, by name."""
+    model, side, patches = manifest.model, manifest.image.tile_px, manifest.image.patches_per_tile
+    is_cuda = manifest.device == "cuda"
+    compute = {name: component.compute for name, component in manifest.components.items()}
+    pixels = ("tiles", 3, side, side)
+    looked = ("tiles", patches, model.vision_hidden_size)
+    projected = ("tiles", patches, model.hidden_size)
+    tensors = {
+        "vision": {
+            "pixel_values": Tensor("fp32" if is_cuda else compute["vision"], pixels, True),
+            "patch_features": Tensor(compute["vision"], looked, False),
+        },
+        "projector": {
+            "patch_features": Tensor(compute["projector"], looked, True),
+            "image_features": Tensor(compute["projector"], projected, False),
+        },
+        "decoder": dict(_decoder(manifest)),
+    }
+    if not is_cuda:
+        return tensors
+    return tensors | {
+        "pixels": {"tiles": Tensor("uint8", pixels, True), "pixel_values": Tensor("fp32", pixels, False)},
+        "packing": {
+            "image_features": Tensor(compute["packing"], projected, True),
+            "indices": Tensor("int64", ("tokens", 4), True),
+            "weights": Tensor("fp32", ("tokens", 4), True),
+            "image_tokens": Tensor(compute["packing"], ("tokens", model.hidden_size), False),
+        },
+        "sampling": {
+            "logits": Tensor("fp32", (1, 1, model.vocab_size), True),
+            "seen": Tensor("bool", (model.vocab_size,), True),
+            "settings": Tensor("fp64", (NUM_SETTINGS,), True),
+            "next_token": Tensor("int64", (1, 1), False),
+        },
+    }
+
+
+def _decoder(manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
+    model, compute = manifest.model, manifest.decoder.compute
+    yield "seqlens_k", Tensor("int32", (1,), True)
+    yield "total_sequence_length", Tensor("int32", (), True)
+    yield "logits", Tensor("fp32", (1, "num_logits", model.vocab_size), False)
+    if manifest.embedding is None:
+        yield "token_ids", Tensor("int64", (1, "sequence"), True)
+    else:
+        yield "inputs_embeds", Tensor(compute, (1, "sequence", model.hidden_size), True)
+    if manifest.device == "cuda":
+        yield "image_tokens", Tensor(compute, ("num_image_tokens", model.hidden_size), True)
+        yield "image_rows", Tensor("int64", (1, "sequence"), True)
+        yield "is_image", Tensor("bool", (1, "sequence", 1), True)
+        yield "logit_positions", Tensor("int64", ("num_logits",), True)
+        yield "next_token", Tensor("int64", (1, "num_logits"), False)
+    else:
+        yield "num_logits", Tensor("int64", (1,), True)
+    cache = (1, model.num_key_value_heads, "max_context", model.head_dim)
+    for name in cache_names(model.num_layers):
+        yield f"past.{name}", Tensor(compute, cache, True)
+        yield f"present.{name}", Tensor(compute, cache, False)
+
+
+def check_graph_contract(session: Any, path: Path, expected: dict[str, Tensor]) -> None:
+    """Compare an onnxruntime session of the graph at `path` with what the manifest says of it.
+
+    Raises:
+        BundleError: They differ; it names the first tensor that does.
+    """
+    found = dict(_tensors(session))
+    for name in sorted(expected.keys() | found.keys()):
+        want, got = expected.get(name), found.get(name)
+        if want is None or got is None or not _fits(got, want):
+            raise BundleError(
+                f"{path} has {_described(name, got)}, expected {_described(name, want)} by the manifest. Export the "
+                "bundle again."
+            )
+
+
+def _tensors(session: Any) -> Iterator[tuple[str, Tensor]]:
+    for values, is_input in ((session.get_inputs(), True), (session.get_outputs(), False)):
+        for value in values:
+            yield value.name, Tensor(_TYPES.get(value.type, value.type), tuple(value.shape), is_input)
+
+
+def _fits(got: Tensor, want: Tensor) -> bool:
+    """Whether they are alike; lengths that each run chooses may have any name."""
+    shapes = [tuple("any" if isinstance(length, str) else length for length in one.shape) for one in (got, want)]
+    return shapes[0] == shapes[1] and (got.dtype, got.is_input) == (want.dtype, want.is_input)
+
+
+def _described(name: str, tensor: Tensor | None) -> str:
+    if tensor is None:
+        return f"no {name}"
+    return f"the {'input' if tensor.is_input else 'output'} {name} {tensor}"

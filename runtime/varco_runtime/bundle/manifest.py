@@ -1,0 +1,138 @@
+"""What `bundle.json` says: plain facts, filled by the exporter and read by the runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, PromptSettings
+
+FORMAT_VERSION = 2
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What every file must be."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One network: its graph file, its data file, the types it works in, and what it weighs.
+
+    `compute` is the element type of its inputs and outputs ("fp32", "fp16" or "bf16"), `precision` a description for
+    people.
+    `weight_bytes` are the bytes that one pass reads.
+    """
+
+    file: str
+    data: str
+    compute: str
+    precision: str
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The token embedding table: raw rows, little endian; row `rows - 1` is image_newline.
+
+    A bundle whose graphs hold the token rows has none.
+    """
+
+    file: str
+    dtype: str
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """A TensorRT engine of one component: what built it, for which device, and how far its profiles reach.
+
+    `builder` is `tensorrt` or `tensorrt_rtx`; an engine runs on the very `builder_version` and `target` ("sm89") alone.
+    The decoder and the embedding have two profiles: 0 for prefill, 1 .. `prefill_tokens` new positions and 1 ..
+    `max_logits` logits; 1 for decoding, one of each. Both see 1 .. `max_context` positions, the length of the caches.
+    `max_tiles` is the greatest number of tiles in one run of this component.
+    """
+
+    component: str
+    file: str
+    builder: str
+    builder_version: str
+    target: str
+    precision: str
+    max_context: int
+    max_tiles: int
+    prefill_tokens: int
+    max_logits: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The shape of the language model, as far as the runtime needs it."""
+
+    name: str
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    vision_layers: int
+    vision_hidden_size: int
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything `bundle.json` says."""
+
+    format_version: int
+    model: ModelFacts
+    device: str
+    max_context: int
+    image: ImageSettings
+    prompt: PromptSettings
+    generation: GenerationSettings
+    vision: Component
+    projector: Component
+    decoder: Component
+    packing: Component | None
+    token_lookup: Component | None
+    pixels: Component | None
+    sampling: Component | None
+    embedding: Embedding | None
+    tokenizer: str
+    chat_template: str
+    license: str
+    provenance: dict[str, Any]
+    engines: tuple[EngineFacts, ...]
+    files: dict[str, FileFacts]
+    probes: str | None = None
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """The networks by the names of their graphs.
+
+        `packing` is there for GPUs, `embedding` for TensorRT alone, `pixels` and `sampling` for CUDA.
+        """
+        named = {
+            "pixels": self.pixels,
+            "vision": self.vision,
+            "projector": self.projector,
+            "packing": self.packing,
+            "embedding": self.token_lookup,
+            "decoder": self.decoder,
+            "sampling": self.sampling,
+        }
+        return {name: component for name, component in named.items() if component is not None}
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one position occupies in all layers."""
+        model = self.model
+        element = ELEMENT_BYTES[self.decoder.compute]
+        return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * element

@@ -1,0 +1,1 @@
+"""A bundle proves itself on this device."""

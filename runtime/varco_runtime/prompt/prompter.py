@@ -1,0 +1,334 @@
+"""Messages to token ids: chat template -> text with owners -> added tokens and plain stretches -> ids.
+
+Whose text may hold which added token is the point of this file. Text that the chat template writes may hold any.
+Text of the user, the system message and the history may hold the markup tokens alone; every other added token in it
+(`<|im_end|>`, `<image>`, `[UNK]`, ...) is encoded as the plain text that it is.
+
+To know who wrote what, the template is rendered twice: as it is, and with every message's text between two characters
+that occur nowhere else. If the second result without those characters is the first, they tell the owners. (If the
+template trims, they are put inside the white space.) If a template does more to a text, its result is used only when
+it holds the very added tokens that it holds for harmless messages. The ids are those of transformers for any text
+without added tokens, because byte-pair encoding runs over each whole stretch between two added tokens, across owners.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from varco_runtime.bundle.settings import PromptSettings
+from varco_runtime.errors import BundleError, PromptError
+from varco_runtime.prompt.chat_template import ChatTemplate
+from varco_runtime.prompt.tokenizer import AddedToken, Tokenizer, check_encodable
+
+ROLES = ("system", "user", "assistant")
+MAX_PROMPT_CHARS = 1_000_000  # some 30 times what fits the longest context of these models
+_MARKS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use, planes 15 and 16
+_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # what `\s` is in the tokenizers library
+)
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `image`: the picture belongs to this turn, in front of its text."""
+
+    role: str
+    text: str
+    image: bool = False
+
+
+class Prompter:
+    """Builds the prompts of one bundle. Raises `BundleError` when its parts do not go together."""
+
+    def __init__(self, template: str, settings: PromptSettings, tokenizer: Tokenizer) -> None:
+        if settings.content_format not in ("parts", "string"):
+            raise BundleError(
+                f"The bundle's content_format is {settings.content_format!r}, expected 'parts' or 'string'. "
+                "Export the checkpoint again."
+            )
+        image_token = tokenizer.added_tokens.get(settings.image_token)
+        if image_token is None:  # LLaVA-NeXT cuts its prompt at <image> before it tokenizes
+            image_token = AddedToken(settings.image_token, settings.image_token_id)
+        if image_token.id != settings.image_token_id:
+            raise BundleError(
+                f"The bundle's image token {settings.image_token!r} has id {settings.image_token_id} in its settings "
+                f"and {image_token.id} in its tokenizer, expected one id. Export the checkpoint again."
+            )
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(template)
+        self._template_chars = frozenset(template)
+        tokens = {**tokenizer.added_tokens, image_token.content: image_token}.values()
+        self._markup = frozenset(settings.markup_tokens)
+        # The tokenizers library takes tokens with `normalized` in a second pass over what the first has left.
+        self._passes = [
+            _Table([t for t in tokens if t.normalized is normalized], self._markup) for normalized in (False, True)
+        ]
+
+    def encode(
+        self, messages: Sequence[Message], num_image_tokens: int, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of a conversation, the picture's placeholder repeated `num_image_tokens` times.
+
+        Raises `PromptError` for messages that cannot be encoded.
+        """
+        _check(messages)
+        text, spans = self._render(messages, add_generation_prompt)
+        ids: list[int] = []
+        num_images = 0
+        for token, start, end in self._cut(text, _Owners(spans)):
+            if token is None:
+                ids += self._tokenizer.encode_plain(text[start:end])
+            elif token.content == self._settings.image_token:
+                ids += [token.id] * num_image_tokens
+                num_images += 1
+            else:
+                ids.append(token.id)
+        expected = sum(message.image for message in messages)
+        if num_images != expected:
+            raise PromptError(
+                f"The chat template wrote {num_images} image placeholders, expected {expected}. "
+                "Ask with other messages, or export the checkpoint with a template for pictures."
+            )
+        return ids
+
+    def _cut(self, text: str, owners: _Owners) -> Iterator[tuple[AddedToken | None, int, int]]:
+        """The text as added tokens and the stretches (None) between them."""
+        first, second = self._passes
+        for token, start, end in first.cut(text, 0, len(text), owners):
+            if token is None:
+                yield from second.cut(text, start, end, owners)
+            else:
+                yield token, start, end
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, list[Span]]:
+        """The prompt's text and the stretches of it that are not the template's own."""
+        error: PromptError | None = None
+        for system_as_text in self._layouts(messages):
+            try:
+                return self._render_as(messages, add_generation_prompt, system_as_text)
+            except PromptError as found:
+                error = error or found
+        assert error is not None, "Bug: no layout was tried."
+        raise error
+
+    def _layouts(self, messages: Sequence[Message]) -> tuple[bool, ...]:
+        """Whether the first system message goes in as plain text: VARCO's template takes it in no other way."""
+        return (False, True) if self._settings.content_format == "parts" and messages[0].role == "system" else (False,)
+
+    def _render_as(
+        self, messages: Sequence[Message], add_generation_prompt: bool, system_as_text: bool
+    ) -> tuple[str, list[Span]]:
+        def render(texts: Iterable[str]) -> str:
+            return self._template.render(self._contents(messages, texts, system_as_text), add_generation_prompt)
+
+        texts = [message.text for message in messages]
+        plain = render(texts)
+        reached = 0
+        for index, message in enumerate(messages):
+            text = message.text.strip()
+            found = plain.find(text, reached)  # they come in order; from the start for each would be quadratic
+            reached = found + len(text) if found >= 0 else reached
+            if message.role != "assistant" and found < 0 and text not in plain:
+                raise PromptError(
+                    f"The chat template left out or altered message {index + 1} ({message.role}), expected it in the "
+                    "prompt. Ask without it, or export the checkpoint with another template."
+                )
+        opening, closing = _fresh_marks(self._template_chars.union(*texts))
+        for mark in (_mark_all, _mark_inside):
+            try:
+                marked = render(mark(text, opening, closing) for text in texts)
+            except PromptError:
+                continue
+            if marked.replace(opening, "").replace(closing, "") == plain:
+                spans = _spans(marked, opening, closing)
+                if spans is not None:
+                    return plain, spans
+        harmless = render("x" if text.strip() else text for text in texts)
+        if self._tokens(plain) != self._tokens(harmless):
+            raise PromptError(
+                "The chat template rewrites the messages, and they hold added tokens of the model, expected text "
+                "without them. Remove tokens such as '<|im_end|>' from the text."
+            )
+        return plain, []
+
+    def _tokens(self, text: str) -> list[str]:
+        """The added tokens in `text` that a user may not write."""
+        found = (token for token, _, _ in self._cut(text, _Owners([])) if token is not None)
+        return [token.content for token in found if token.content not in self._markup]
+
+    def _contents(
+        self, messages: Sequence[Message], texts: Iterable[str], system_as_text: bool
+    ) -> list[dict[str, Any]]:
+        """The messages in the form that the template takes."""
+        turns: list[dict[str, Any]] = []
+        for index, (message, text) in enumerate(zip(messages, texts, strict=True)):
+            content: str | list[dict[str, str]]
+            if self._settings.content_format == "string":
+                content = f"{self._settings.image_token}\n{text}" if message.image else text
+            elif system_as_text and index == 0:
+                content = text
+            else:
+                content = [{"type": "image"}] * message.image + [{"type": "text", "text": text}]
+            turns.append({"role": message.role, "content": content})
+        return turns
+
+
+class _Owners:
+    """Tells how far the template's own text goes. `spans` are the others', sorted and apart."""
+
+    def __init__(self, spans: list[Span]) -> None:
+        self._spans = spans
+        self._starts = [start for start, _ in spans]
+
+    def end_of_templates(self, start: int, end: int) -> int:
+        """Return up to where the text from `start` on is the template's, `end` at most; `start` where it is not."""
+        after = bisect_right(self._starts, start)
+        if after and self._spans[after - 1][1] > start:
+            return start
+        return end if after == len(self._starts) else min(end, self._starts[after])
+
+
+class _Contents:
+    """Finds the longest of some tokens that a text goes on with, in the time of a binary search.
+
+    Of all tokens that are not greater than the text, the greatest begins with every token that the text begins with;
+    `shorter` leads from each token to the longest that it begins with.
+    """
+
+    def __init__(self, tokens: Sequence[AddedToken]) -> None:
+        self._tokens = sorted(tokens, key=lambda token: token.content)
+        self._sorted = [token.content for token in self._tokens]
+        self._longest = max(map(len, self._sorted), default=0)
+        self._shorter: list[int] = []
+        for index, content in enumerate(self._sorted):
+            before = index - 1
+            while before >= 0 and not content.startswith(self._sorted[before]):
+                before = self._shorter[before]
+            self._shorter.append(before)
+
+    def find(self, text: str, start: int, end: int) -> AddedToken | None:
+        following = text[start : min(start + self._longest, end)]
+        index = bisect_right(self._sorted, following) - 1
+        while index >= 0 and not following.startswith(self._sorted[index]):
+            index = self._shorter[index]
+        return self._tokens[index] if index >= 0 else None
+
+
+class _Table:
+    """Finds added tokens as the tokenizers library does (leftmost, longest, flags), minding owners."""
+
+    def __init__(self, tokens: Sequence[AddedToken], markup: frozenset[str]) -> None:
+        first = "".join(re.escape(char) for char in sorted({token.content[0] for token in tokens}))
+        self._first = re.compile(f"[{first}]") if first else None
+        self._all = _Contents(tokens)
+        self._markup = _Contents([token for token in tokens if token.content in markup])
+
+    def cut(self, text: str, start: int, end: int, owners: _Owners) -> Iterator[tuple[AddedToken | None, int, int]]:
+        """`text[start:end]` as added tokens and the stretches (None) between them, in order and without gaps."""
+        position = done = start
+        while self._first is not None and (match := self._first.search(text, position, end)):
+            token = self._honoured(text, match.start(), end, owners)
+            if token is None:
+                position = match.start() + 1
+                continue
+            position = match.start() + len(token.content)
+            if token.single_word and _touches_word(text, match.start(), position, start, end):
+                continue
+            first, last = match.start(), position
+            if token.lstrip:
+                first = _end_without_space(text, done, first)
+            if token.rstrip:
+                last = position = _start_without_space(text, last, end)
+            if done < first:
+                yield None, done, first
+            yield token, first, last
+            done = last
+        if done < end:
+            yield None, done, end
+
+    def _honoured(self, text: str, start: int, end: int, owners: _Owners) -> AddedToken | None:
+        """Return the longest token here that whoever wrote it may write: any in the template's text, markup in all."""
+        own = self._all.find(text, start, owners.end_of_templates(start, end))
+        markup = self._markup.find(text, start, end)
+        return markup if own is None or (markup is not None and len(markup.content) > len(own.content)) else own
+
+
+def _touches_word(text: str, first: int, last: int, start: int, end: int) -> bool:
+    return bool((first > start and re.match(r"\w", text[first - 1])) or (last < end and re.match(r"\w", text[last])))
+
+
+def _end_without_space(text: str, start: int, end: int) -> int:
+    while end > start and re.match(f"[{_SPACE}]", text[end - 1]):
+        end -= 1
+    return end
+
+
+def _start_without_space(text: str, start: int, end: int) -> int:
+    while start < end and re.match(f"[{_SPACE}]", text[start]):
+        start += 1
+    return start
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise PromptError("There is no message, expected at least one. Pass a question.")
+    for message in messages:
+        if message.role not in ROLES:  # templates write the role as their own text
+            raise PromptError(
+                f"The role is {message.role[:80]!r}, expected one of {', '.join(ROLES)}. Change the role."
+            )
+        check_encodable(message.text)
+    num_chars = sum(len(message.text) for message in messages)
+    if num_chars > MAX_PROMPT_CHARS:
+        raise PromptError(
+            f"The prompt has {num_chars:,} characters, expected at most {MAX_PROMPT_CHARS:,}. Shorten it."
+        )
+    num_images = sum(message.image for message in messages)
+    if num_images > 1:
+        raise PromptError(f"The messages show {num_images} pictures, expected at most one. Ask about one at a time.")
+
+
+def _fresh_marks(used: frozenset[str]) -> tuple[str, str]:
+    """Two private-use characters that no text holds."""
+    marks = list(islice((chr(code) for codes in _MARKS for code in codes if chr(code) not in used), 2))
+    if len(marks) < 2:
+        raise PromptError("The text holds every private-use character of Unicode, expected ordinary text. Shorten it.")
+    return marks[0], marks[1]
+
+
+def _mark_all(text: str, opening: str, closing: str) -> str:
+    """Nothing to own in an empty text, and templates ask whether there is a text."""
+    return f"{opening}{text}{closing}" if text else text
+
+
+def _mark_inside(text: str, opening: str, closing: str) -> str:
+    """Marks that white space around the text does not stop a template from trimming."""
+    core = text.strip()
+    if not core:
+        return text
+    start = text.index(core)
+    return f"{text[:start]}{opening}{core}{closing}{text[start + len(core) :]}"
+
+
+def _spans(marked: str, opening: str, closing: str) -> list[Span] | None:
+    """Where the marked stretches lie once the marks are gone, or None when the marks do not come in pairs."""
+    spans: list[Span] = []
+    start: int | None = None
+    for num_before, match in enumerate(re.finditer(f"[{opening}{closing}]", marked)):
+        position = match.start() - num_before
+        if (match.group() == opening) is not (start is None):
+            return None
+        if start is None:
+            start = position
+        else:
+            spans.append((start, position))
+            start = None
+    return spans if start is None else None

@@ -1,0 +1,1 @@
+"""The processor, its memory, and files written whole."""

@@ -1,0 +1,89 @@
+"""The command `varco bench`: table, document, misuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.bench.test_bench import noise
+from varco_cli.main import main
+
+Captured = pytest.CaptureFixture[str]
+FAST = ("--seconds", "60", "--repetitions", "1", "--new-tokens", "4", "--threads", "1")
+
+
+def test_the_command_prints_a_table_and_writes_the_document(
+    tiny_bundle: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    picture, out = tmp_path / "picture.png", tmp_path / "bench.json"
+    noise().save(picture)
+    assert main(["bench", str(tiny_bundle), str(picture), "What?", *FAST, "--out", str(out)]) == 0
+    printed, err = capsys.readouterr()
+    for name in ("vision, per tile", "projector", "packing", "first token", "(TPOT)", "loop beyond", "read per token"):
+        assert name in printed
+    assert "GB/s, reading host memory" in printed
+    assert "dominates" in printed
+    assert "Loading the bundle." in err
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert document["question"]["picture"] == "picture.png"
+    assert document["question"]["prompt"] == "What?"
+    assert document["versions"]["onnxruntime"]
+    assert document["machine"]["num_cores"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "picture.png"]
+
+
+def test_without_a_bundle_the_demo_is_measured_and_json_is_alone_on_stdout(capsys: Captured) -> None:
+    assert main(["bench", *FAST, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["bundle"]["model"] == "varco-tiny"
+    assert document["threads"] == 1
+    assert document["dominant"]["line"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--repetitions", "0"], 2, "--repetitions 0 is too few. Expected at least 1."),
+        (["--new-tokens", "3"], 2, "--new-tokens 3 is too few. Expected at least 4."),
+        (["--seconds", "0.5"], 2, "--seconds 0.5 cannot be kept. Expected at least 1."),
+        (["--seconds", "nan"], 2, "--seconds nan cannot be kept. Expected at least 1."),
+        (["--provider", "gpu"], 2, "The provider 'gpu' is unknown."),
+        (["--threads", "0", "--seconds", "1"], 2, "threads=0 is too few."),
+        (["--max-context", "5", "--seconds", "1"], 2, "max_context=5 is out of range."),
+        (["--out", "nowhere/bench.json"], 2, "--out nowhere/bench.json lies in a folder that does not exist."),
+    ],
+)
+def test_misuse_is_one_line(tiny_bundle: Path, capsys: Captured, arguments: list[str], status: int, says: str) -> None:
+    assert main(["bench", str(tiny_bundle), *arguments]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = err.splitlines()[-1]
+    assert line.startswith("varco: ")
+    assert says in line
+
+
+def test_a_picture_that_cannot_be_opened_ends_it_before_the_bundle_is_read(tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["bench", str(tmp_path), str(tmp_path / "none.png"), "--out", str(out)]) == 1
+    assert "none.png" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_benchmark_leaves_no_document_and_the_old_one_in_place(
+    tiny_bundle: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bench.json"
+    out.write_text("old")
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    assert main(["bench", str(tiny_bundle), *FAST, "--out", str(out)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"varco: {out} could not be written: No space left on device. Choose another place for --out."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    assert out.read_text() == "old"

@@ -1,0 +1,95 @@
+"""Positions, buffers and options: what reaches the GPU, and what never may."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import export_bundle
+from tests.doubles.recording_onnxruntime import Gpu
+from tests.makers.inputs import close, text_inputs
+from tests.runtime.backends.cuda.conftest import MAX_CONTEXT, backend_of
+from varco_runtime import Varco
+from varco_runtime.backends.cuda.backend import CudaBackend
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.errors import ContextError
+
+
+def test_no_position_beyond_the_context_reaches_the_device(bundle: Path, gpu: Gpu) -> None:
+    varco = Varco.load(bundle, max_context=64)
+    answer = varco.ask(None, "Hello", max_new_tokens=1000)
+    assert answer.usage.prompt_tokens + len(answer.token_ids) == 64
+    for step in (varco.backend.decode_step, backend_of(varco).decode_greedy):
+        with pytest.raises(ContextError, match="65 positions do not fit the context of 64"):
+            step(1, 64)
+    with pytest.raises(ContextError, match="100 positions do not fit"):
+        varco.backend.prefill(text_inputs(varco, 100), 0)
+    with pytest.raises(AssertionError, match="token ids 999999"):
+        varco.backend.decode_step(999_999, 3)
+
+
+def test_the_last_position_of_the_caches_can_be_used(bundle: Path, gpu: Gpu, cpu: Varco) -> None:
+    varco = Varco.load(bundle)
+    inputs = text_inputs(varco, MAX_CONTEXT - 1)
+    for one in (varco, cpu):
+        one.backend.prefill(inputs, 0)
+    position = MAX_CONTEXT - 1
+    assert close(varco.backend.decode_step(3, position), cpu.backend.decode_step(3, position))
+
+
+def test_buffers_are_allocated_at_loading_alone_and_hold_finite_numbers(
+    bundle: Path, gpu: Gpu, image: Image.Image
+) -> None:
+    varco = Varco.load(bundle)
+    backend = backend_of(varco)
+    opening = len(varco._memory.sequence.ids)  # what every question begins with, prefilled at loading
+    beyond = [buffer.value.inner.numpy()[:, :, opening:] for buffer in backend._caches.values()]
+    assert all(np.isfinite(values).all() for values in beyond), "nothing times NaN is NaN"
+    gpu.asked.clear()
+    varco.ask(image, "What is this?", max_new_tokens=6)
+    assert "allocate" not in gpu.names()
+
+
+def test_losing_the_backend_gives_its_memory_back_at_once(bundle: Path, gpu: Gpu) -> None:
+    backend = CudaBackend(Bundle.open(bundle))
+    cache = weakref.ref(backend._caches["0.key"].value.keep)
+    gpu.sessions.clear()
+    gc.disable()
+    try:
+        del backend
+        assert cache() is None, "a cycle keeps the device's memory until it is found"
+    finally:
+        gc.enable()
+
+
+def test_the_provider_is_asked_for_what_the_design_needs(varco: Varco, gpu: Gpu) -> None:
+    decoder, vision = gpu.sessions["decoder"], gpu.sessions["vision"]
+    assert decoder.provider_options["enable_cuda_graph"] == "1"
+    assert {one.provider_options["enable_cudnn"] for one in gpu.sessions.values()} == {"0"}
+    assert decoder.disabled_optimizers == {"MatMulNBitsFusion"}, "which would take the fused kernel from QKV"
+    assert vision.provider_options["enable_cuda_graph"] == "0"
+    assert decoder.options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
+    assert os.environ["ORT_ENABLE_XQA"] == "1"
+
+
+@pytest.mark.parametrize(("decoder", "fused"), [("fp16", "1"), ("int4", "1"), ("fp32", "0")])
+def test_the_fused_integer_kernel_is_asked_for_in_fp16(
+    tiny_checkpoint: Path, tmp_path: Path, gpu: Gpu, bundle: Path, decoder: str, fused: str
+) -> None:
+    folder = bundle
+    if decoder != "fp32":
+        folder = export_bundle(tiny_checkpoint, tmp_path / "b", device="cuda", decoder=decoder, max_context=64)
+    Varco.load(folder)
+    assert gpu.sessions["decoder"].options.get_session_config_entry("ep.cuda.fpa_intb_gemm") == fused
+
+
+def test_a_setting_of_the_user_is_kept(bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORT_ENABLE_XQA", "0")
+    Varco.load(bundle)
+    assert os.environ["ORT_ENABLE_XQA"] == "0"
