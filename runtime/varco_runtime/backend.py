@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from varco_runtime.bundle.settings import ImageSettings
+from varco_runtime.dtypes import Array
 from varco_runtime.generation.sampling import Draw
 from varco_runtime.picture.packing import PackingPlan, normalise
 
-Array = np.ndarray[Any, Any]
 MAX_STEP_TOKENS = 9
 """The most tokens that one step of the decode loop may put: one that is certain and eight drafted ones."""
 

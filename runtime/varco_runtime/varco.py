@@ -16,9 +16,10 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from varco_runtime.answer.answer import Answer, Piece, Timings, Usage
-from varco_runtime.backend import Array, Backend, Progress, PromptInputs, VerifyingBackend, pixel_path, reporting
+from varco_runtime.backend import Backend, Progress, PromptInputs, VerifyingBackend, pixel_path, reporting
 from varco_runtime.backends.providers import check_provider, open_provider
 from varco_runtime.bundle.opening import Bundle
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import ContextError, ImageError, UsageError
 from varco_runtime.generation.loop import Transcript, generate_tokens
 from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB, Memory

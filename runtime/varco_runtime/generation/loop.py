@@ -6,14 +6,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 from varco_runtime.answer.answer import Piece
-from varco_runtime.backend import (
-    Array,
-    Backend,
-    GreedyBackend,
-    GreedyVerifyingBackend,
-    SamplingBackend,
-    VerifyingBackend,
-)
+from varco_runtime.backend import Backend, GreedyBackend, GreedyVerifyingBackend, SamplingBackend, VerifyingBackend
+from varco_runtime.dtypes import Array
 from varco_runtime.generation.sampling import Sampler
 from varco_runtime.generation.speculation import Drafter
 from varco_runtime.generation.stopping import StopStrings

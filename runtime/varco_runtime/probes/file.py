@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import BackendError
 from varco_runtime.probes.digest import GROUP_SIZE, NUM_GROUPS
 from varco_runtime.probes.limits import FEATURE_LIMITS, KL_LIMITS
-
-Array = np.ndarray[Any, Any]
 
 VERSION = 1
 MAX_BYTES = 4 << 20

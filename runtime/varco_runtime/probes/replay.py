@@ -30,6 +30,7 @@ import numpy as np
 
 from varco_runtime.backend import Backend, NormalisesPixels, PromptInputs, ShowsFeatures
 from varco_runtime.bundle.opening import Bundle
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import BundleError, ImageError, PromptError
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import normalise, packing_plan, tile
@@ -38,8 +39,6 @@ from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Probe, ProbePicture, P
 from varco_runtime.probes.limits import FEATURE_LIMITS, KL_LIMITS, LOGIT_LIMITS, MAX_NOISE, NOISE_FACTOR
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
-
-Array = np.ndarray[Any, Any]
 
 NUM_STEPS = 8
 """Answer positions taken with `decode_step`, the rest of the answer comes out of prefill."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import MAX_STEP_TOKENS, Array, Features, PromptInputs
+from varco_runtime.backend import MAX_STEP_TOKENS, Features, PromptInputs
 from varco_runtime.backends.cuda.driver import GpuFacts, find_gpu
 from varco_runtime.backends.cuda.library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.backends.cuda.memory import buffer_shapes, buffer_sizes, check_memory, shortage, sizes_of
@@ -31,7 +31,7 @@ from varco_runtime.backends.tensorrt.memory import Sizes
 from varco_runtime.bundle.graph_contract import check_graph_contract, graph_contract
 from varco_runtime.bundle.manifest import Embedding, Manifest
 from varco_runtime.bundle.opening import Bundle
-from varco_runtime.dtypes import to_stored
+from varco_runtime.dtypes import Array, to_stored
 from varco_runtime.errors import BackendError, ShortageError
 from varco_runtime.generation.sampling import FIRST_OF_THE_GREATEST, Draw
 from varco_runtime.picture.packing import PackingPlan

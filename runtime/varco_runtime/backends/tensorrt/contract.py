@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from varco_runtime.bundle.manifest import Manifest
 
 COMPONENTS = ("vision", "projector", "packing", "embedding", "decoder")
-ITEM_BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "uint8": 1, "int32": 4, "int64": 8, "bool": 1}
 
 
 @dataclass(frozen=True, slots=True)
