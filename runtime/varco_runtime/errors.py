@@ -86,6 +86,17 @@ class BrokenExtraError(MissingExtraError):
         self.extra = extra
 
 
-def first_line(error: Exception) -> str:
-    """What another library's error says, in one line; its type where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: object, otherwise: str | None = None) -> str:
+    """Return the first line of what another library's error says.
+
+    Args:
+        error: The error, or its text.
+        otherwise: Returned where it says nothing; by default the name of its type.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else otherwise or type(error).__name__
+
+
+def one_line(error: object, max_chars: int) -> str:
+    """Return all of what an error or a text says in one line, cut after `max_chars` characters."""
+    return " ".join(str(error).split())[:max_chars]

@@ -31,7 +31,7 @@ import numpy as np
 from varco_runtime.backend import Backend, NormalisesPixels, PromptInputs, ShowsFeatures
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
-from varco_runtime.errors import BundleError, ImageError, PromptError
+from varco_runtime.errors import BundleError, ImageError, PromptError, one_line
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import normalise, packing_plan, tile
 from varco_runtime.probes.digest import digest, digest_error, newline_digest
@@ -210,7 +210,7 @@ def probe_tasks(content: str) -> list[str]:
     try:
         return [str(probe["task"]) for probe in json.loads(content)["probes"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise BundleError(f"The bundle's probes are no file of probes ({reason}). Export it again.") from None
 
 
@@ -227,5 +227,5 @@ def read_probes(bundle: Bundle) -> Probes:
     try:
         return probes_of(json.loads(bundle.text(name)), bundle.manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise BundleError(f"{name} is not a file of probes ({reason}). Export the bundle again.") from None
