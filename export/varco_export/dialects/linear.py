@@ -8,18 +8,15 @@ that is one part. A dialect turns each part into its operators and puts the resu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from varco_export.quantized.integers import bytes_per_row, fit_rows
-from varco_export.quantized.integers import pack as pack_values
 from varco_export.quantized.weights import Activations, Fp8Weight, IntegerWeight, QuantisedWeight
 from varco_export.reading.tensor import Tensor
-
-__all__ = ["FloatPart", "Fp8Part", "IntegerPart", "Linear", "Part", "Weight", "pack_values", "quantise_rows"]
 
 Array = np.ndarray[Any, Any]
 Weight = Tensor | QuantisedWeight
@@ -175,6 +172,26 @@ def _part(name: str, weights: list[Weight]) -> Part:
     integers = tuple(weight for weight in weights if isinstance(weight, IntegerWeight))
     fp8 = tuple(weight for weight in weights if isinstance(weight, Fp8Weight))
     return FloatPart(name, tensors) if tensors else IntegerPart(name, integers) if integers else Fp8Part(name, fp8)
+
+
+def fold_order(producer: Linear, consumer: Linear) -> tuple[Linear, Linear]:
+    """Let `producer` give its features in the order in which `consumer` reads them, where both can.
+
+    Each weight of the producer (gate, up) gives what the consumer (down) takes, feature by feature. Where the consumer
+    has no order of its own, or the producer is not quantised, both come back as they are, and the dialect gathers.
+    """
+    (weight,) = consumer.weights
+    if not isinstance(weight, IntegerWeight) or weight.input_order is None:
+        return producer, consumer
+    order = weight.input_order
+    moved = []
+    for part in producer.weights:
+        if not isinstance(part, IntegerWeight):
+            return producer, consumer
+        assert part.shape[0] == len(order), f"Bug: {part.name} gives {part.shape[0]} features, {len(order)} are read"
+        moved.append(replace(part, rows=order))
+    assert not producer.biases, "Bug: a bias would have to be reordered too"
+    return replace(producer, weights=tuple(moved)), replace(consumer, weights=(replace(weight, sorted_input=True),))
 
 
 def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.engines.callbacks import OnStep, build_monitor, engine_writer
+from varco_export.engines.callbacks import build_monitor, engine_writer
 from varco_export.engines.checks import check_types, count_layers, layers_of
 from varco_export.engines.log import BuildLog, open_log, process_logger, short_reason
 from varco_export.engines.timing_cache import load_timings, save_timings
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.progress import OnStep
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.backends.tensorrt.contract import Tensor
 from varco_runtime.backends.tensorrt.engine import PRODUCTS, find_module
 from varco_runtime.bundle.manifest import FileFacts

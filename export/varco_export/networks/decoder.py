@@ -13,8 +13,7 @@ import numpy as np
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
 from varco_export.dialects.dialect import AttentionHeads, Dialect
-from varco_export.dialects.linear import Linear
-from varco_export.quantized.act_order import fold_order
+from varco_export.dialects.linear import Linear, fold_order
 
 Array = np.ndarray[Any, Any]
 

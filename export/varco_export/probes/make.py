@@ -20,7 +20,7 @@ from varco_export.probes.held_formats import coarsest, held_formats, linear_form
 from varco_export.probes.questions import Drawn, Question, draw_pictures, encode_answer, questions
 from varco_export.probes.reference_pass import Advance, Array, Logits, ReferencePass, Sequence
 from varco_export.progress import Progress
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.errors import CheckpointError, ExportError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from varco_export.quantize.work import sync
+from varco_export.writing.disk import sync
 from varco_runtime.errors import ExportError
 
 Array = NDArray[np.floating[Any]]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import PromptAssets, load_prompts
+from varco_export.progress import QuantizeProgress
 from varco_export.quantize.activations import Array, read_activations, write_activations
 from varco_export.quantize.asset import write_assets, write_json
 from varco_export.quantize.calibration import EncodedSample, encode_samples, read_samples
@@ -39,16 +39,6 @@ if TYPE_CHECKING:
 _TOWER = ("vision_tower.", "multi_modal_projector.", "image_newline")
 
 
-class Progress(Protocol):
-    """Who is told what happens."""
-
-    def stage(self, name: str, steps: int, done: int = 0) -> AbstractContextManager[Callable[[], None]]:
-        """A bar of `steps`, `done` of them behind it already; the value is called once per step."""
-
-    def note(self, text: str) -> None:
-        """A sentence."""
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of a run."""
@@ -69,7 +59,7 @@ class _Run:
     options: QuantizeOptions
     scheme: QuantizationScheme
     samples: list[EncodedSample]
-    progress: Progress
+    progress: QuantizeProgress
     device: torch.device
 
     @property
@@ -81,7 +71,7 @@ class _Run:
         return [len(sample.ids) for sample in self.samples]
 
 
-def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: Progress) -> Outcome:
+def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: QuantizeProgress) -> Outcome:
     """`varco_export.quantize.quantize`, the options checked and the libraries there."""
     check_target(out)
     run = _prepare(source, options, progress)
@@ -100,7 +90,7 @@ def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: 
 # --- before the first byte --------------------------------------------------------------------------------------------
 
 
-def _prepare(source: str | Path, options: QuantizeOptions, progress: Progress) -> _Run:
+def _prepare(source: str | Path, options: QuantizeOptions, progress: QuantizeProgress) -> _Run:
     checkpoint = Checkpoint.open(source)
     config = checkpoint.config
     if config.raw.get("quantization_config") or not all(map(checkpoint.has, _weights_of(0))):

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varco_export.quantize.work import sync
 from varco_export.reading.tensor import SAFETENSORS_DTYPES, Tensor
+from varco_export.writing.disk import sync
 
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _TORCH_NAMES = {

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from varco_export.reading.tensor import is_finite
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts
 from varco_runtime.errors import ExportError
 

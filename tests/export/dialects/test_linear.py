@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from varco_export.dialects.linear import pack_values, quantise_rows
+from varco_export.dialects.linear import quantise_rows
+from varco_export.quantized.integers import pack as pack_values
 
 
 def dequantise(values: np.ndarray, scales: np.ndarray, bits: int, width: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from varco_export.engines import builder as engine_builder
 from varco_export.engines.build import EngineOptions, build_engines
 from varco_export.engines.builder import Builder
 from varco_export.tiny import TinyOptions, make_tiny
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
 from varco_runtime.backends.tensorrt.memory import largest_picture
 from varco_runtime.bundle.opening import Bundle, read_manifest
