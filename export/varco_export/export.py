@@ -20,8 +20,7 @@ from varco_export.networks.projector import emit_projector
 from varco_export.networks.sampling import emit_sampling
 from varco_export.networks.vision import emit_vision
 from varco_export.options import ExportOptions, Plan, check_options, make_plan
-from varco_export.precision import Precision
-from varco_export.precision_gpu import GPU_DEVICES
+from varco_export.precision import GPU_DEVICES, Precision
 from varco_export.probes.make import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.progress import SILENT, Progress
 from varco_export.writing.graph import DTYPES, Graph

@@ -10,8 +10,15 @@ from varco_export.dialects.dialect import Dialect
 from varco_export.dialects.onnxruntime import OnnxRuntimeDialect
 from varco_export.dialects.tensorrt import OPSET as TENSORRT_OPSET
 from varco_export.dialects.tensorrt import TensorRtDialect
-from varco_export.precision import Precision, check_decoder_options, decoder_precision, vision_precision
-from varco_export.precision_gpu import GPU_DEVICES, check_gpu_options, gpu_precisions
+from varco_export.precision import (
+    GPU_DEVICES,
+    Precision,
+    check_decoder_options,
+    check_gpu_options,
+    decoder_precision,
+    gpu_precisions,
+    vision_precision,
+)
 from varco_export.writing.graph import OPSET
 from varco_runtime.errors import ExportError, UsageError
 

@@ -24,7 +24,8 @@ from varco_export.quantized.entries import QuantisedEntries
 from varco_export.quantized.method import Quantisation, read_quantisation, refuse_unstated, stored_format
 from varco_export.quantized.weights import QuantisedWeight
 from varco_export.reading.names import canonical_name
-from varco_export.reading.shards import Entry, locate, read_shards, short, some
+from varco_export.reading.quoting import short, some
+from varco_export.reading.shards import Entry, locate, read_shards
 from varco_export.reading.tensor import FLOAT_DTYPES, SAFETENSORS_DTYPES, Tensor
 from varco_runtime.errors import CheckpointError
 

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from varco_export.dialects.linear import Linear, Part
 from varco_export.precision import Precision
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph, Shape
-
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 
 @dataclass(frozen=True, slots=True)

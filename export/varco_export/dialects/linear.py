@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from varco_export.quantized.integers import bytes_per_row, fit_rows
 from varco_export.quantized.weights import Activations, Fp8Weight, IntegerWeight, QuantisedWeight
 from varco_export.reading.tensor import Tensor
+from varco_runtime.dtypes import Array
 
-Array = np.ndarray[Any, Any]
 Weight = Tensor | QuantisedWeight
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.dialects.dialect import Array, AttentionHeads, Dialect
+from varco_export.dialects.dialect import AttentionHeads, Dialect
 from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part, quantise_rows
 from varco_export.dialects.row_product import RowProduct
 from varco_export.precision import QUANTISED_BITS, Precision
 from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, MICROSOFT, Graph
+from varco_runtime.dtypes import Array
 
 MAX_BLOCK_SIZE = 128
 

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator
 import ml_dtypes
 import numpy as np
 
-from varco_export.dialects.dialect import Array, AttentionHeads, Dialect
+from varco_export.dialects.dialect import AttentionHeads, Dialect
 from varco_export.dialects.fp8 import FP8_MAX, SMALLEST_SCALE, round_to_fp8, slabs
 from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part
 from varco_export.precision import QUANTISED_BITS, Precision
 from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import ExportError
 
 OPSET = 24

@@ -6,7 +6,6 @@ Source: transformers `models/qwen2/modeling_qwen2.py`. Query, key and value shar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,7 @@ from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
 from varco_export.dialects.dialect import AttentionHeads, Dialect
 from varco_export.dialects.linear import Linear, fold_order
-
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 
 def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance: Callable[[], None]) -> None:

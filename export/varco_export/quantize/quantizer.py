@@ -15,8 +15,8 @@ import torch
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import PromptAssets, load_prompts
 from varco_export.progress import QuantizeProgress
-from varco_export.quantize.activations import Array, read_activations, write_activations
-from varco_export.quantize.asset import write_assets, write_json
+from varco_export.quantize.activations import read_activations, write_activations
+from varco_export.quantize.asset import write_assets
 from varco_export.quantize.calibration import EncodedSample, encode_samples, read_samples
 from varco_export.quantize.embeddings import embed_samples
 from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, layer_name, watched_inputs
@@ -29,6 +29,8 @@ from varco_export.quantize.work import Work, check_target, resumable_folder
 from varco_export.reading.names import canonical_name, disk_name
 from varco_export.reading.shards import read_shards
 from varco_export.reading.tensor import SAFETENSORS_DTYPES, Tensor
+from varco_export.writing.json_file import write_json
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError, UsageError
 from varco_runtime.prompt.prompter import Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from varco_export.reading.tensor import Array, Tensor
+from varco_export.reading.tensor import Tensor
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError
 
 

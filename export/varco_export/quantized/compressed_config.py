@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from varco_export.config.fields import one_line
 from varco_export.quantized.weights import Activations
 from varco_export.reading.names import spellings
+from varco_export.reading.quoting import one_line
 from varco_runtime.errors import CheckpointError
 
 _INSTEAD = "Quantise the original checkpoint with: varco quantize"

@@ -28,7 +28,8 @@ from varco_export.quantized.act_order import sorted_by_group
 from varco_export.quantized.compressed_config import CompressedConfig, CompressedScheme, SchemeOfLinear
 from varco_export.quantized.entries import QuantisedEntries
 from varco_export.quantized.weights import BLOCK_BYTES, Fp8Weight, IntegerWeight, QuantisedWeight
-from varco_export.reading.tensor import FLOAT_DTYPES, Array, Tensor
+from varco_export.reading.tensor import FLOAT_DTYPES, Tensor
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError
 
 _STEP = "Compare config.json with the original repository, or copy the shards again."

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from varco_export.quantized.patterns import match_names
 from varco_export.reading.names import spellings
-from varco_export.reading.shards import Entry, short
+from varco_export.reading.quoting import short
+from varco_export.reading.shards import Entry
 from varco_export.reading.tensor import Dtype, Tensor
 from varco_runtime.errors import CheckpointError
 

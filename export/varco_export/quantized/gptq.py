@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.config.fields import one_line
 from varco_export.quantized import integers
 from varco_export.quantized.act_order import sorted_by_group
 from varco_export.quantized.entries import QuantisedEntries
 from varco_export.quantized.weights import BLOCK_BYTES, IntegerWeight, QuantisedWeight
 from varco_export.reading.names import spellings
-from varco_export.reading.tensor import FLOAT_DTYPES, Array, Tensor
+from varco_export.reading.quoting import one_line
+from varco_export.reading.tensor import FLOAT_DTYPES, Tensor
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError
 
 _V1_OFFSET = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}

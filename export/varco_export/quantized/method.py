@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from varco_export.config.fields import one_line
 from varco_export.precision import Stored
 from varco_export.quantized.compressed_config import CompressedConfig
 from varco_export.quantized.compressed_tensors import CompressedTensors
@@ -16,6 +15,7 @@ from varco_export.quantized.entries import QuantisedEntries
 from varco_export.quantized.gptq import GptqConfig, zero_point_format
 from varco_export.quantized.weights import Fp8Weight, IntegerWeight, QuantisedWeight
 from varco_export.reading.json_file import is_there, read_json
+from varco_export.reading.quoting import one_line
 from varco_runtime.errors import CheckpointError
 
 # What GPTQ's two files must agree on, where both say it.
