@@ -240,19 +240,9 @@ class OnnxRuntimeDialect(Dialect):
         return normed, total
 
     def begin_cache(self, heads: AttentionHeads, cos_sin: tuple[Array, Array]) -> None:
-        """Past and present are separate values of the graph; the runtime binds both to the same memory, of any length
-        up to max_context."""
-        graph, dtype = self.graph, self.precision.compute
-        graph.input("seqlens_k", "int32", [1])
-        graph.input("total_sequence_length", "int32", [])
-        shape: list[int | str] = [1, heads.num_key_value_heads, "max_context", heads.head_dim]
-        for layer in range(heads.num_layers):
-            for kind in ("key", "value"):
-                graph.input(f"past.{layer}.{kind}", dtype, shape)
-                graph.output(f"present.{layer}.{kind}", dtype, shape)
-        for name, table in zip(("cos_cache", "sin_cache"), cos_sin, strict=True):
-            graph.weight(name, dtype, table.shape, [table])
-        self._heads = heads
+        self.graph.input("seqlens_k", "int32", [1])
+        self.graph.input("total_sequence_length", "int32", [])
+        self._declare_caches(heads, "max_context", cos_sin)  # of any length: the graph names none
 
     def cached_attention(self, qkv: str, layer: int) -> str:
         past = [f"past.{layer}.key", f"past.{layer}.value"]

@@ -186,22 +186,17 @@ class TensorRtDialect(Dialect):
         return self.rms_norm(total, weight, epsilon), total
 
     def begin_cache(self, heads: AttentionHeads, cos_sin: tuple[Array, Array]) -> None:
-        """Positions, where to write, and a mask `[1, 1, S, total]` whose width is the length of the context so far."""
-        graph, dtype = self.graph, self.precision.compute
-        max_context = len(cos_sin[0])
+        """Declare positions, where to write, a mask `[1, 1, S, total]` as wide as the context so far, and the caches.
+
+        The caches have a static length, that of the rotary tables.
+        """
+        graph = self.graph
         graph.input("position_ids", "int64", [1, "sequence"])
         graph.input("write_indices", "int64", [1])
         graph.input("attention_mask", "bool", [1, 1, "sequence", "total"])
-        shape = [1, heads.num_key_value_heads, max_context, heads.head_dim]
-        for layer in range(heads.num_layers):
-            for kind in ("key", "value"):
-                graph.input(f"past.{layer}.{kind}", dtype, shape)
-                graph.output(f"present.{layer}.{kind}", dtype, shape)
-        for name, table in zip(("cos_cache", "sin_cache"), cos_sin, strict=True):
-            graph.weight(name, dtype, table.shape, [table])
+        self._declare_caches(heads, len(cos_sin[0]), cos_sin)
         # A slice's length must come from a tensor of static shape [1]: this one does.
         self._total = graph.node("Shape", ["attention_mask"], start=3, end=4)
-        self._heads = heads
 
     def cached_attention(self, qkv: str, layer: int) -> str:
         graph, heads = self.graph, self._heads
