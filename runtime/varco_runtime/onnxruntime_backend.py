@@ -18,6 +18,7 @@ from varco_runtime.bundle import Bundle
 from varco_runtime.cores import overflows_in_pairs, usable_cores
 from varco_runtime.embedding import EmbeddingTable
 from varco_runtime.errors import BackendError, MissingExtraError, first_line
+from varco_runtime.graph_file import unrounded
 from varco_runtime.image import PackingPlan, pack
 from varco_runtime.manifest import Component
 from varco_runtime.prepacked import Prepacked
@@ -29,6 +30,10 @@ _NUMPY_TYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": 
 CHUNK_TOKENS = 512
 """Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run
 needs grows with the chunk and not with the context; 512 rows keep the matrix products busy."""
+
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where the weights lie of a graph that is handed over as bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class OnnxRuntimeBackend:
         except ImportError:
             raise MissingExtraError("Running a bundle on the CPU", "cpu") from None
         self._ort: Any = onnxruntime
+        self._bundle = bundle
         manifest = bundle.manifest
         self._max_context = max_context
         self._threads = threads or usable_cores()
@@ -80,7 +86,7 @@ class OnnxRuntimeBackend:
                 return self._new_session(path, self._new_options())
             return Prepacked(self._ort, self._new_options, self._new_session, _trials, folder).session(path)
         except Exception as error:  # onnxruntime raises its own types, which share no base
-            raise BackendError(f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor") from None
+            raise BackendError(_load_failure(path, error)) from None
 
     def _new_options(self) -> Any:
         options = self._ort.SessionOptions()
@@ -93,6 +99,30 @@ class OnnxRuntimeBackend:
 
     def _new_session(self, path: Path, options: Any) -> Any:
         return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def stop_rounding(self) -> bool:
+        """Load the networks that round the inputs of their linears once more, so that they do not; one at a time."""
+        manifest = self._bundle.manifest
+        stopped = False
+        for name, component in (
+            ("_vision", manifest.vision),
+            ("_projector", manifest.projector),
+            ("_decoder", manifest.decoder),
+        ):
+            path: Path = self._bundle.path(component.file)
+            try:
+                graph = unrounded(path.read_bytes())
+                if graph is None:
+                    continue
+                setattr(self, name, None)
+                self._steps.clear()  # they are bound to the session that goes
+                options = self._new_options()
+                options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+                setattr(self, name, self._ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]))
+            except Exception as error:  # onnxruntime raises its own types, which share no base
+                raise BackendError(_load_failure(path, error)) from None
+            stopped = True
+        return stopped
 
     def _allocate(self) -> None:
         model, dtype = self._model, self._decoder_type
@@ -238,6 +268,10 @@ class OnnxRuntimeBackend:
     def _set_lengths(self, total: int) -> None:
         self._seqlens_k[0] = total - 1
         self._total_length[...] = total
+
+
+def _load_failure(path: Path, error: Exception) -> str:
+    return f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor"
 
 
 def _trials(session: Any) -> list[dict[str, Array]]:
