@@ -54,6 +54,14 @@ class ShowsFeatures(Protocol):
         """`encode` and `pack` in one, with everything on the way."""
 
 
+@runtime_checkable
+class StopsRounding(Protocol):
+    """A backend that may round the inputs of linears, and can leave that out."""
+
+    def stop_rounding(self) -> bool:
+        """Compute without it from here on, more slowly; whether there was any. For acceptance probes."""
+
+
 class Backend(Protocol):
     """One loaded model on one device, with one key/value cache."""
 
