@@ -13,8 +13,8 @@ from tests.conftest import export_bundle
 from tests.reference.oracle import Oracle, photo, relative_error, user_message
 from tests.reference.test_parity import CHECKPOINTS as PARITY_CHECKPOINTS
 from varco_export.checkpoint.checkpoint import Checkpoint
-from varco_export.probes.make import add_probes
 from varco_export.probes import make as probes_module
+from varco_export.probes.make import add_probes
 from varco_export.probes.reference_pass import ReferencePass, Sequence
 from varco_export.progress import Silent
 from varco_export.reading.names import disk_name

@@ -27,8 +27,8 @@ from tests.makers.exported_weights import export_exactly
 from tests.makers.gptq_packer import GptqPacking, pack_checkpoint
 from varco_cli.main import main
 from varco_export import export as export_module
-from varco_export.probes.make import add_probes
 from varco_export.probes import make as probes_module
+from varco_export.probes.make import add_probes
 from varco_export.probes.questions import draw_pictures
 from varco_export.progress import Silent
 from varco_export.tiny import Scales, TinyOptions, make_tiny
