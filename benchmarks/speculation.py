@@ -25,7 +25,7 @@ from training.pictures import draw, held_out_seeds
 from varco_cli.commands.demo import BUNDLE
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
-from varco_runtime.generation.loop import generate_tokens
+from varco_runtime.generation.loop import Decoding, generate_tokens
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
 
 PROMPT_TOKENS = 512
@@ -111,18 +111,17 @@ def replays(varco: Varco, num_pages: int) -> dict[bool, Totals]:
             drafter = Drafter(tokenizer, (), chances, costs) if speculate else None
             put: list[int] = []
             started = time.perf_counter()
-            told = list(
-                generate_tokens(
-                    varco.backend,  # type: ignore[arg-type]
-                    logits,
-                    PROMPT_TOKENS,
-                    Replay([*script, script[-1]]),  # type: ignore[arg-type]
-                    (),
-                    len(script),
-                    put.append,
-                    drafter,
-                )
+            decoding = Decoding(
+                varco.backend,  # type: ignore[arg-type]
+                logits,
+                PROMPT_TOKENS,
+                Replay([*script, script[-1]]),  # type: ignore[arg-type]
+                (),
+                len(script),
+                put.append,
+                drafter,
             )
+            told = list(generate_tokens(decoding))
             total = totals[speculate]
             total.seconds += time.perf_counter() - started
             assert told == script, f"Bug: page {seed} was not told as it is"

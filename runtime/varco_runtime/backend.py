@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
-from varco_runtime.generation.sampling import Draw
 from varco_runtime.picture.packing import PackingPlan, normalise
 
 MAX_STEP_TOKENS = 9
@@ -42,6 +43,34 @@ class Features:
     image_features: Array
     image_tokens: Array
     packed: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One choice of a token, as far as a device needs to know it to choose as `Sampler.next` would.
+
+    Args:
+        penalty: The repetition penalty, for the ids `seen`.
+        seen: Token ids `[n]` int64.
+        temperature: The number that scores are divided by.
+        top_k: How many scores stay, with all that equal the least of them; at least 1, and the vocabulary's size for
+            all.
+        cut: The part of the probability that top-p removes, from the least score on; below 1.
+        min_p: The least probability that stays, relative to the greatest.
+        place: The place of the draw among what stays, in 0 .. 1, ids in ascending order; below 1.
+    """
+
+    penalty: float
+    seen: Array
+    temperature: float
+    top_k: int
+    cut: float
+    min_p: float
+    place: float
+
+
+GREEDY = Draw(1.0, np.empty(0, np.int64), 1.0, 1, 0.0, 0.0, 0.0)
+"""The greedy choice: of the scores that equal the greatest, the first."""
 
 
 @runtime_checkable

@@ -21,10 +21,11 @@ from varco_runtime.backends.providers import check_provider, open_provider
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import ContextError, ImageError, UsageError
-from varco_runtime.generation.loop import Transcript, generate_tokens
+from varco_runtime.generation.loop import Decoding, generate_tokens
 from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB, Memory
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
+from varco_runtime.generation.transcript import Transcript
 from varco_runtime.markup.parser import OCR_PROMPT, Box, ground_prompt, refer_prompt
 from varco_runtime.picture.loading import Picture, Source, load_picture
 from varco_runtime.picture.packing import packing_plan, tile
@@ -309,17 +310,17 @@ class Varco:
         prefill_s = time.perf_counter() - started
         generation = self.bundle.manifest.generation
         drafter = self._drafter(request)
-        tokens = generate_tokens(
+        decoding = Decoding(
             self.backend,
-            logits[-1],
-            len(request.ids),
-            Sampler(request.sampling, generation, request.ids),
-            generation.eos_token_ids,
-            request.max_new_tokens,
-            self._memory.sequence.ids.append,
-            drafter,
+            logits=logits[-1],
+            position=len(request.ids),
+            sampler=Sampler(request.sampling, generation, request.ids),
+            eos_token_ids=generation.eos_token_ids,
+            max_new_tokens=request.max_new_tokens,
+            on_token=self._memory.sequence.ids.append,
+            drafter=drafter,
         )
-        return _Prefilled(turn, encoded, prefill_s, num_cached, drafter, tokens)
+        return _Prefilled(turn, encoded, prefill_s, num_cached, drafter, generate_tokens(decoding))
 
     def _next_token(self, prefilled: _Prefilled) -> int | None:
         """The next token of an answer, None behind the last. The caller holds the lock."""

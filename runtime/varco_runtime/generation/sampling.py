@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from varco_runtime.backend import GREEDY, Draw
 from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.errors import BackendError, UsageError
 
@@ -52,31 +53,6 @@ class SamplingSettings:
         )
         seed = 0 if self.seed is None else self.seed
         _expect("seed", seed, "a whole number from 0 to 2^64 - 1", _is_whole(seed) and 0 <= seed < 1 << 64)
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """What a device needs to choose as `Sampler.next` would.
-
-    penalty: the repetition penalty, for the ids `seen`.
-    temperature: what scores are divided by.
-    top_k: how many scores stay, with all that equal the least of them; at least 1, and the vocabulary's size for all.
-    cut: the part of the probability that top-p removes, from the least score on; below 1.
-    min_p: the least probability that stays, relative to the greatest.
-    place: the place of the draw among what stays, in 0 .. 1, ids in ascending order; below 1.
-    """
-
-    penalty: float
-    seen: npt.NDArray[np.int64]
-    temperature: float
-    top_k: int
-    cut: float
-    min_p: float
-    place: float
-
-
-FIRST_OF_THE_GREATEST = Draw(1.0, np.empty(0, np.int64), 1.0, 1, 0.0, 0.0, 0.0)
-"""The greedy choice: of the scores that equal the greatest, the first."""
 
 
 class Sampler:
@@ -121,7 +97,7 @@ class Sampler:
         """The next choice for a device to make from `vocab_size` logits; tell `accept` what it chose."""
         settings, penalty = self._settings, self.repetition_penalty
         if settings.temperature == 0:
-            return replace(FIRST_OF_THE_GREATEST, penalty=penalty, seen=self._seen_ids)
+            return replace(GREEDY, penalty=penalty, seen=self._seen_ids)
         top_k = settings.top_k if 0 < settings.top_k < vocab_size else vocab_size
         cut = min(float(np.float32(1 - settings.top_p)), _BELOW_ONE)
         place = min(self._random.random(), _BELOW_ONE)

@@ -15,11 +15,12 @@ import pytest
 from varco_export.dialects.largest import block_width
 from varco_export.networks.sampling import SETTINGS, emit_sampling
 from varco_export.writing.graph import Graph
+from varco_runtime.backend import Draw
 from varco_runtime.backends.cuda.sampling import NUM_SETTINGS, SamplingStep
 from varco_runtime.backends.cuda.session import Buffer, Device, Network
 from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.errors import ShortageError
-from varco_runtime.generation.sampling import Draw, Sampler, SamplingSettings, candidates
+from varco_runtime.generation.sampling import Sampler, SamplingSettings, candidates
 
 Array = np.ndarray[Any, Any]
 GENERATION = GenerationSettings((0,), 1.0, penalise_prompt=True)
