@@ -101,7 +101,7 @@ def replays(varco: Varco, num_pages: int) -> dict[bool, Totals]:
     assert isinstance(varco.backend, VerifyingBackend), "drafts are for backends that verify several tokens at once"
     totals = {True: Totals(), False: Totals()}
     chances, costs = Chances(), StepCosts()
-    tokenizer, prompt = varco._tokenizer, varco.bundle.manifest.prompt
+    tokenizer, prompt = varco.session.tokenizer, varco.bundle.manifest.prompt
     ids = np.random.default_rng(0).integers(0, 256, PROMPT_TOKENS)
     logits = varco.backend.prefill(PromptInputs(ids, prompt.image_token_id, None), 0)[-1]  # type: ignore[attr-defined]
     for index, seed in enumerate(held_out_seeds(num_pages)):
@@ -136,7 +136,7 @@ def replays(varco: Varco, num_pages: int) -> dict[bool, Totals]:
 
 def encode(varco: Varco, text: str) -> list[int]:
     """Markup tags as their own tokens, what lies between as plain text."""
-    tokenizer = varco._tokenizer
+    tokenizer = varco.session.tokenizer
     ids: list[int] = []
     plain = ""
     while text:
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     varco = Varco.load(options.bundle, max_context=None if options.bundle == BUNDLE else 2048)
     run = replays if options.replay else answers
     run(varco, 2)  # warm up
-    varco._chances, varco._costs = Chances(), StepCosts()
+    varco.session.chances, varco.session.costs = Chances(), StepCosts()
     totals = run(varco, options.pictures)
     figures = {
         "bundle": options.bundle.name,

@@ -24,7 +24,7 @@ def varco(tiny_bundle: Path) -> Varco:
 
 @pytest.fixture(scope="module")
 def tokenizer(varco: Varco) -> Tokenizer:
-    return varco._tokenizer
+    return varco.session.tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
