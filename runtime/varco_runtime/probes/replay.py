@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Backend, NormalisesPixels, PromptInputs, ShowsFeatures
+from varco_runtime.backend import Backend, NormalizesPixels, PromptInputs, ShowsFeatures
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import BundleError, ImageError, PromptError, one_line
@@ -134,7 +134,7 @@ def _see(probe: ProbePicture, bundle: Bundle, backend: Backend, errors: dict[str
         ("newlines", newline_digest(seen.image_tokens, plan), probe.newlines),
     ):
         errors.setdefault(component, []).append(digest_error(got, expected))
-    if isinstance(backend, NormalisesPixels):  # the answers' way to their picture
+    if isinstance(backend, NormalizesPixels):  # the answers' way to their picture
         return backend.pack(backend.encode_pixels(tiles), plan), plan.num_tokens
     return seen.packed, plan.num_tokens
 

@@ -95,7 +95,7 @@ def test_every_setting_draws_the_tokens_of_the_host(drawing: Callable[[int], Dra
         host, asking = (Sampler(settings, GENERATION, prompt) for _ in range(2))
         for turn in range(3):  # the draws go on from one another, and so does what was seen
             row = logits[(index + turn) % len(logits)]
-            scores, draw = asking._penalised(row).copy(), asking.draw(vocab_size)
+            scores, draw = asking._penalized(row).copy(), asking.draw(vocab_size)
             expected, got = host.next(row), device(row, draw)
             if got != expected:
                 assert got in drawn_nearby(scores, settings, draw.place), (settings, row[got], row[expected])
