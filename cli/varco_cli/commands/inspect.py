@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varco_cli.console import count_text, note, print_facts, print_table, size_text, write, write_document
+from varco_runtime.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
     from varco_runtime.bundle.manifest import Manifest
@@ -169,7 +170,7 @@ def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
     table = manifest.embedding
     if table is None:
         return rows
-    row_bytes = table.width * (4 if table.dtype == "fp32" else 2)
+    row_bytes = table.width * ITEM_BYTES[table.dtype]
     on_disk = size_text(_file_bytes(manifest, table.file))
     return [*rows, ("embedding table", table.dtype, "", size_text(row_bytes), on_disk)]
 
