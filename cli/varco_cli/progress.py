@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+_SLOW = {"probes": "the exact model answers questions, in fp32, for varco verify --numerics"}
+"""Components of an export that take longer than the others, and what they do."""
+
+
 class _Bars:
     """Bars that are shown while it is entered; none without a terminal."""
 
@@ -38,12 +42,18 @@ class ExportProgress(_Bars):
 
     @contextmanager
     def component(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
-        """A bar of `steps`; the value is called once per step. Without a terminal, a line when it is done."""
+        """A bar of `steps`; the value is called once per step. Without a terminal, a line when it is done.
+
+        What takes longer than all the rest says so before.
+        """
+        reason = _SLOW.get(name)
         if self._bars:
-            task = self._bars.add_task(name, total=steps)
+            task = self._bars.add_task(f"{name} ({reason})" if reason else name, total=steps)
             yield lambda: self._bars.advance(task) if self._bars else None
         else:
             started = time.monotonic()
+            if reason:
+                note(f"{name}: {reason} ...")
             yield lambda: None
             note(f"{name} exported in {time.monotonic() - started:.1f} s")
 

@@ -31,7 +31,7 @@ class UsageError(VarcoError):
 
 
 class InputError(VarcoError):
-    """What the user asks about cannot be used."""
+    """The picture, prompt or conversation that the user asks about cannot be used."""
 
 
 class ImageError(InputError):
@@ -67,7 +67,12 @@ class ShortageError(BackendError):
 
 
 class MissingExtraError(VarcoError):
-    """A command needs optional packages that are not installed."""
+    """A command needs optional packages that are not installed.
+
+    Args:
+        what: The command or the part that needs them, as the message's subject.
+        extra: The extra that brings them, a name from `[project.optional-dependencies]` of pyproject.toml.
+    """
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}'. Install it with: {install_command(extra)}")
@@ -75,7 +80,14 @@ class MissingExtraError(VarcoError):
 
 
 class BrokenExtraError(MissingExtraError):
-    """A command needs an optional package that is installed and cannot be imported: installing the extra is no help."""
+    """A command needs an optional package that is installed and cannot be imported: installing the extra is no help.
+
+    Args:
+        what: The command or the part that needs it, as the message's subject.
+        extra: The extra that brings it.
+        module: What cannot be imported.
+        reason: What the import said, in one line.
+    """
 
     def __init__(self, what: str, extra: str, module: str, reason: str) -> None:
         VarcoError.__init__(

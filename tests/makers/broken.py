@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,8 @@ def broken(good: Path, target: Path, fault: Callable[[Path], None]) -> Path:
     for name in manifest.files:
         content = (target / name).read_bytes()
         files[name] = FileFacts(len(content), hashlib.sha256(content).hexdigest())
-    assert files != manifest.files, f"{fault.__name__} changed nothing"
+    unchanged = files == manifest.files and manifest == read_manifest(good)
+    assert not unchanged, f"{fault.__name__} changed nothing"
     write_manifest(target, dataclasses.replace(manifest, files=files))
     return target
 
@@ -119,6 +121,170 @@ def skipped_newline(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-row_bytes] + bytes(row_bytes))
 
 
+# --- weights that are nearly right ------------------------------------------------------------------------------------
+
+
+def scaled_layer(folder: Path) -> None:
+    """What one layer's MLP adds is 5 % too much."""
+    _scale(folder, "language_model.layers.1.mlp.down_proj", 1.05)
+
+
+def scaled_norm(folder: Path) -> None:
+    """One norm's gain is 2 % too much."""
+    _scale(folder, "language_model.layers.0.post_attention_layernorm", 1.02)
+
+
+def scaled_query(folder: Path) -> None:
+    """One layer attends with 1.1 times the scale: its queries, biases included, are so much too long."""
+    with _Weights(folder, "decoder") as weights:
+        query = "language_model.layers.1.self_attn.qkv_proj"
+        rows = weights.attributes("past.1.key")["num_heads"] * 2 * weights.read("cos_cache").shape[1]
+        for name in (f"{query}.weight", f"{query}.scales", f"{query}.bias"):
+            if name in weights.places:
+                values = weights.read(name).copy()
+                values[:rows] = values[:rows] * 1.1
+                weights.write(name, values)
+
+
+def one_lower(folder: Path) -> None:
+    """The integers of one linear are one too small, where they can be; in floats, a step of 4 bits."""
+    name = LAYER.format(1)
+    with _Weights(folder, "decoder") as weights:
+        kinds = [kind for kind in ("int4", "int8") if f"{name}.weight_{kind}" in weights.places]
+        if not kinds:
+            values = weights.read(f"{name}.weight")
+            weights.write(f"{name}.weight", values - np.abs(values).max(axis=1, keepdims=True) / 8)
+            return
+        packed = weights.read(f"{name}.weight_{kinds[0]}")
+        bits = weights.attributes(f"{name}.scales")["bits"]
+        values = unpack(packed, bits, packed.shape[2] * 8 // bits)
+        if bits == 4 and kinds[0] == "int8":  # high and then low nibbles: a whole int4's step
+            half = values.shape[1] // 2
+            values = np.concatenate([np.maximum(values[:, :half], 1) - 1, values[:, half:]], axis=1)
+        else:
+            values = np.maximum(values, 1) - 1
+        weights.write(f"{name}.weight_{kinds[0]}", pack(values, bits))
+
+
+def turned_faster(folder: Path) -> None:
+    """Rotary positions of 1.01 times the theta."""
+    with _Weights(folder, "decoder") as weights:
+        cos = weights.read("cos_cache")
+        half = cos.shape[1]
+        frequencies = np.arctan2(weights.read("sin_cache")[1], cos[1])  # the angles at position 1
+        angles = np.arange(len(cos))[:, None] * frequencies * 1.01 ** -(np.arange(half) / half)
+        weights.write("cos_cache", np.cos(angles))
+        weights.write("sin_cache", np.sin(angles))
+
+
+def turned_one_on(folder: Path) -> None:
+    """Rotary tables that begin at position 1. Harmless: attention sees only how far positions are apart."""
+    with _Weights(folder, "decoder") as weights:
+        for name in ("cos_cache", "sin_cache"):
+            table = weights.read(name)
+            weights.write(name, np.concatenate([table[1:], table[-1:]]))
+
+
+def _scale(folder: Path, name: str, factor: float) -> None:
+    with _Weights(folder, "decoder") as weights:
+        name = f"{name}.weight" if f"{name}.weight" in weights.places else f"{name}.scales"
+        weights.write(name, weights.read(name) * factor)
+
+
+# --- attributes -------------------------------------------------------------------------------------------------------
+
+
+def other_epsilon(folder: Path) -> None:
+    """The decoder's norms with 1e-5 for 1e-6."""
+    _set_attributes(folder, "decoder", "epsilon", 1e-5)
+
+
+def large_epsilon(folder: Path) -> None:
+    """The decoder's norms with 1e-3 for 1e-6."""
+    _set_attributes(folder, "decoder", "epsilon", 1e-3)
+
+
+def other_vision_epsilon(folder: Path) -> None:
+    """The vision tower's norms with 1e-5 for 1e-6."""
+    _set_attributes(folder, "vision", "epsilon", 1e-5)
+
+
+def other_gelu(folder: Path) -> None:
+    """The vision tower with the exact GELU for the one by tanh."""
+    _set_attributes(folder, "vision", "approximate", "none")
+
+
+def _set_attributes(folder: Path, component: str, name: str, value: float | str) -> None:
+    path = folder / f"{component}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for entry in node.attribute:
+            if entry.name == name:
+                entry.CopyFrom(onnx.helper.make_attribute(name, value))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+# --- settings, tokens and their rows ----------------------------------------------------------------------------------
+
+
+def other_end_ids(folder: Path) -> None:
+    """Another token ends the answer."""
+    _set(folder, "generation", eos_token_ids=(7,))
+
+
+def other_penalty(folder: Path) -> None:
+    """A repetition penalty that the checkpoint does not have."""
+    _set(folder, "generation", repetition_penalty=1.05)
+
+
+def missing_pinpoint(folder: Path) -> None:
+    """A grid of tiles is missing, one that no probe's picture takes."""
+    _set(folder, "image", grid_pinpoints=read_manifest(folder).image.grid_pinpoints[:-1])
+
+
+def extra_pinpoint(folder: Path) -> None:
+    """A grid of tiles too many, one that no probe's picture takes."""
+    image = read_manifest(folder).image
+    _set(folder, "image", grid_pinpoints=(*image.grid_pinpoints, (image.tile_px, 8 * image.tile_px)))
+
+
+def other_max_grid_tiles(folder: Path) -> None:
+    """Large pictures shrink to fewer tokens."""
+    _set(folder, "image", max_grid_tiles=4)
+
+
+def other_rescale(folder: Path) -> None:
+    """Pixels over 256 for over 255."""
+    _set(folder, "image", rescale_factor=1 / 256)
+
+
+def other_row(folder: Path) -> None:
+    """The embedding of a token that no probe uses."""
+    manifest = read_manifest(folder)
+    path = folder / manifest.embedding.file
+    content = bytearray(path.read_bytes())
+    row_bytes = len(content) // manifest.embedding.rows
+    content[9 * row_bytes : 10 * row_bytes] = content[10 * row_bytes : 11 * row_bytes]
+    path.write_bytes(content)
+
+
+def swapped_ids(folder: Path) -> None:
+    """Two tokens that no probe uses have each other's ids."""
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    vocab = document["model"]["vocab"]
+    first, second = (token for token, id_ in vocab.items() if id_ in (1, 2))
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _set(folder: Path, group: str, **values: Any) -> None:
+    """Change settings in the manifest, as an exporter that misread them would."""
+    manifest = read_manifest(folder)
+    settings = dataclasses.replace(getattr(manifest, group), **values)
+    write_manifest(folder, dataclasses.replace(manifest, **{group: settings}))
+
+
 class _Weights:
     """The weights of one graph, read from and written to its data file."""
 
@@ -164,5 +330,27 @@ FAULTS: dict[Callable[[Path], None], str] = {
     wrong_zero_points: "decoder, text",
     skipped_newline: "newlines",
     transposed_vision_projection: "vision",
+    scaled_layer: "decoder, text",
+    scaled_norm: "decoder, text",
+    scaled_query: "decoder, text",
+    one_lower: "decoder, text",
+    turned_faster: "decoder, text",
+    other_epsilon: "settings",
+    large_epsilon: "settings",
+    other_vision_epsilon: "settings",
+    other_gelu: "vision",
+    other_end_ids: "settings",
+    other_penalty: "settings",
+    missing_pinpoint: "settings",
+    extra_pinpoint: "settings",
+    other_max_grid_tiles: "settings",
+    other_rescale: "settings",
+    other_row: "settings",
+    swapped_ids: "settings",
 }
 """Each way to break a bundle, and the component whose check must show it."""
+
+OF_INTEGERS = (swapped_scales, wrong_zero_points)
+"""Faults that floats cannot have: they have no scales and no zero points."""
+SUBTLE = (scaled_layer, scaled_norm, scaled_query, one_lower, turned_faster, other_gelu)
+"""Faults smaller than what rounding to fp16 does anyway."""

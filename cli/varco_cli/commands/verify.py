@@ -47,14 +47,20 @@ def verify(
     if not as_json:
         _print_files(bundle, manifest, faults)
     if numerics and failure is None:
-        checks, device, num_left_out = _replay(bundle, provider, threads)
+        checks, device, num_left_out, hint = _replay(bundle, provider, threads)
+        grade = _grade(checks)
         failure = _failure(bundle, checks)
         rows = [{**asdict(check), "ok": check.passed} for check in checks]
         document |= {"ok": failure is None, "provider": device, "probes_left_out": num_left_out, "numerics": rows}
+        document |= {"grade": grade, "advice": hint}
         if num_left_out:
             note(f"note: {num_left_out} probes need more positions than the engines hold and were left out.")
         if not as_json:
-            _print_checks(checks, device)
+            _print_checks(checks, device, grade)
+        for detail in [detail for check in checks for detail in check.details if not check.passed]:
+            note(detail)
+        if failure is None and hint is not None:
+            note(f"note: {hint}")
     if as_json:
         write_document(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
     if failure is not None:
@@ -103,9 +109,10 @@ def _first(faults: dict[str, str]) -> BundleError:
 # --- numerics ---------------------------------------------------------------------------------------------------------
 
 
-def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Check], str, int]:
-    """The probes' checks, what they ran on, and how many probes the engines were too short for."""
+def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Check], str, int, str | None]:
+    """The probes' checks, what they ran on, how many probes the engines were too short for, and advice on formats."""
     from varco_runtime.bundle.opening import Bundle
+    from varco_runtime.probes.grade import advice
     from varco_runtime.probes.replay import read_probes, replay
     from varco_runtime.varco import Varco
 
@@ -117,15 +124,29 @@ def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Chec
     if varco.bundle.manifest != opened.manifest:
         raise BundleError(f"{bundle} was exchanged while it was being verified. Verify it again.")
     fitting = probes.within(varco.backend.max_context)
+    device = varco.backend.description
     checks = replay(varco.bundle, fitting, varco.backend)
-    return checks, varco.backend.description, len(probes.probes) - len(fitting.probes)
+    hint = advice(opened.manifest, _divergence(checks), probes.divergences)
+    return checks, device, len(probes.probes) - len(fitting.probes), hint
 
 
-def _print_checks(checks: list[Check], device: str) -> None:
-    rows = [
-        ("ok" if check.passed else "FAIL", check.component, check.measure, _number(check.error), _number(check.limit))
-        for check in checks
-    ]
+def _divergence(checks: list[Check]) -> float:
+    return next(check.error for check in checks if check.limit is None)
+
+
+def _grade(checks: list[Check]) -> str:
+    from varco_runtime.probes.grade import grade_of
+
+    return grade_of(_divergence(checks))
+
+
+def _print_checks(checks: list[Check], device: str, grade: str) -> None:
+    """A row for each check: whether it passes, or the grade in the first row that is one."""
+    rows, grades = [], iter((grade,))
+    for check in checks:
+        verdict = "FAIL" if not check.passed else "ok" if check.limit is not None else next(grades, "")
+        limit = "" if check.limit is None else _number(check.limit)
+        rows.append((verdict, check.component, check.measure, _number(check.error), limit))
     print_table(f"\nnumerics on {device}", ("", "component", "measure", "error", "limit"), rows, right=(3, 4))
 
 
@@ -134,9 +155,10 @@ def _failure(bundle: Path, checks: list[Check]) -> BackendError | None:
     if not failed:
         return None
     worst = failed[0]
+    expected = "a number" if worst.limit is None else f"at most {_number(worst.limit)}"
     return BackendError(
         f"{bundle} fails {len(failed)} of {len(checks)} checks, first {worst.component}: {worst.measure} "
-        f"{_number(worst.error)}, expected at most {_number(worst.limit)}. Do not use it here: export it again, or "
+        f"{_number(worst.error)}, expected {expected}. Do not use it here: export it again, or "
         "build its engines again."
     )
 

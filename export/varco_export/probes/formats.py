@@ -20,8 +20,9 @@ FP8_MAX = 448
 class LinearFormat:
     """What a graph does to a linear that is not exact.
 
-    `kind`: `int4`, `int8` or `fp8`, integers in blocks of `block_size` input features. Where `rounds_weight` the
-    exporter made them by round-to-nearest, for TensorRT with `positive_scales`; else they are the checkpoint's own.
+    `kind`: `int4`, `int8` or `fp8`, integers in blocks of `block_size` input features, 0 for whole rows. Where
+    `rounds_weight` the exporter made them by round-to-nearest, for TensorRT with `positive_scales`; else they are the
+    checkpoint's own.
     `activations`: what the input is rounded to, `float` for nothing; `input_scale`: the scale of `fp8` activations
     where it is fixed, else each token has its own.
     """
@@ -41,6 +42,12 @@ class LinearFormat:
             scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / np.float32(FP8_MAX), np.float32(1e-12))
             return np.asarray(_to_fp8(rows / scales) * scales)
         half = 1 << (int(self.kind.removeprefix("int")) - 1)
+        if self.block_size == 0:  # symmetric: -127 .. 127 of the largest magnitude
+            largest = np.abs(rows).max(axis=1, keepdims=True)
+            # The inverse, as the exporter takes it: weights of 16 bits often lie halfway between two integers.
+            inverse = np.divide(np.float32(half - 1), largest, out=np.zeros_like(largest), where=largest > 0)
+            whole: Array = np.rint(rows * inverse) * (largest / np.float32(half - 1))
+            return whole
         if self.positive_scales:
             blocks = rows.reshape(len(rows), -1, self.block_size)
             high, low = blocks.max(axis=2, keepdims=True), blocks.min(axis=2, keepdims=True)

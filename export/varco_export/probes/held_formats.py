@@ -13,8 +13,11 @@ from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.probes.formats import LinearFormat
 from varco_export.quantized.weights import Fp8Weight
 from varco_export.reading.tensor import Tensor
+from varco_runtime.bundle.manifest import Manifest
 
 _QUANTISED = re.compile(r"(?P<name>.+)\.weight_(?P<kind>int4|int8|fp8)")
+ROWS = "MatMulIntegerToFloat"
+"""Weights in rows with a scale each, and their input, too: see `row_product.py`."""
 _LINEARS = (*(f"self_attn.{part}_proj" for part in "qkvo"), *(f"mlp.{part}_proj" for part in ("gate", "up", "down")))
 
 
@@ -41,6 +44,18 @@ def linear_formats(checkpoint: Checkpoint, path: Path) -> dict[str, LinearFormat
     return formats
 
 
+def vision_formats(folder: Path, manifest: Manifest) -> dict[str, LinearFormat]:
+    """How the graphs of the vision tower and the projector hold their linears, those that are not exact.
+
+    Checkpoints hold them as floats, so that all integers are the exporter's.
+    """
+    return {
+        name: dataclasses.replace(found, rounds_weight=True)
+        for component in (manifest.vision, manifest.projector)
+        for name, found in held_formats(folder / component.file).items()
+    }
+
+
 def held_formats(path: Path) -> dict[str, LinearFormat]:
     """The quantised linears of a graph by name, those of either dialect."""
     held = {}
@@ -51,7 +66,7 @@ def held_formats(path: Path) -> dict[str, LinearFormat]:
                 kind=found["kind"],
                 block_size=numbers.get("block_size", 0),
                 positive_scales=node.op_type == "DequantizeLinear",
-                activations="int8" if numbers.get("accuracy_level") == 4 else "float",
+                activations="int8" if numbers.get("accuracy_level") == 4 or node.op_type == ROWS else "float",
             )
     return held
 

@@ -1,7 +1,7 @@
 """Acceptance probes made: drawn pictures, fixed answers, and what the exact model says about them.
 
 The file goes into the bundle beside the graphs, under a name made of its hash, so that a bundle gets other probes by
-one atomic exchange of the manifest. `varco_runtime/probe_schema.py` holds its schema, `probes.py` there replays it.
+one atomic exchange of the manifest. `varco_runtime/probes/file.py` holds its schema, `replay.py` there replays it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
-from varco_export.probes.held_formats import coarsest, held_formats, linear_formats
+from varco_export.probes.checkpoint_facts import checkpoint_facts
+from varco_export.probes.formats import LinearFormat
+from varco_export.probes.held_formats import coarsest, linear_formats, vision_formats
 from varco_export.probes.questions import Drawn, Question, draw_pictures, encode_answer, questions
-from varco_export.probes.reference_pass import Advance, Array, Logits, ReferencePass, Sequence
+from varco_export.probes.reference_pass import HEAD, Advance, Array, Logits, ReferencePass, Sequence
 from varco_export.progress import Progress
 from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts, Manifest
@@ -27,7 +30,9 @@ from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
 from varco_runtime.probes.digest import digest, newline_digest
-from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Probe, ProbePicture, Probes, kept_ids, to_json
+from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Noise, Probe, ProbePicture, Probes, kept_ids, to_json
+from varco_runtime.probes.grade import AS_EXPORTED
+from varco_runtime.probes.replay import Scored, divergence, logit_error
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
@@ -106,51 +111,71 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
     if not asked:
         return None
 
+    seen = vision_formats(folder, manifest)
     formats = linear_formats(checkpoint, folder / manifest.decoder.file)
-    reference = ReferencePass(checkpoint, formats)
+    reference = ReferencePass(checkpoint, seen | formats)
     with np.errstate(all="ignore"):  # what comes out is checked
         pictures, tokens = _look(reference, drawn, manifest, advance)
         sequences = [
             # All but the last token: nothing is asked after it.
-            Sequence(ids[:-1], None if question.picture is None else tokens[question.picture], num_answer)
+            Sequence(ids[:-1], None, num_answer)
+            if question.picture is None
+            else Sequence(
+                ids[:-1], tokens[question.picture]["exact"], num_answer, tokens[question.picture].get("built")
+            )
             for question, ids, num_answer in asked
         ]
-        logits = reference.logits(sequences, manifest.prompt.image_token_id, advance)
-    for one, rows in zip(drawn, tokens, strict=True):
-        _check_finite(f"makes of the picture {one.name!r}", rows)
+        heads = _other_heads(formats.get(HEAD), manifest.decoder.compute)
+        logits = reference.logits(sequences, manifest.prompt.image_token_id, advance, heads)
+    for one, streams in zip(drawn, tokens, strict=True):
+        _check_finite(f"makes of the picture {one.name!r}", *streams.values())
     for (question, _, _), answer in zip(asked, logits, strict=True):
         _check_finite(f"answers {question.prompt[:60]!r} with", answer.exact, answer.built, answer.noisy)
+    probes = tuple(_probe(question, ids, one) for (question, ids, _), one in zip(asked, logits, strict=True))
     return Probes(
-        vision=coarsest(held_formats(folder / manifest.vision.file).values(), manifest.vision.compute),
+        vision=coarsest(seen.values(), manifest.vision.compute),
         decoder=coarsest(formats.values(), manifest.decoder.compute),
-        noise=_noise(logits),
+        noise=_noise(probes, logits),
+        facts=checkpoint_facts(checkpoint, folder, manifest),
+        divergences=_divergences(probes, logits),
         pictures=tuple(pictures),
-        probes=tuple(_probe(question, ids, one) for (question, ids, _), one in zip(asked, logits, strict=True)),
+        probes=probes,
     )
 
 
 def _look(
     reference: ReferencePass, drawn: list[Drawn], manifest: Manifest, advance: Advance
-) -> tuple[list[ProbePicture], list[Array]]:
-    """Digests of what the exact networks make of each picture, and its image tokens. All tiles go together."""
+) -> tuple[list[ProbePicture], list[dict[str, Array]]]:
+    """Digests of what a bundle's networks should make of each picture, and its image tokens. All tiles go together."""
     seen = [load_picture(one.image) for one in drawn]
     tiles = [normalise(tile(picture, manifest.image), manifest.image) for picture in seen]
     patches = reference.patch_features(np.concatenate(tiles), advance)
     features = reference.image_features(patches)
-    newline = reference.newline()
+    newline, stream = reference.newline(), "built" if "built" in features else "exact"
     pictures, all_tokens, start = [], [], 0
     for one, picture, pixels in zip(drawn, seen, tiles, strict=True):
         mine = slice(start, start + len(pixels))
         start = mine.stop
         plan = packing_plan(picture.size_hw, manifest.image)
-        tokens = pack(features[mine], newline, plan)
+        tokens = {name: pack(value[mine], newline, plan) for name, value in features.items()}
         png = io.BytesIO()
         one.image.save(png, "PNG", optimize=True)
-        vision, projector = (digest(value[mine].reshape(-1, value.shape[-1])) for value in (patches, features))
-        newlines = newline_digest(tokens, plan)
-        pictures.append(ProbePicture(one.name, png.getvalue(), vision, projector, digest(tokens), newlines))
+        given = patches.get(stream, patches["exact"]), features[stream]
+        vision, projector = (digest(value[mine].reshape(-1, value.shape[-1])) for value in given)
+        own = tokens[stream]
+        pictures.append(
+            ProbePicture(one.name, png.getvalue(), vision, projector, digest(own), newline_digest(own, plan))
+        )
         all_tokens.append(tokens)
     return pictures, all_tokens
+
+
+def _other_heads(own: LinearFormat | None, compute: str) -> dict[str, LinearFormat]:
+    """What the last layer could be instead, by the option of the export that makes it so."""
+    if own is None or not own.rounds_weight:
+        return {}
+    finer = {} if own.kind != "int4" else {"--lm-head int8": dataclasses.replace(own, kind="int8")}
+    return {**finer, f"--lm-head {compute}": LinearFormat()}
 
 
 def _probe(question: Question, ids: Array, logits: Logits) -> Probe:
@@ -187,15 +212,37 @@ def _check_finite(does: str, *values: Array | None) -> None:
         )
 
 
-def _noise(logits: list[Logits]) -> float:
-    """What rounding the inputs of linears does to this model's logits, as `varco_runtime.probes` counts errors."""
-    difference = spread = 0.0
-    for one in logits:
+def _noise(probes: tuple[Probe, ...], logits: list[Logits]) -> Noise:
+    """How far rounding moves this model's logits, as `varco_runtime.probes.replay` counts errors."""
+
+    def error(stream: str, pictures: bool) -> float:
+        pairs = [
+            Scored(probe, getattr(one, stream))
+            for probe, one in zip(probes, logits, strict=True)
+            if (probe.picture is not None) is pictures and getattr(one, stream) is not None
+        ]
+        found = logit_error(pairs) if pairs else 0.0
+        return found if math.isfinite(found) else 0.0  # logits that are all alike have no spread
+
+    return Noise(
+        text=error("noisy", False),
+        pictures=error("noisy", True),
+        text_arithmetic=error("disturbed", False),
+        pictures_arithmetic=error("disturbed", True),
+    )
+
+
+def _divergences(probes: tuple[Probe, ...], logits: list[Logits]) -> dict[str, float]:
+    """KL divergence from full precision, of the bundle as it is and with one option of the export changed."""
+    found: dict[str, list[Scored]] = {}
+    for probe, one in zip(probes, logits, strict=True):
+        built = one.exact if one.built is None else one.built
+        found.setdefault(AS_EXPORTED, []).append(Scored(probe, built if one.noisy is None else one.noisy))
         if one.noisy is not None:
-            built = one.exact if one.built is None else one.built
-            difference += float(np.square(np.float64(one.noisy) - built).mean(axis=1).sum())
-            spread += float(np.float64(one.exact).var(axis=1).sum())
-    return float(np.sqrt(difference / spread)) if spread else 0.0
+            found.setdefault("--activations float", []).append(Scored(probe, built))
+        for name, other in one.others.items():
+            found.setdefault(name, []).append(Scored(probe, other))
+    return {name: divergence(scored) for name, scored in found.items()}
 
 
 def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:

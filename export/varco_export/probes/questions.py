@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from varco_runtime.markup.parser import MARKUP_TOKENS, OCR_PROMPT, Box, Parsed, Region, ground_prompt, render
+from varco_runtime.markup.parser import MARKUP_TOKENS, Box, Parsed, Region, ground_prompt, render
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 WORDS = ("EXIT 24", "MENU", "OPEN")
@@ -35,58 +36,57 @@ class Drawn:
 
 
 def draw_pictures(tile_px: int) -> list[Drawn]:
-    """Shapes on one tile and words on two, each a little shorter than its grid, so that there is padding to cut off."""
-    return [_draw_shapes(tile_px, tile_px * 9 // 10), _draw_words(tile_px * 2, tile_px * 3 // 4)]
+    """One picture on two tiles: shapes on its left half, words on its right half.
 
-
-def _draw_shapes(width: int, height: int) -> Drawn:
+    It is much shorter than its grid, so that there is padding to cut off, and so that it becomes few image tokens: they
+    are what probes cost most of their time on.
+    """
+    width, height = 2 * tile_px, max(2, tile_px * 3 // 8)
     y, x = np.mgrid[0:height, 0:width]
     background = np.stack([200 + 40 * x // width, 230 - 60 * y // height, 210 + 30 * (x + y) // (width + height)], 2)
     image = Image.fromarray(background.astype(np.uint8))
     pen = ImageDraw.Draw(image)
-    things = (
-        ("red circle", "ellipse", (210, 30, 40), Box(0.1, 0.15, 0.45, 0.55)),
-        ("blue square", "rectangle", (30, 60, 200), Box(0.58, 0.3, 0.9, 0.66)),
-        ("green bar", "rectangle", (20, 140, 60), Box(0.2, 0.75, 0.8, 0.88)),
-    )
-    for _, shape, colour, box in things:
-        getattr(pen, shape)(box.pixels(width, height), fill=colour)
-    regions = tuple(Region("object", name, (box,), 0, 0) for name, _, _, box in things)
-    return Drawn("shapes", image, regions)
+    regions = [*_draw_shapes(pen, width, height), *_draw_words(pen, width, height)]
+    return [Drawn("shapes and words", image, tuple(regions))]
 
 
-def _draw_words(width: int, height: int) -> Drawn:
-    image = Image.new("RGB", (width, height), (245, 240, 225))
-    pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=height // 5)
-    regions = []
+def _draw_shapes(pen: ImageDraw.ImageDraw, width: int, height: int) -> Iterator[Region]:
+    for name, shape, color, box in (
+        ("red circle", "ellipse", (210, 30, 40), Box(0.03, 0.1, 0.2, 0.6)),
+        ("blue square", "rectangle", (30, 60, 200), Box(0.28, 0.2, 0.45, 0.65)),
+        ("green bar", "rectangle", (20, 140, 60), Box(0.08, 0.75, 0.4, 0.9)),
+    ):
+        getattr(pen, shape)(box.pixels(width, height), fill=color)
+        yield Region("object", name, (box,), 0, 0)
+
+
+def _draw_words(pen: ImageDraw.ImageDraw, width: int, height: int) -> Iterator[Region]:
+    font = ImageFont.load_default(size=max(1, height // 4))
     for index, word in enumerate(WORDS):
-        place = (width * (2 + 7 * index) // 40, height * (1 + 3 * index) // 10)
+        place = (width * (20 + 5 * index) // 40, height * (1 + 3 * index) // 10)
         left, top, right, bottom = pen.textbbox(place, word, font=font)
         box = tuple(round(value, 2) for value in (left / width, top / height, right / width, bottom / height))
         pen.text(place, word, font=font, fill=(40, 30, 60 + 40 * index))
-        regions.append(Region("text", word, (Box(*box),), 0, 0))
-    return Drawn("words", image, tuple(regions))
+        yield Region("text", word, (Box(*box),), 0, 0)
 
 
 def questions(drawn: list[Drawn]) -> list[Question]:
-    """One per task. The chat has no picture: its error is the decoder's alone."""
-    shapes, words = drawn
-    return [
-        Question(
-            "chat",
-            None,
-            "대한민국의 수도는 어디인가요? Answer in one sentence.",
-            "대한민국의 수도는 서울입니다. Seoul lies on the Han River, and 9 million people live there.",
-        ),
-        Question(
-            "ground",
-            0,
-            ground_prompt("Describe this image."),
-            "There is a {}, a {} and a {}.".format(*map(_markup, shapes.regions)),
-        ),
-        Question("ocr", 1, OCR_PROMPT, "\n".join(map(_markup, words.regions))),
-    ]
+    """One without a picture, whose error is the decoder's alone, and one about each picture."""
+    chat = Question(
+        "chat",
+        None,
+        "대한민국의 수도는 어디인가요? Answer in one sentence.",
+        "대한민국의 수도는 서울입니다. Seoul lies on the Han River, and 9 million people live there.",
+    )
+    return [chat, *(_ground(index, one) for index, one in enumerate(drawn))]
+
+
+def _ground(picture: int, drawn: Drawn) -> Question:
+    """What is to be seen in a picture, and where."""
+    *others, last = map(_markup, drawn.regions)
+    return Question(
+        "ground", picture, ground_prompt("Describe this image."), f"There is a {', a '.join(others)} and a {last}."
+    )
 
 
 def _markup(region: Region) -> str:

@@ -48,6 +48,14 @@ def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
     return normed
 
 
+def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
+    """(x - mean x) / sqrt(var x + epsilon) * weight + bias, over the last axis."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    centered /= np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + np.float32(epsilon))
+    normed: Array = centered * weight + bias
+    return normed
+
+
 def gelu_tanh(x: Array) -> Array:
     """GELU by its approximation with tanh."""
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)

@@ -5,17 +5,23 @@ reference made from the same description (`vision.py`, `decoder.py`) would repea
 it shares with the rest is reading tensors and the runtime's tiles and packing plan, which transformers checks in tests,
 as it checks this file. Source: transformers `modeling_siglip.py`, `modeling_llava_onevision.py`, `modeling_qwen2.py`.
 
-All sequences go through a layer together, so that every weight is read once. A decoder in a coarser format has up to
-three streams of activations: with the weights as stored ("exact"); as rounding leaves them, and with inputs cut off
-where a checkpoint's fixed scale ends ("built"); and with the inputs of its linears rounded besides ("noisy"), which
-tells how much such rounding does to this model. Cutting off is no noise: every kernel does the same, and it is part of
-the checkpoint. Peak memory: one block of a weight, and the activations of all probes.
+All sequences go through a layer together, so that every weight is read, and rounded, once for all streams of
+activations. There are up to four:
+
+- "exact": with the weights as stored.
+- "built": with the weights as a bundle's rounding leaves them, and with inputs cut off where a checkpoint's fixed scale
+  ends. Cutting off is no noise: every kernel does the same, and it is part of the checkpoint.
+- "noisy": "built" with the inputs of its linears rounded to int8 or FP8 besides.
+- "disturbed": "built" with the inputs of its linears changed by a part in a million. The difference from "built" is
+  what this model makes of the rounding of plain fp32 arithmetic.
+
+Peak memory: one block of a weight, and the activations of all probes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,11 +29,14 @@ import numpy as np
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.dialects.linear import Weight
 from varco_export.probes.formats import LinearFormat
-from varco_export.probes.reference_functions import attention, gelu_erf, gelu_tanh, rms_norm, rotate
+from varco_export.probes.reference_functions import attention, gelu_erf, gelu_tanh, layer_norm, rms_norm, rotate
 from varco_export.quantized.integers import unpack
 from varco_export.quantized.weights import Fp8Weight, IntegerWeight
 from varco_export.reading.tensor import Tensor
+from varco_runtime.probes.file import DISTURBANCE
 
+VISION, PROJECTOR, HEAD = "vision_tower.", "multi_modal_projector", "lm_head"
+"""How the names of the linears of a network begin."""
 BLOCK_BYTES = 8 << 20
 """Of a weight at a time, as stored."""
 
@@ -37,24 +46,33 @@ Advance = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Logits `[num_logits, vocab]` of one sequence; None where a stream would be the one before."""
+    """Logits `[num_logits, vocab]` of one sequence; `built` and `noisy` are None where they would be the one before.
+
+    `others`: those of the last layer in other formats, by the names that were asked for.
+    """
 
     exact: Array
+    disturbed: Array
     built: Array | None = None
     noisy: Array | None = None
+    others: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One probe: `ids` `[n]`, the rows that stand for its image tokens, and how many last positions get logits."""
+    """One probe: `ids` `[n]`, the rows that stand for its image tokens, and how many last positions get logits.
+
+    `built_tokens`: the same rows as a vision tower of rounded weights makes them, None where it has none.
+    """
 
     ids: Array
     image_tokens: Array | None
     num_logits: int
+    built_tokens: Array | None = None
 
 
 class ReferencePass:
-    """The network of one checkpoint. `formats` says which of the decoder's linears a graph holds how."""
+    """The network of one checkpoint. `formats` says which of its linears the graphs of a bundle hold how."""
 
     def __init__(self, checkpoint: Checkpoint, formats: Mapping[str, LinearFormat]) -> None:
         self._checkpoint = checkpoint
@@ -62,8 +80,11 @@ class ReferencePass:
 
     # -- vision and projector ---------------------------------------------------------------------------------------
 
-    def patch_features(self, pixel_values: Array, advance: Advance) -> Array:
-        """Tiles `[T, 3, S, S]` to the vision tower's features `[T, P, C]`; `advance` is called after each layer."""
+    def patch_features(self, pixel_values: Array, advance: Advance) -> dict[str, Array]:
+        """Tiles `[T, 3, S, S]` to the vision tower's features `[T, P, C]`, "exact" and, where it rounds, "built".
+
+        `advance` is called after each layer.
+        """
         config = self._checkpoint.config.vision
         name = "vision_tower.embeddings"
         kernel, side = self._vector(f"{name}.patch_embedding.weight"), config.image_size // config.patch_size
@@ -73,53 +94,79 @@ class ReferencePass:
         patches = pixels.transpose(0, 2, 4, 1, 3, 5).reshape(num_tiles, side * side, -1)  # [T, P, 3 * patch * patch]
         x = patches @ kernel.reshape(len(kernel), -1).T + self._vector(f"{name}.patch_embedding.bias")
         x += self._vector(f"{name}.position_embedding.weight")
+        streams = {"exact": x}
+        if any(one.rounds_weight for linear, one in self._formats.items() if linear.startswith(VISION)):
+            streams["built"] = x.copy()
         for index in range(config.num_hidden_layers):
-            layer = f"vision_tower.encoder.layers.{index}"
-            h = self._layer_norm(x, f"{layer}.layer_norm1", config.layer_norm_eps)
-            q, k, v = (self._linear(h, f"{layer}.self_attn.{part}_proj") for part in "qkv")
-            for one in range(num_tiles):
-                h[one] = attention(q[one], k[one], v[one], config.num_attention_heads)
-            x += self._linear(h, f"{layer}.self_attn.out_proj")
-            h = self._layer_norm(x, f"{layer}.layer_norm2", config.layer_norm_eps)
-            x += self._linear(gelu_tanh(self._linear(h, f"{layer}.mlp.fc1")), f"{layer}.mlp.fc2")
+            self._vision_layer(streams, f"vision_tower.encoder.layers.{index}")
             advance()
-        return x
+        return streams
 
-    def image_features(self, patch_features: Array) -> Array:
-        """`[T, P, C]` to the language model's width `[T, P, D]`."""
-        hidden = self._linear(patch_features, "multi_modal_projector.linear_1")
-        return self._linear(gelu_erf(hidden), "multi_modal_projector.linear_2")
+    def _vision_layer(self, streams: dict[str, Array], layer: str) -> None:
+        """Add the layer's two halves to every stream `[T, P, C]`, in place."""
+        config = self._checkpoint.config.vision
+        normed = self._layer_norms(streams, f"{layer}.layer_norm1", config.layer_norm_eps)
+        projected = {part: self._biased(normed, f"{layer}.self_attn.{part}_proj") for part in "qkv"}
+        for name in streams:
+            q, k, v = (projected[part].pop(name) for part in "qkv")
+            for one in range(len(q)):
+                normed[name][one] = attention(q[one], k[one], v[one], config.num_attention_heads)
+        self._add(streams, self._biased(normed, f"{layer}.self_attn.out_proj"))
+        normed = self._layer_norms(streams, f"{layer}.layer_norm2", config.layer_norm_eps)
+        hidden = self._biased(normed, f"{layer}.mlp.fc1")
+        self._add(streams, self._biased({name: gelu_tanh(x) for name, x in hidden.items()}, f"{layer}.mlp.fc2"))
+
+    def image_features(self, patch_features: dict[str, Array]) -> dict[str, Array]:
+        """`[T, P, C]` to the language model's width `[T, P, D]`, stream by stream."""
+        streams = dict(patch_features)
+        if any(one.rounds_weight for linear, one in self._formats.items() if linear.startswith(PROJECTOR)):
+            streams.setdefault("built", streams["exact"])
+        hidden = self._biased(streams, f"{PROJECTOR}.linear_1")
+        return self._biased({name: gelu_erf(x) for name, x in hidden.items()}, f"{PROJECTOR}.linear_2")
 
     def newline(self) -> Array:
         """The vector `[D]` at the end of each row of a picture."""
         return self._vector("image_newline")
 
-    def _linear(self, x: Array, name: str) -> Array:
-        y = self._linears({"exact": x.reshape(-1, x.shape[-1])}, name)["exact"]
-        y += self._vector(f"{name}.bias")
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+    def _biased(self, streams: dict[str, Array], name: str) -> dict[str, Array]:
+        """x W^T + b for each stream `[..., K]`."""
+        flat = {stream: x.reshape(-1, x.shape[-1]) for stream, x in streams.items()}
+        products, bias = self._linears(flat, name), self._vector(f"{name}.bias")
+        for y in products.values():
+            y += bias
+        return {stream: products[stream].reshape(*x.shape[:-1], -1) for stream, x in streams.items()}
 
-    def _layer_norm(self, x: Array, name: str, epsilon: float) -> Array:
-        mean = x.mean(axis=-1, keepdims=True)
-        centred = x - mean
-        centred /= np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + np.float32(epsilon))
-        normed: Array = centred * self._vector(f"{name}.weight") + self._vector(f"{name}.bias")
-        return normed
+    def _layer_norms(self, streams: dict[str, Array], name: str, epsilon: float) -> dict[str, Array]:
+        weight, bias = self._vector(f"{name}.weight"), self._vector(f"{name}.bias")
+        return {stream: layer_norm(x, weight, bias, epsilon) for stream, x in streams.items()}
 
     # -- language model ---------------------------------------------------------------------------------------------
 
-    def logits(self, sequences: list[Sequence], image_token_id: int, advance: Advance) -> list[Logits]:
+    def logits(
+        self,
+        sequences: list[Sequence],
+        image_token_id: int,
+        advance: Advance,
+        heads: Mapping[str, LinearFormat] | None = None,
+    ) -> list[Logits]:
         """Per sequence the logits of its last positions.
 
-        `advance` is called after each layer and after the head.
+        `advance` is called after each layer and after the head. `heads`: formats that the last layer is tried in
+        besides, behind the layers as the bundle has them.
         """
         config = self._checkpoint.config.text
-        x = np.concatenate([self._embed(one, image_token_id) for one in sequences])  # [N, D], probe after probe
-        streams = {"exact": x}
-        if any(one.rounds_weight or one.cuts_off for one in self._formats.values()):
-            streams["built"] = x.copy()
-        if any(one.activations != "float" for one in self._formats.values()):
-            streams["noisy"] = x.copy()
+        x = np.concatenate([self._embed(one.ids, one.image_tokens, image_token_id) for one in sequences])
+        streams = {"exact": x}  # [N, D], probe after probe
+        sees = any(one.built_tokens is not None for one in sequences)
+        decoder = [one for name, one in self._formats.items() if not name.startswith((VISION, PROJECTOR))]
+        if sees or any(one.rounds_weight or one.cuts_off for one in decoder):
+            tokens = [one.image_tokens if one.built_tokens is None else one.built_tokens for one in sequences]
+            given = [self._embed(one.ids, own, image_token_id) for one, own in zip(sequences, tokens, strict=True)]
+            streams["built"] = np.concatenate(given)
+        start = streams.get("built", x)
+        if any(one.activations != "float" for one in decoder):
+            streams["noisy"] = start.copy()
+        streams["disturbed"] = start.copy()
         ends = np.cumsum([len(one.ids) for one in sequences])
         spans = [slice(end - len(one.ids), end) for one, end in zip(sequences, ends, strict=True)]
         for index in range(config.num_hidden_layers):
@@ -128,20 +175,27 @@ class ReferencePass:
         last = [np.arange(span.stop - one.num_logits, span.stop) for one, span in zip(sequences, spans, strict=True)]
         norm, rows = self._vector("language_model.norm.weight"), np.concatenate(last)
         normed = {name: rms_norm(x[rows], norm, config.rms_norm_eps) for name, x in streams.items()}
-        logits = self._linears(normed, "lm_head")
+        as_built = normed.get("noisy", normed.get("built", normed["exact"]))
+        logits = self._linears(normed, HEAD, {name: (as_built, format) for name, format in (heads or {}).items()})
         advance()
         starts = np.cumsum([one.num_logits for one in sequences])[:-1]
         split = {name: np.split(rows, starts) for name, rows in logits.items()}
-        return [Logits(**dict(zip(split, parts, strict=True))) for parts in zip(*split.values(), strict=True)]
+        return [
+            Logits(
+                **{name: parts[index] for name, parts in split.items() if name in streams},
+                others={name: parts[index] for name, parts in split.items() if name not in streams},
+            )
+            for index in range(len(sequences))
+        ]
 
-    def _embed(self, sequence: Sequence, image_token_id: int) -> Array:
+    def _embed(self, ids: Array, image_tokens: Array | None, image_token_id: int) -> Array:
         table = self._checkpoint.tensor("language_model.embed_tokens.weight")
-        rows = np.empty((len(sequence.ids), table.shape[1]), np.float32)
-        is_image = sequence.ids == image_token_id
-        for token in np.unique(sequence.ids[~is_image]):
-            rows[sequence.ids == token] = table.rows(int(token), int(token) + 1)
-        if sequence.image_tokens is not None:
-            rows[is_image] = sequence.image_tokens
+        rows = np.empty((len(ids), table.shape[1]), np.float32)
+        is_image = ids == image_token_id
+        for token in np.unique(ids[~is_image]):
+            rows[ids == token] = table.rows(int(token), int(token) + 1)
+        if image_tokens is not None:
+            rows[is_image] = image_tokens
         return rows
 
     def _decoder_layer(self, streams: dict[str, Array], spans: list[slice], layer: str) -> None:
@@ -185,20 +239,42 @@ class ReferencePass:
     def _vector(self, name: str) -> Array:
         return self._checkpoint.tensor(name).read().astype(np.float32)
 
-    def _linears(self, streams: dict[str, Array], linear: str) -> dict[str, Array]:
-        """x W^T for each stream, by its name."""
+    def _linears(
+        self, streams: dict[str, Array], linear: str, others: Mapping[str, tuple[Array, LinearFormat]] | None = None
+    ) -> dict[str, Array]:
+        """x W^T for each stream, by its name, and for each of `others`: an input and the format it is multiplied in."""
         weight, format = self._checkpoint.weight(linear), self._formats.get(linear, LinearFormat())
-        made = {"built": format.bounded, "noisy": format.input}
-        inputs = {name: made[name](x) if name in made else x for name, x in streams.items()}
-        outputs = {name: np.empty((len(x), weight.shape[0]), np.float32) for name, x in streams.items()}
+        inputs = {name: _input_of(name, x, format) for name, x in streams.items()}
+        variants = {name: (other.input(x), other) for name, (x, other) in (others or {}).items()}
+        sizes = {name: len(x) for name, x in inputs.items()} | {name: len(x) for name, (x, _) in variants.items()}
+        outputs = {name: np.empty((size, weight.shape[0]), np.float32) for name, size in sizes.items()}
         start = 0
         for exact in weight_rows(weight):
             rows = slice(start, start + len(exact))
             rounded = format.weight(exact) if len(streams) > 1 else exact
             for name, x in inputs.items():
                 np.matmul(x, (exact if name == "exact" else rounded).T, out=outputs[name][:, rows])
+            for name, (x, other) in variants.items():
+                np.matmul(x, other.weight(exact).T, out=outputs[name][:, rows])
             start = rows.stop
         return outputs
+
+
+def _input_of(stream: str, x: Array, format: LinearFormat) -> Array:
+    """What a linear of a format multiplies in a stream."""
+    if stream == "exact":
+        return x
+    if stream == "noisy":
+        return format.input(x)
+    return _disturbed(format.bounded(x)) if stream == "disturbed" else format.bounded(x)
+
+
+def _disturbed(x: Array) -> Array:
+    """x `[n, k]` with every entry larger or smaller by a part in a million, always the same ones."""
+    random = np.random.RandomState(x.shape[1])  # whose stream is frozen for all versions of numpy
+    along, across = (random.randint(0, 2, size).astype(np.float32) * 2 - 1 for size in x.shape)
+    disturbed: Array = x * (1 + np.float32(DISTURBANCE) * along[:, None] * across)
+    return disturbed
 
 
 def weight_rows(weight: Weight) -> Iterator[Array]:

@@ -77,11 +77,11 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
     Raises `ContextError` where the question and its answer do not fit the context, and what `Varco.ask` raises.
     """
     samples = Samples(load_s=varco.load_s, new_tokens=plan.new_tokens, num_tiles=work.num_tiles)
-    varco.bundle = _endless(varco.bundle)
+    varco.session.bundle = _endless(varco.bundle)
     progress("Warming up.")
     tile = work.pixel_values()[:1].copy()
     samples.image_tokens = work.plan().num_tokens
-    samples.prompt_tokens = len(varco.stream(work.picture, work.prompt)._request.ids)  # nothing runs before it is read
+    samples.prompt_tokens = varco.stream(work.picture, work.prompt).num_prompt_tokens  # nothing runs before it is read
     _check_room(varco.backend, samples)
     costs = _warm_up(varco, tile, budget.clock)
     if _fits(samples, costs, budget):

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.backends.tensorrt.contract import Tensor, cache_names
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Manifest, cache_names
+from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.dtypes import FORMATS
 from varco_runtime.errors import BundleError
 

@@ -136,3 +136,8 @@ class Manifest:
         model = self.model
         element = ITEM_BYTES[self.decoder.compute]
         return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * element
+
+
+def cache_names(num_layers: int) -> list[str]:
+    """Return the names of a decoder's caches, which a graph puts behind `past.` and `present.`."""
+    return [f"{layer}.{kind}" for layer in range(num_layers) for kind in ("key", "value")]

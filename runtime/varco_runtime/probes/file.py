@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.schema import is_shallow
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import BackendError
 from varco_runtime.probes.digest import GROUP_SIZE, NUM_GROUPS
-from varco_runtime.probes.limits import FEATURE_LIMITS, KL_LIMITS
+from varco_runtime.probes.limits import FEATURE_LIMITS, FORMATS
 
-VERSION = 1
+VERSION = 2
+"""Version 1 has one number of noise, counted over all tokens, and neither facts nor divergences."""
 MAX_BYTES = 4 << 20
 MAX_PICTURES = 8
 MAX_PROBES = 16
+MAX_ENTRIES = 64
+MAX_DEPTH = 4
 MAX_TOKENS = 1 << 15
+DISTURBANCE = 1e-6
+"""How much the inputs of linears change, relative to themselves, for `Noise.text_arithmetic`."""
 NUM_TOP = 32
 NUM_SAMPLED = 16
 _SEED = 20241105
@@ -27,7 +33,10 @@ _SEED = 20241105
 
 @dataclass(frozen=True, slots=True)
 class ProbePicture:
-    """A drawn picture and digests `[3, 128]` of what the networks should make of it."""
+    """A drawn picture and digests `[3, 128]` of what the networks should make of it, their weights rounded as they are.
+
+    In files of version 1 they are those of the exact networks.
+    """
 
     name: str
     png: bytes
@@ -61,15 +70,39 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Noise:
+    """The logit error that rounding causes in this model, in questions without and with pictures.
+
+    `text` and `pictures`: of the inputs of linears to int8 or FP8, 0 where none are. `..._arithmetic`: of a disturbance
+    of a part in a million at every linear; None in files of version 1.
+    """
+
+    text: float
+    pictures: float
+    text_arithmetic: float | None = None
+    pictures_arithmetic: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Probes:
-    """What a probes file holds. `vision` and `decoder`: the coarsest number format of each network's weights. `noise`:
-    the logit error that rounding the inputs of linears to int8 or FP8 causes in this model, 0 where none are."""
+    """What a probes file holds.
+
+    `vision` and `decoder`: the coarsest number format of each network's weights. `facts`: what the checkpoint says
+    (`probe_facts`). `divergences`: KL from full precision by the option of the export that was changed (`probe_grade`).
+    """
 
     vision: str
     decoder: str
-    noise: float
+    noise: Noise
+    facts: dict[str, Any]
+    divergences: dict[str, float]
     pictures: tuple[ProbePicture, ...]
     probes: tuple[Probe, ...]
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the file tells what rounding does to this model. Those of version 1 do not."""
+        return self.noise.text_arithmetic is not None
 
     @property
     def max_tokens(self) -> int:
@@ -108,7 +141,9 @@ def to_json(probes: Probes) -> bytes:
         "version": VERSION,
         "vision": probes.vision,
         "decoder": probes.decoder,
-        "noise": probes.noise,
+        "noise": asdict(probes.noise),
+        "facts": probes.facts,
+        "divergences": probes.divergences,
         "pictures": [
             {
                 "name": picture.name,
@@ -138,16 +173,24 @@ def probes_of(document: dict[str, Any], manifest: Manifest) -> Probes:
 
     Raises `ValueError`, `KeyError` or `TypeError` for anything that `to_json` would not write for that bundle.
     """
-    if document["version"] != VERSION:
-        raise ValueError(f"version {document['version']!r}, expected {VERSION}")
+    version = document["version"]
+    if version not in (1, VERSION):
+        raise ValueError(f"version {version!r}, expected 1 to {VERSION}")
     pictures = tuple(_picture_of(entry) for entry in _listed(document["pictures"], MAX_PICTURES))
     vocab_size = manifest.model.vocab_size
     probes = tuple(_probe_of(entry, len(pictures), vocab_size) for entry in _listed(document["probes"], MAX_PROBES))
-    found = Probes(document["vision"], document["decoder"], float(document["noise"]), pictures, probes)
-    if found.vision not in FEATURE_LIMITS or not {found.vision, found.decoder} <= KL_LIMITS.keys():
+    if version == 1:
+        noise = Noise(*[_number(document["noise"])] * 2)
+        facts, divergences = {}, {}
+    else:
+        noise = Noise(**{field.name: _number(document["noise"][field.name]) for field in fields(Noise)})
+        facts, divergences = _entries(document["facts"]), _entries(document["divergences"])
+        divergences = {name: _number(value) for name, value in divergences.items()}
+    found = Probes(document["vision"], document["decoder"], noise, facts, divergences, pictures, probes)
+    if found.vision not in FEATURE_LIMITS or found.decoder not in FORMATS:
         raise ValueError(f"formats {found.vision!r} and {found.decoder!r}, expected known ones")
-    if not probes or not 0 <= found.noise < float("inf"):
-        raise ValueError(f"{len(probes)} probes and noise {found.noise}")
+    if not probes:
+        raise ValueError("no probes")
     if found.max_tokens > manifest.max_context:
         raise ValueError(f"{found.max_tokens} tokens, expected at most {manifest.max_context}")
     return found
@@ -174,6 +217,20 @@ def _probe_of(entry: dict[str, Any], num_pictures: int, vocab_size: int) -> Prob
         raise ValueError("a logit above the logarithm of the sum of all")
     task, prompt, answer = (str(entry[name]) for name in ("task", "prompt", "answer"))
     return Probe(task, picture, prompt, answer, ids, count, top_ids, exact, built, log_sum_exp, spread)
+
+
+def _number(value: Any) -> float:
+    """A number that is finite and not negative."""
+    number = float(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"the number {number}")
+    return number
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or len(value) > MAX_ENTRIES or not is_shallow(value, MAX_DEPTH):
+        raise ValueError(f"expected a shallow object of at most {MAX_ENTRIES} entries")
+    return value
 
 
 def _listed(value: Any, limit: int) -> list[Any]:

@@ -184,7 +184,7 @@ def packed(array: np.ndarray) -> str:
 PROBES: dict[str, tuple[Callable[[Document], object], str]] = {
     "a picture that is junk": (
         lambda probes: probes["pictures"][0].update(png=base64.b64encode(b"junk").decode()),
-        "The picture 'shapes' of the bundle's probes cannot be used: the picture is not a picture",
+        "The picture 'shapes and words' of the bundle's probes cannot be used: the picture is not a picture",
     ),
     "an empty picture": (lambda probes: probes["pictures"][0].update(png=""), "cannot be used: the picture is empty"),
     "logits above the sum of all": (

@@ -18,6 +18,7 @@ from varco_runtime.backends.cpu.prepacked import Prepacked
 from varco_runtime.backends.embedding import EmbeddingTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
 from varco_runtime.bundle.graph_contract import SILENT, check_graph_contract, graph_contract
+from varco_runtime.bundle.graph_nodes import unrounded
 from varco_runtime.bundle.manifest import Component
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array
@@ -29,6 +30,10 @@ from varco_runtime.system.processor import overflows_in_pairs, usable_cores
 CHUNK_TOKENS = 512
 """Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run
 needs grows with the chunk and not with the context; 512 rows keep the matrix products busy."""
+
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where the weights lie of a graph that is handed over as bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, bundle: Bundle, max_context: int, threads: int | None = None) -> None:
         self._ort: Any = import_onnxruntime("Running a bundle on the CPU")
+        self._bundle = bundle
         manifest = bundle.manifest
         self._max_context = max_context
         self._threads = threads or usable_cores()
@@ -86,7 +92,7 @@ class OnnxRuntimeBackend:
                 self._ort, self._new_options, self._new_session, _trials, folder, bundle.check_unchanged
             ).session(path)
         except Exception as error:  # onnxruntime raises its own types, which share no base
-            raise BackendError(f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor") from None
+            raise BackendError(_load_failure(path, error)) from None
 
     def _new_options(self) -> Any:
         options = self._ort.SessionOptions()
@@ -99,6 +105,30 @@ class OnnxRuntimeBackend:
 
     def _new_session(self, path: Path, options: Any) -> Any:
         return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def stop_rounding(self) -> bool:
+        """Load the networks that round the inputs of their linears once more, so that they do not; one at a time."""
+        manifest = self._bundle.manifest
+        stopped = False
+        for name, component in (
+            ("_vision", manifest.vision),
+            ("_projector", manifest.projector),
+            ("_decoder", manifest.decoder),
+        ):
+            path: Path = self._bundle.path(component.file)
+            try:
+                graph = unrounded(path.read_bytes())
+                if graph is None:
+                    continue
+                setattr(self, name, None)
+                self._steps.clear()  # they are bound to the session that goes
+                options = self._new_options()
+                options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+                setattr(self, name, self._ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]))
+            except Exception as error:  # onnxruntime raises its own types, which share no base
+                raise BackendError(_load_failure(path, error)) from None
+            stopped = True
+        return stopped
 
     def _allocate(self) -> None:
         model, dtype = self._model, self._decoder_type
@@ -253,6 +283,10 @@ class OnnxRuntimeBackend:
     def _set_lengths(self, total: int) -> None:
         self._seqlens_k[0] = total - 1
         self._total_length[...] = total
+
+
+def _load_failure(path: Path, error: Exception) -> str:
+    return f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor"
 
 
 def _trials(session: Any) -> list[dict[str, Array]]:

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from varco_runtime.backends.cuda.session import Binding, Buffer, Device, Network
-from varco_runtime.backends.tensorrt.contract import cache_names
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Manifest, cache_names
 from varco_runtime.dtypes import STORAGE, Array
 
 TokenRows = Callable[[Array], Array]

@@ -15,10 +15,10 @@ import mmap
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.backends.tensorrt.contract import Tensor
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.kernel_cache import KernelCache
 from varco_runtime.bundle.manifest import EngineFacts
+from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.dtypes import ITEM_BYTES
 from varco_runtime.errors import BackendError, BundleError, first_line
 from varco_runtime.extras import install_command

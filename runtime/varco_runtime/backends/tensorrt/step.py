@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backends.tensorrt.contract import cache_names
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.engine import Engine, Pass
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Manifest, cache_names
 from varco_runtime.dtypes import ITEM_BYTES
 
 BUCKET_POSITIONS = 512

@@ -16,7 +16,7 @@ from varco_runtime.backend import (
     Backend,
     GreedyBackend,
     GreedyVerifyingBackend,
-    NormalisesPixels,
+    NormalizesPixels,
     PromptInputs,
     SamplingBackend,
     ShowsFeatures,
@@ -85,7 +85,7 @@ def test_the_backend_fulfils_the_protocols(varco: Varco) -> None:
     for protocol in (
         GreedyBackend,
         GreedyVerifyingBackend,
-        NormalisesPixels,
+        NormalizesPixels,
         SamplingBackend,
         ShowsFeatures,
         VerifyingBackend,

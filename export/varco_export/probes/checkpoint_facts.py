@@ -1,0 +1,58 @@
+"""What a checkpoint says about pictures, prompts, answers and norms, for comparison with what its bundle says.
+
+`varco_runtime/probes/facts.py` finds the same facts in a bundle, under the same names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.config.prompts import load_prompts
+from varco_export.writing.graph import DTYPES
+from varco_runtime.bundle.graph_nodes import epsilons
+from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.probes.facts import settings_facts, text_facts
+
+
+def checkpoint_facts(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Read the facts anew from the checkpoint.
+
+    Args:
+        checkpoint: What the bundle was made of.
+        folder: The bundle's graphs, of which only is asked whether they have an epsilon at all.
+        manifest: The bundle's; where and in which type its token rows lie.
+
+    Raises:
+        CheckpointError: A file of the checkpoint is missing or malformed.
+    """
+    config = checkpoint.config
+    assets = load_prompts(
+        checkpoint.folder,
+        family=config.family,
+        image_token_id=config.image_token_id,
+        eos_token_id=config.eos_token_id,
+        vocab_size=config.text.vocab_size,
+    )
+    facts = settings_facts(config.image, assets.prompt, assets.generation)
+    facts |= text_facts(assets.tokenizer_json, assets.chat_template)
+    if manifest.embedding is not None:
+        facts["embedding"] = _rows_sha256(checkpoint, manifest.embedding.dtype)
+    norms = (manifest.vision, config.vision.layer_norm_eps), (manifest.decoder, config.text.rms_norm_eps)
+    for component, epsilon in norms:
+        if epsilons((folder / component.file).read_bytes()):
+            facts[f"{component.file}: epsilon"] = [float(np.float32(epsilon))]
+    return facts
+
+
+def _rows_sha256(checkpoint: Checkpoint, dtype: str) -> str:
+    """Of the token rows and the newline behind them, as a bundle holds them for the host."""
+    digest = hashlib.sha256()
+    for name in ("language_model.embed_tokens.weight", "image_newline"):
+        for block in checkpoint.tensor(name).blocks():
+            digest.update(np.ascontiguousarray(block, dtype=DTYPES[dtype][1]).view(np.uint8).reshape(-1).data)
+    return digest.hexdigest()

@@ -1,0 +1,204 @@
+"""An ONNX file's nodes, read and replaced without the package onnx, which a runtime does without.
+
+Acceptance probes ask two things of a graph. What do its norms call epsilon? And what does it compute where the inputs
+of its linears are not rounded to int8 or FP8? Such rounding turns differences of 1e-7 into differences of a whole
+step, and some layers later all of the rounding differs, so that no comparison of answers could be tight. `unrounded`
+takes it out of the graph, and leaves everything else, weights included, as it is.
+
+Source: the protobuf wire format, and the field numbers of `onnx.proto`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MICROSOFT = b"com.microsoft"
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_GRAPH = 7  # of a ModelProto
+_NODE, _INITIALIZER = 1, 5  # of a GraphProto
+_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a NodeProto
+_NAME, _FLOAT, _INT, _TYPE = 1, 2, 3, 20  # of an AttributeProto
+_DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA = 1, 2, 8, 9  # of a TensorProto
+_FP32, _INT64, _FP8 = 1, 7, 17  # of TensorProto.DataType
+_INT_ATTRIBUTE = 2  # of AttributeProto.AttributeType
+FP8_MAX = 448
+COLUMN, LOWEST, HIGHEST = b"unrounded.column", b"unrounded.lowest", b"unrounded.highest"
+"""Names of the constants that `unrounded` adds."""
+
+
+def epsilons(model: bytes) -> set[float]:
+    """Return the epsilon of every norm in a serialized model. Raises `ValueError` for bytes that are none."""
+    return {
+        struct.unpack("<f", value)[0]
+        for node in _nodes(model)
+        for name, attribute in node.attributes.items()
+        if name == b"epsilon"
+        for number, _, value, _ in _fields(attribute)
+        if number == _FLOAT
+    }
+
+
+def unrounded(model: bytes) -> bytes | None:
+    """Return a serialized model that does not round what its linears multiply; None for one that does not anyway.
+
+    Args:
+        model: A graph as `varco_export` writes it for a CPU.
+
+    Raises:
+        ValueError: The bytes are no model.
+    """
+    parts, changed = [], False
+    for number, _, value, raw in _fields(model):
+        if number != _GRAPH:
+            parts.append(raw)
+            continue
+        graph = []
+        for kind, _, entry, raw_entry in _fields(value):
+            replacement = _replacement(_node(entry)) if kind == _NODE else None
+            changed |= replacement is not None
+            graph += [raw_entry] if replacement is None else [_field(_NODE, node) for node in replacement]
+        graph += [_field(_INITIALIZER, constant) for constant in _constants()]
+        parts.append(_field(_GRAPH, b"".join(graph)))
+    return b"".join(parts) if changed else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A node: its bytes, and what of them is looked at."""
+
+    raw: bytes
+    operator: bytes
+    inputs: list[bytes]
+    outputs: list[bytes]
+    attributes: dict[bytes, bytes]
+
+    def integer(self, name: bytes) -> int | None:
+        """The value of an integer attribute."""
+        values = [value for number, _, value, _ in _fields(self.attributes.get(name, b"")) if number == _INT]
+        return values[0] if values and isinstance(values[0], int) else None
+
+
+def _replacement(node: _Node) -> list[bytes] | None:
+    """The nodes that take the place of one that rounds or takes rounded values."""
+    match node.operator:
+        case b"MatMulNBits" if node.integer(b"accuracy_level") == 4:  # int8 inputs; at level 1 they stay fp32
+            level = node.attributes[b"accuracy_level"]
+            return [node.raw.replace(level, level.replace(_field(_INT, 4), _field(_INT, 1)))]
+        case b"QuantizeLinear" if len(node.inputs) == 3:  # rows by their scales
+            (rows, scales, _), (output,) = node.inputs, node.outputs
+            column = output + b".column"
+            return [
+                _encoded(b"Reshape", [scales, COLUMN], column),
+                _encoded(b"Div", [rows, column], output),
+            ]
+        case b"MatMulIntegerToFloat":
+            x, weight, _, scales, _ = node.inputs
+            (output,) = node.outputs
+            wide = output + b".weight"
+            # FusedMatMul, for MatMul and DequantizeLinear are fused into a node that onnxruntime then refuses.
+            return [
+                _encoded(b"DequantizeLinear", [weight, scales], wide, axis=1),
+                _encoded(b"FusedMatMul", [x, wide], output, MICROSOFT),
+            ]
+        case b"Cast" if node.integer(b"to") == _FP8:  # and back by another Cast, which then does nothing
+            return [_encoded(b"Clip", [*node.inputs, LOWEST, HIGHEST], node.outputs[0])]
+    return None
+
+
+def _constants() -> list[bytes]:
+    """The tensors that `_replacement` names."""
+    limit, column = np.array(FP8_MAX, "<f4"), np.array([-1, 1], "<i8")
+    return [
+        _field(_DIMS, 2) + _tensor(COLUMN, _INT64, column),
+        _tensor(LOWEST, _FP32, -limit),
+        _tensor(HIGHEST, _FP32, limit),
+    ]
+
+
+def _tensor(name: bytes, data_type: int, values: Any) -> bytes:
+    return _field(_DATA_TYPE, data_type) + _field(_TENSOR_NAME, name) + _field(_RAW_DATA, values.tobytes())
+
+
+# --- the wire format --------------------------------------------------------------------------------------------------
+
+
+def _nodes(model: bytes) -> Iterator[_Node]:
+    for number, _, graph, _ in _fields(model):
+        if number == _GRAPH:
+            for kind, _, entry, _ in _fields(graph):
+                if kind == _NODE:
+                    yield _node(entry)
+
+
+def _node(raw: bytes) -> _Node:
+    found: dict[int, list[bytes]] = {number: [] for number in (_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE)}
+    for number, kind, value, _ in _fields(raw):
+        if number in found and kind == _BYTES:
+            found[number].append(value)
+    attributes = {}
+    for attribute in found[_ATTRIBUTE]:
+        names = [value for number, _, value, _ in _fields(attribute) if number == _NAME]
+        attributes[names[0] if names else b""] = attribute
+    return _Node(raw, b"".join(found[_OP_TYPE][-1:]), found[_INPUT], found[_OUTPUT], attributes)
+
+
+def _encoded(
+    operator: bytes, inputs: list[bytes], output: bytes, domain: bytes = b"", axis: int | None = None
+) -> bytes:
+    """A node's bytes."""
+    parts = [_field(_INPUT, name) for name in inputs]
+    parts += [_field(_OUTPUT, output), _field(_OP_TYPE, operator)]
+    if axis is not None:
+        attribute = _field(_NAME, b"axis") + _field(_INT, axis) + _field(_TYPE, _INT_ATTRIBUTE)
+        parts.append(_field(_ATTRIBUTE, attribute))
+    return b"".join([*parts, _field(_DOMAIN, domain)])
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, Any, bytes]]:
+    """Each field's number, wire type, value (bytes, or an integer for varints) and whole bytes."""
+    at = 0
+    while at < len(data):
+        start = at
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        value: Any
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+        else:
+            length, at = _varint(data, at) if kind == _BYTES else ({_FIXED64: 8, _FIXED32: 4}.get(kind, -1), at)
+            if not 0 <= length <= len(data) - at:
+                raise ValueError(f"field {number} of wire type {kind} has {length} bytes, {len(data) - at} are left")
+            value, at = data[at : at + length], at + length
+        yield number, kind, value, data[start:at]
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for place, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, at + place + 1
+    raise ValueError("a number without an end")
+
+
+def _tag(number: int, kind: int) -> bytes:
+    return _varint_bytes(number << 3 | kind)
+
+
+def _field(number: int, value: bytes | int) -> bytes:
+    if isinstance(value, int):
+        return _tag(number, _VARINT) + _varint_bytes(value)
+    return _tag(number, _BYTES) + _varint_bytes(len(value)) + value
+
+
+def _varint_bytes(value: int) -> bytes:
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
