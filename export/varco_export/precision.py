@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from varco_runtime.errors import UsageError
 
 FLOATS = ("fp32", "fp16")
-QUANTISED_BITS = {"int8": 8, "int4": 4}
+QUANTIZED_BITS = {"int8": 8, "int4": 4}
 BLOCK_SIZES = (32, 64, 128)
 GPU_DEVICES = ("cuda", "tensorrt")
 COMPUTE = {"tensorrt": ("fp16", "bf16", "fp32"), "cuda": ("fp16", "bf16")}
@@ -56,7 +56,7 @@ class Precision:
             text = text.replace(f", {activations} activations", "") if weights == "fp8" else text
         elif self.row_scales:
             text = f"{weights} (a scale per row, {activations} activations)"
-        elif weights in QUANTISED_BITS:
+        elif weights in QUANTIZED_BITS:
             text = f"{weights} (blocks of {self.block_size}, {activations} activations)"
         else:
             text = weights
@@ -107,25 +107,25 @@ def decoder_precision(
             "CHECKPOINT OUT --method fp8"
         )
     decoder = "fp32" if decoder == "auto" else decoder
-    if activations == "int8" and decoder not in QUANTISED_BITS:
+    if activations == "int8" and decoder not in QUANTIZED_BITS:
         raise UsageError(
             f"--activations int8 needs quantised weights, got --decoder {decoder}. Add --decoder int4 or int8."
         )
     compute = decoder if decoder in FLOATS else "fp32"
     if lm_head == "auto":
-        lm_head = "int8" if decoder in QUANTISED_BITS else decoder
+        lm_head = "int8" if decoder in QUANTIZED_BITS else decoder
     return Precision(compute, decoder, _head(lm_head, compute), block_size, activations == "int8")
 
 
 def _stored_precision(stored: Stored, decoder: str, lm_head: str, block_size: int, activations: str) -> Precision:
     """What a quantised checkpoint becomes: itself, or a refusal."""
     refuse_second_rounding(stored, decoder, lm_head)
-    if activations == "int8" and stored.weights not in QUANTISED_BITS:
+    if activations == "int8" and stored.weights not in QUANTIZED_BITS:
         raise UsageError(
             f"--activations int8 needs integer weights, the checkpoint holds {stored.weights}. Leave it out."
         )
     if lm_head == "auto":
-        lm_head = "int8" if stored.weights in QUANTISED_BITS else "fp32"
+        lm_head = "int8" if stored.weights in QUANTIZED_BITS else "fp32"
     head = "fp32" if stored.head is not None else _head(lm_head, "fp32")
     return Precision("fp32", "fp32", head, block_size, activations == "int8", stored)
 

@@ -14,11 +14,11 @@ from itertools import pairwise
 import numpy as np
 
 from varco_export.quantized.integers import bytes_per_row, fit_rows
-from varco_export.quantized.weights import Activations, Fp8Weight, IntegerWeight, QuantisedWeight
+from varco_export.quantized.weights import Activations, Fp8Weight, IntegerWeight, QuantizedWeight
 from varco_export.reading.tensor import Tensor
 from varco_runtime.dtypes import Array
 
-Weight = Tensor | QuantisedWeight
+Weight = Tensor | QuantizedWeight
 
 
 class _Rows:
@@ -193,7 +193,7 @@ def fold_order(producer: Linear, consumer: Linear) -> tuple[Linear, Linear]:
     return replace(producer, weights=tuple(moved)), replace(consumer, weights=(replace(weight, sorted_input=True),))
 
 
-def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
+def quantize_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
     """Round rows `[n, k]` to symmetric integers in blocks of `block_size` along k, each with one scale.
 
     Returns values `[n, ceil(k / block_size), block_size]` uint8, with zero stored as 2^(bits-1), and scales

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from varco_export.dialects.dialect import AttentionHeads, Dialect
-from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part, quantise_rows
+from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part, quantize_rows
 from varco_export.dialects.row_product import RowProduct
-from varco_export.precision import QUANTISED_BITS, Precision
+from varco_export.precision import QUANTIZED_BITS, Precision
 from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, MICROSOFT, Graph
@@ -47,8 +47,8 @@ class OnnxRuntimeDialect(Dialect):
                 return self._fp8_product(x, part)
         if precision == "int8" and self.precision.row_scales:
             return self._rows.product(x, part)
-        if precision in QUANTISED_BITS:
-            return self._rounded_product(x, part, QUANTISED_BITS[precision])
+        if precision in QUANTIZED_BITS:
+            return self._rounded_product(x, part, QUANTIZED_BITS[precision])
         w = self.graph.weight(f"{part.name}.weight", precision, (part.out_features, part.in_features), part.blocks())
         return self.graph.node("FusedMatMul", [x, w], domain=MICROSOFT, transB=1)
 
@@ -66,7 +66,7 @@ class OnnxRuntimeDialect(Dialect):
                 step = max(1, (2 << 20) // k)
                 for start in range(0, len(block), step):
                     rows = block[start : start + step]
-                    values, block_scales = quantise_rows(rows, bits, block_size)
+                    values, block_scales = quantize_rows(rows, bits, block_size)
                     with np.errstate(over="ignore"):  # `Graph.weight` names them
                         scales[row : row + len(rows)] = block_scales
                     row += len(rows)

@@ -17,7 +17,7 @@ import numpy as np
 from varco_export.dialects.dialect import AttentionHeads, Dialect
 from varco_export.dialects.fp8 import FP8_MAX, SMALLEST_SCALE, round_to_fp8, slabs
 from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part
-from varco_export.precision import QUANTISED_BITS, Precision
+from varco_export.precision import QUANTIZED_BITS, Precision
 from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph
@@ -50,8 +50,8 @@ class TensorRtDialect(Dialect):
                 return self._matmul(self._ordered(x, part), self._stored_integers(part))
             case Fp8Part():
                 return self._fp8_product(x, part)
-        if precision in QUANTISED_BITS:
-            return self._matmul(x, self._rounded_integers(part, QUANTISED_BITS[precision]))
+        if precision in QUANTIZED_BITS:
+            return self._matmul(x, self._rounded_integers(part, QUANTIZED_BITS[precision]))
         if precision == "fp8":
             return self._matmul(x, self._rounded_fp8(part))
         shape = (part.out_features, part.in_features)
@@ -76,7 +76,7 @@ class TensorRtDialect(Dialect):
 
         _check_blocks(part, block_size)
         weight = self._integers(part, bits, packed_rows())
-        return self._dequantised(weight, part, [scales], scales.shape, block_size)
+        return self._dequantized(weight, part, [scales], scales.shape, block_size)
 
     def _stored_integers(self, part: IntegerPart) -> str:
         """Integers as they are stored. A group larger than a block becomes several with the same scale."""
@@ -100,13 +100,13 @@ class TensorRtDialect(Dialect):
         scales = np.repeat(np.maximum(stored, SMALLEST_SCALE), per_group, axis=1)[:, : shape[1]]
         blocks = (block ^ _SIGN[part.bits] for block in part.packed_blocks(part.in_features))
         weight = self._integers(part, part.bits, blocks)
-        return self._dequantised(weight, part, [scales], shape, block_size)
+        return self._dequantized(weight, part, [scales], shape, block_size)
 
     def _integers(self, part: FloatPart | IntegerPart, bits: int, blocks: Iterable[Array]) -> str:
         shape = (part.out_features, part.in_features)
         return self.graph.weight(f"{part.name}.weight_int{bits}", f"int{bits}", shape, blocks)
 
-    def _dequantised(
+    def _dequantized(
         self, weight: str, part: Part, scales: list[Array], shape: tuple[int, ...], block_size: int
     ) -> str:
         """`[out, in]` in the compute type; the scales are written after the weight whose rows made them."""
@@ -160,8 +160,8 @@ class TensorRtDialect(Dialect):
         """x rounded to multiples of `scale` that FP8 can express."""
         step = self.graph.constant(f"{name}.input_scale", np.array(scale, self._numpy_type))
         zero = self.graph.constant("fp8_zero", np.array(0, ml_dtypes.float8_e4m3fn))
-        quantised = self.graph.node("QuantizeLinear", [x, step, zero])
-        return self.graph.node("DequantizeLinear", [quantised, step])
+        quantized = self.graph.node("QuantizeLinear", [x, step, zero])
+        return self.graph.node("DequantizeLinear", [quantized, step])
 
     # -- vision -----------------------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ def _round_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
     """Round rows `[n, k]` to signed symmetric integers in blocks along k, each with one positive scale.
 
     Returns values `[n, blocks, block_size]` as the low bits of uint8, and scales `[n, blocks]` fp32. No rule with
-    negative scales here (`quantise_rows`), which use one level more: TensorRT's parser refuses them.
+    negative scales here (`quantize_rows`), which use one level more: TensorRT's parser refuses them.
     """
     half = 1 << (bits - 1)
     values = rows.astype(np.float32).reshape(len(rows), -1, block_size)

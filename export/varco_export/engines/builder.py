@@ -126,7 +126,7 @@ class Builder:
         started = time.perf_counter()
         with PeakMemory() as memory, open_log(self.module, log, graph.name) as said, HashedFile(target) as engine:
             network, parsed = self._parse(graph, tensors, said)
-            self._serialise(network, parsed, tensors, profiles, sm, engine, said, on_step)
+            self._serialize(network, parsed, tensors, profiles, sm, engine, said, on_step)
         return Built(engine.facts(), time.perf_counter() - started, memory.own_bytes, memory.mapped_bytes)
 
     # -- steps ------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class Builder:
             if key.startswith("past."):
                 inputs[key].shape = tensor.shape
 
-    def _serialise(
+    def _serialize(
         self,
         network: Any,
         parsed: Any,

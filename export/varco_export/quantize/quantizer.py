@@ -20,7 +20,7 @@ from varco_export.quantize.asset import write_assets
 from varco_export.quantize.calibration import EncodedSample, encode_samples, read_samples
 from varco_export.quantize.embeddings import embed_samples
 from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, layer_name, watched_inputs
-from varco_export.quantize.linear import Hessian, quantise
+from varco_export.quantize.linear import Hessian, quantize_linear
 from varco_export.quantize.options import GROUP_SIZES, QuantizeOptions
 from varco_export.quantize.scheme import make_scheme, quantization_config
 from varco_export.quantize.shard import Stored, read_sizes, write_shard
@@ -78,7 +78,7 @@ def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: 
     check_target(out)
     run = _prepare(source, options, progress)
     with resumable_folder(out, _asked(run), run.num_layers + 2) as work:
-        _quantise_layers(run, work)
+        _quantize_layers(run, work)
         _copy_the_rest(run, work)
         num_bytes = _write_index(work)
         write_assets(
@@ -155,7 +155,7 @@ def _asked(run: _Run) -> dict[str, Any]:
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def _quantise_layers(run: _Run, work: Work) -> None:
+def _quantize_layers(run: _Run, work: Work) -> None:
     """A shard for every layer that has none yet."""
     done = next((index for index in range(run.num_layers) if not work.shard(index + 1).exists()), run.num_layers)
     if done:
@@ -223,7 +223,7 @@ def _layer_tensors(
         weight = read_weight(run.checkpoint, name).to(run.device)
         dtype = TORCH_DTYPES[run.checkpoint.tensor(name).dtype]
         hessian = _take(hessians, linear).mean() if hessians else None
-        found = quantise(weight, dtype, run.scheme, run.options.format, hessian)
+        found = quantize_linear(weight, dtype, run.scheme, run.options.format, hessian)
         if found.is_nearest:
             # At once: a run that continues this one knows nothing of it.
             run.progress.note(

@@ -14,7 +14,7 @@ from varco_runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
-class QuantisedEntries:
+class QuantizedEntries:
     """Entries by canonical name, and the shapes that the network's tensors would have if they were plain.
 
     A linear is named without its last part: `lm_head`, of which `qweight` may be one.

@@ -116,4 +116,4 @@ class Fp8Weight:
         return scales
 
 
-QuantisedWeight = IntegerWeight | Fp8Weight
+QuantizedWeight = IntegerWeight | Fp8Weight
