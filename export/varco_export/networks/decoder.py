@@ -63,7 +63,7 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
 
 
 def rotary_tables(config: TextConfig, num_positions: int) -> tuple[Array, Array]:
-    """Cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding.
+    """Return cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding.
 
     Angle of position p and pair i: p * theta^(-2 i / head_dim), in fp32 as in the reference. Powers, cosines and sines
     are taken in fp64 and rounded: that is nearer to torch's than numpy's fp32 functions, and alike on every processor.

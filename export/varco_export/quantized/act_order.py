@@ -15,7 +15,11 @@ from varco_runtime.errors import CheckpointError
 
 
 def sorted_by_group(g_idx: Tensor, group_size: int) -> Array | None:
-    """The input features `[K]` sorted by group; None where they are already."""
+    """Return the input features `[K]` sorted by group; None where they are already.
+
+    Raises:
+        CheckpointError: A group is none, or has another size than `group_size`.
+    """
     groups = g_idx.read()
     (width,) = groups.shape
     num_groups = -(-width // group_size)

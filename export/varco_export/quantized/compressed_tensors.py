@@ -66,7 +66,7 @@ class CompressedTensors:
     method = "compressed-tensors"
 
     def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
-        """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
+        """Return every quantized linear by its canonical name; its tensors are taken out of `entries`."""
         config, weights = self.config, dict[str, QuantizedWeight]()
         schemes = SchemeOfLinear(config, entries.match(config.expressions, config.where))
         for name in entries.linears_with("weight_packed"):

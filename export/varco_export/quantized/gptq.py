@@ -70,7 +70,7 @@ class GptqWeight(IntegerWeight):
 
 @dataclass(frozen=True, slots=True)
 class GptqSettings:
-    """What `quantization_config` says about a linear. `group_size` -1: one group for the whole column."""
+    """The settings of a linear in `quantization_config`. `group_size` -1: one group for the whole column."""
 
     bits: int
     group_size: int
@@ -93,6 +93,7 @@ class GptqConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> GptqConfig:
+        """Read a quantization_config that stands at `where`. Raises CheckpointError for what is not implemented."""
         _refuse_other_formats(values, where)
         return cls(
             _settings(values, where),
@@ -103,7 +104,7 @@ class GptqConfig:
         )
 
     def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
-        """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
+        """Return every quantized linear by its canonical name; its tensors are taken out of `entries`."""
         weights: dict[str, QuantizedWeight] = {}
         fits = entries.match([pattern for pattern, _ in self.dynamic], f"{self.where}: dynamic")
         for name in entries.linears_with("qweight"):
@@ -137,7 +138,10 @@ class GptqConfig:
         return _settings(override, f"dynamic, {disk_name}", self.settings)
 
     def _override(self, names: list[str], fits: Fits, excluding: bool = True) -> dict[str, Any] | None:
-        """What `dynamic` changes for a module of these names, None where it excludes it; the first rule decides."""
+        """Return what `dynamic` changes for a module of these names, None where it excludes it.
+
+        The first rule that fits decides; without `excluding`, rules that exclude are passed over.
+        """
         for pattern, override in self.dynamic:
             if not fits[pattern].isdisjoint(names) and (excluding or override is not None):
                 return override
@@ -178,9 +182,12 @@ class GptqConfig:
 
 
 def zero_point_format(values: Mapping[str, Any], where: str) -> Any:
-    """`checkpoint_format`, or `format` as gptqmodel calls it too; None where neither says anything, which means v1.
+    """Return how zero points are stored; None, which means v1, where the config does not say.
 
-    Raises CheckpointError where the two differ.
+    The key is `checkpoint_format`, or `format` as gptqmodel calls it too.
+
+    Raises:
+        CheckpointError: The two differ.
     """
     stated = {key: values[key] for key in ("checkpoint_format", "format") if values.get(key) is not None}
     if len(stated) == 2 and stated["checkpoint_format"] != stated["format"]:
@@ -248,7 +255,10 @@ def _flag(values: dict[str, Any], key: str, where: str) -> bool:
 
 
 def _dynamic(values: dict[str, Any], where: str) -> tuple[tuple[str, dict[str, Any] | None], ...]:
-    """gptqmodel's `dynamic`: `-:PATTERN` excludes modules, `PATTERN` or `+:PATTERN` changes their settings."""
+    """Return the rules of gptqmodel's `dynamic`.
+
+    `-:PATTERN` excludes modules, `PATTERN` or `+:PATTERN` changes their settings.
+    """
     dynamic = values.get("dynamic") or {}
     if not isinstance(dynamic, dict):
         raise CheckpointError(f"{where}: dynamic is {one_line(dynamic, 40)!r}, expected patterns. Copy the file again.")

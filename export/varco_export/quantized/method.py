@@ -27,14 +27,20 @@ class Quantization(Protocol):
 
     @property
     def method(self) -> str:
-        """Its name, for people."""
+        """Return its name, for people."""
 
     def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
-        """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
+        """Return every quantized linear by its canonical name; its tensors are taken out of `entries`."""
 
 
 def read_quantization(folder: Path) -> Quantization | None:
-    """What config.json, and the quantize_config.json that auto-gptq and gptqmodel write, say of the weights."""
+    """Return how a checkpoint's weights are quantized, None for plain ones.
+
+    Both config.json and the quantize_config.json that auto-gptq and gptqmodel write are read.
+
+    Raises:
+        CheckpointError: The two contradict each other, or the method is another one.
+    """
     values, where = _stated(folder)
     if values is None:
         return None
@@ -61,7 +67,7 @@ def refuse_unstated(entries: QuantizedEntries) -> None:
 
 
 def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The one statement about quantisation, and where it stands."""
+    """Return the one statement about quantization, and where it stands."""
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     nested = text.get("quantization_config") if isinstance(text, dict) else None
@@ -94,7 +100,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def stored_format(weights: Mapping[str, QuantizedWeight], method: str) -> Stored:
-    """The formats of a checkpoint's quantised linears, for people and for the check of what is asked for."""
+    """Return the formats of a checkpoint's quantized linears, for people and for the check of what is asked for."""
     head = weights.get("lm_head")
     linears = [weight for name, weight in weights.items() if name != "lm_head"] or list(weights.values())
     kinds = Counter[str]()

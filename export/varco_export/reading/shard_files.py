@@ -63,7 +63,7 @@ def check_no_pointer(path: Path, beginning: bytes) -> None:
 
 
 def _bases(folder: Path) -> list[str]:
-    """What the files may be called, without the ending."""
+    """Return what the files may be called, without the ending."""
     found = sorted({match[1] for name in _listed(folder) if (match := _GPTQ.fullmatch(name))})
     if len(found) > 1 and not any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
         raise CheckpointError(
