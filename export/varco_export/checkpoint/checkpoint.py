@@ -196,10 +196,10 @@ def _canonical_entries(found: list[Entry]) -> dict[str, Entry]:
 
 def _refuse_wrapped(name: str) -> None:
     """Refuse a tensor that belongs to an adapter or to a wrapper of the model, by what its name tells."""
-    for prefix, (wrapper, step) in _WRAPPERS.items():
+    for prefix, (wrapper, advice) in _WRAPPERS.items():
         if name.startswith(prefix):
             raise CheckpointError(
-                f"{short(name)} begins with {prefix!r}, as {wrapper} names it, expected the model's own names. {step}"
+                f"{short(name)} begins with {prefix!r}, as {wrapper} names it, expected the model's own names. {advice}"
             )
     if any(part in name for part in _ADAPTER):
         raise CheckpointError(f"{short(name)} is part of an adapter, expected a model's own weights alone. {_MERGE}")
@@ -275,8 +275,8 @@ def _checked(
         )
     for name, shape in shapes.items():
         entry = entries[name]
-        step = "Export the checkpoint that it was made from."
-        tensors[name] = entry.to_tensor(name, shape, FLOAT_DTYPES, step)
+        advice = "Export the checkpoint that it was made from."
+        tensors[name] = entry.to_tensor(name, shape, FLOAT_DTYPES, advice)
     return tensors
 
 

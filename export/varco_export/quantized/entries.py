@@ -56,7 +56,7 @@ class QuantizedEntries:
         """Return the linear's name in the files."""
         return self.entry(name, part).disk_name.removesuffix(f".{part}")
 
-    def take(self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor:
+    def take(self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], advice: str) -> Tensor:
         """Take one tensor of a linear out of the entries.
 
         Args:
@@ -64,20 +64,22 @@ class QuantizedEntries:
             part: The last part of the tensor's name.
             shape: The shape that it must have.
             dtypes: The number formats that it may have.
-            step: The end of an error, what to do.
+            advice: The end of an error, what to do.
 
         Raises:
             CheckpointError: It is missing, or has another shape or number format.
         """
-        tensor = self.find(name, part, shape, dtypes, step)
+        tensor = self.find(name, part, shape, dtypes, advice)
         if tensor is None:
-            raise CheckpointError(f"{name}.{part} is missing from the weights, expected {list(shape)}. {step}")
+            raise CheckpointError(f"{name}.{part} is missing from the weights, expected {list(shape)}. {advice}")
         return tensor
 
-    def find(self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor | None:
+    def find(
+        self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], advice: str
+    ) -> Tensor | None:
         """Take one tensor of a linear out of the entries, as `take` does; None where it is missing."""
         entry = self.entries.pop(f"{name}.{part}", None)
-        return None if entry is None else entry.to_tensor(f"{name}.{part}", shape, dtypes, step)
+        return None if entry is None else entry.to_tensor(f"{name}.{part}", shape, dtypes, advice)
 
     def drop_zeros(self, name: str, part: str) -> None:
         """Take out a zero point that some releases store and that must be zero throughout."""

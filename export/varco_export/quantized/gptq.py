@@ -33,7 +33,7 @@ from varco_runtime.errors import CheckpointError
 _V1_OFFSET = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}
 Fits = Mapping[str, frozenset[str]]
 """By pattern of `dynamic`, the names that it fits."""
-_STEP = "Compare quantization_config with the original repository, or copy the shards again."
+_ADVICE = "Compare quantization_config with the original repository, or copy the shards again."
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -158,20 +158,20 @@ class GptqConfig:
                 )
         group_size = width if settings.group_size == -1 else settings.group_size
         num_groups = -(-width // group_size)
-        step = f"quantization_config says {bits} bits in groups of {settings.group_size}. {_STEP}"
+        advice = f"quantization_config says {bits} bits in groups of {settings.group_size}. {_ADVICE}"
         if settings.desc_act and settings.group_size != -1 and not entries.has(name, "g_idx"):
             raise CheckpointError(
                 f"{name}.g_idx is missing and quantization_config says desc_act, expected one. Copy the shards again."
             )
-        g_idx = entries.find(name, "g_idx", (width,), ("int32", "int64"), step)
+        g_idx = entries.find(name, "g_idx", (width,), ("int32", "int64"), advice)
         return GptqWeight(
             name=name,
             shape=(num_rows, width),
             bits=bits,
             group_size=group_size,
-            qweight=entries.take(name, "qweight", (width * bits // 32, num_rows), ("int32",), step),
-            qzeros=entries.take(name, "qzeros", (num_groups, num_rows * bits // 32), ("int32",), step),
-            scale=entries.take(name, "scales", (num_groups, num_rows), FLOAT_DTYPES, step),
+            qweight=entries.take(name, "qweight", (width * bits // 32, num_rows), ("int32",), advice),
+            qzeros=entries.take(name, "qzeros", (num_groups, num_rows * bits // 32), ("int32",), advice),
+            scale=entries.take(name, "scales", (num_groups, num_rows), FLOAT_DTYPES, advice),
             zeros_minus_one=self.zeros_minus_one,
             symmetric=settings.sym,
             order=None if g_idx is None else sorted_by_group(g_idx, group_size),

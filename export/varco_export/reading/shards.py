@@ -40,18 +40,18 @@ class Entry:
     path: Path
     offset: int
 
-    def to_tensor(self, name: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor:
-        """Return the tensor of this entry. Raises CheckpointError, which ends in `step`, for another shape or dtype."""
+    def to_tensor(self, name: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], advice: str) -> Tensor:
+        """Return the tensor of this entry. Raises CheckpointError, which ends in `advice`, for another shape or dtype."""
         if self.shape != shape:
             raise CheckpointError(
-                f"{short(self.disk_name)} has the shape {list(self.shape)}, expected {list(shape)}. {step}"
+                f"{short(self.disk_name)} has the shape {list(self.shape)}, expected {list(shape)}. {advice}"
             )
         dtype = SAFETENSORS_DTYPES.get(self.dtype)
         if dtype is None or dtype not in dtypes:
             expected = [word for word, known in SAFETENSORS_DTYPES.items() if known in dtypes]
             listed = " or ".join([", ".join(expected[:-1]), expected[-1]] if len(expected) > 1 else expected)
             raise CheckpointError(
-                f"{short(self.disk_name)} in {self.path.name} has dtype {self.dtype}, expected {listed}. {step}"
+                f"{short(self.disk_name)} in {self.path.name} has dtype {self.dtype}, expected {listed}. {advice}"
             )
         return Tensor(name, dtype, shape, self.path, self.offset)
 

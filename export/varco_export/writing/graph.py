@@ -134,7 +134,7 @@ class Graph:
             name: Its name in the graph.
             dtype: Its number format, of `DTYPES`.
             shape: Its shape.
-            blocks: Its leading rows, in order, in any type that `dtype` can hold.
+            blocks: Its rows along the first dimension, in order, in any type that `dtype` can hold.
 
         Raises:
             ExportError: A number is beyond the type's range (fp16 ends at 65,504), or the disk refuses.
