@@ -1,7 +1,7 @@
 """The weights of a checkpoint under canonical names, so that nothing after this file knows where a weight was.
 
 `Checkpoint.open` reads the headers only and compares them with the configuration: a tensor that is missing, unknown, of
-the wrong shape or dtype ends the export here, before a byte is written. Quantised linears are found here too, and stand
+the wrong shape or dtype ends the export here, before a byte is written. Quantized linears are found here too, and stand
 beside the plain tensors from then on.
 """
 

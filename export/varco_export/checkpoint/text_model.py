@@ -1,4 +1,4 @@
-"""A language model quantised apart, joined with the vision side of the checkpoint that it came from."""
+"""A language model quantized apart, joined with the vision side of the checkpoint that it came from."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def fold_order(producer: Linear, consumer: Linear) -> tuple[Linear, Linear]:
     """Let `producer` give its features in the order in which `consumer` reads them, where both can.
 
     Each weight of the producer (gate, up) gives what the consumer (down) takes, feature by feature. Where the consumer
-    has no order of its own, or the producer is not quantised, both come back as they are, and the dialect gathers.
+    has no order of its own, or the producer is not quantized, both come back as they are, and the dialect gathers.
     """
     (weight,) = consumer.weights
     if not isinstance(weight, IntegerWeight) or weight.input_order is None:

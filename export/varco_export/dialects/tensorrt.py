@@ -35,7 +35,7 @@ class TensorRtDialect(Dialect):
     """Standard operators, batch of one, caches of `max_context` positions. See `Dialect` for the methods.
 
     Linears hold their weight as the checkpoint does, `[out, in]`, so that rows stream through unchanged; TensorRT folds
-    the transposition into the product. Quantised ones are DequantizeLinear on the weight, which it folds too: the
+    the transposition into the product. Quantized ones are DequantizeLinear on the weight, which it folds too: the
     engine holds the packed values.
     """
 
@@ -140,7 +140,7 @@ class TensorRtDialect(Dialect):
     def _fp8_product(self, x: str, part: Fp8Part) -> str:
         """Multiply by FP8 as it is stored, the input rounded to FP8 where the checkpoint asks for it.
 
-        TensorRT quantises activations by one fixed scale. Where each token has its own, x is divided by the token's
+        TensorRT quantizes activations by one fixed scale. Where each token has its own, x is divided by the token's
         largest entry before, and the product multiplied by it after.
         """
         rows = self._fp8_rows(part, part.blocks(), np.maximum(part.scales(), SMALLEST_SCALE))

@@ -224,7 +224,7 @@ def longest_step(precision: str) -> int:
     """Return the new positions that the decode profile allows. It is used with one.
 
     For exactly one position, TensorRT stores float weights of q, k, v, gate and up a second time in another layout:
-    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantised weights it shares anyway.
+    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantized weights it shares anyway.
     """
     return 2 if precision.startswith(("fp16", "bf16")) else 1
 

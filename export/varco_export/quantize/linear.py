@@ -1,4 +1,4 @@
-"""One linear: its Hessian, its quantised weight by llm-compressor, and the tensors that stand for it on disk.
+"""One linear: its Hessian, its quantized weight by llm-compressor, and the tensors that stand for it on disk.
 
 Scales are taken from the weight in the dtype it is stored in, as llm-compressor does, and GPTQ runs with the very
 scales that are saved. `Quantized.weight` is what a reader of the checkpoint computes from the saved tensors.

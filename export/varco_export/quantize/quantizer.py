@@ -1,4 +1,4 @@
-"""Checkpoint to quantised checkpoint: the one file that knows all stages."""
+"""Checkpoint to quantized checkpoint: the one file that knows all stages."""
 
 from __future__ import annotations
 

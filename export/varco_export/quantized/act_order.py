@@ -1,4 +1,4 @@
-"""Activation order: GPTQ may quantise the input features of a linear in another order than they come in.
+"""Activation order: GPTQ may quantize the input features of a linear in another order than they come in.
 
 `g_idx[k]` is the group of scales that input feature k belongs to. Sorting the features by group once, when the weights
 are written, makes every group a run of neighbours again; the linear then takes its input in the sorted order. Nothing

@@ -1,4 +1,4 @@
-"""The `quantization_config` of a compressed-tensors checkpoint: which linears it quantises, and how."""
+"""The `quantization_config` of a compressed-tensors checkpoint: which linears it quantizes, and how."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class CompressedScheme:
-    """How a group of linears is quantised. `strategy`: what shares a scale; a `group` has `group_size` inputs."""
+    """How a group of linears is quantized. `strategy`: what shares a scale; a `group` has `group_size` inputs."""
 
     kind: Literal["int", "float"]
     bits: int
@@ -127,7 +127,7 @@ class SchemeOfLinear:
         return scheme
 
     def check_plain(self, name: str, on_disk: str) -> None:
-        """Refuse a linear that is stored plain and that the config quantises."""
+        """Refuse a linear that is stored plain and that the config quantizes."""
         spelled, config = [on_disk, *spellings(name)], self.config
         if config.targets.find(spelled, self.fits) is not None and config.ignore.find(spelled, self.fits) is None:
             raise CheckpointError(

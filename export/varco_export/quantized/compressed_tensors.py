@@ -59,7 +59,7 @@ class PackedWeight(IntegerWeight):
 
 @dataclass(frozen=True, slots=True)
 class CompressedTensors:
-    """A compressed-tensors checkpoint's quantised linears."""
+    """A compressed-tensors checkpoint's quantized linears."""
 
     config: CompressedConfig
 

@@ -1,4 +1,4 @@
-"""The tensors that quantised linears are made of, taken one by one out of a checkpoint's entries."""
+"""The tensors that quantized linears are made of, taken one by one out of a checkpoint's entries."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """GPTQ checkpoints of auto-gptq, optimum and gptqmodel.
 
-Each quantised linear is four tensors, bits packed into 32-bit words from the lowest up:
+Each quantized linear is four tensors, bits packed into 32-bit words from the lowest up:
 
     qweight [K * bits / 32, N]   along the input features
     qzeros  [groups, N * bits / 32]   along the output features
@@ -81,7 +81,7 @@ class GptqSettings:
 @dataclass(frozen=True, slots=True)
 class GptqConfig:
     """`quantization_config` of a GPTQ checkpoint. `dynamic` holds patterns of module names with what differs there, or
-    None for modules that are not quantised. The packer may have called the modules otherwise than the files do."""
+    None for modules that are not quantized. The packer may have called the modules otherwise than the files do."""
 
     settings: GptqSettings
     zeros_minus_one: bool

@@ -1,4 +1,4 @@
-"""Which quantisation a checkpoint states: GPTQ, compressed-tensors, none, or one that is refused by name."""
+"""Which quantization a checkpoint states: GPTQ, compressed-tensors, none, or one that is refused by name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read_quantization(folder: Path) -> Quantization | None:
 
 
 def refuse_unstated(entries: QuantizedEntries) -> None:
-    """Refuse quantised weights whose settings stand nowhere."""
+    """Refuse quantized weights whose settings stand nowhere."""
     for part in ("qweight", "weight_packed", "weight_scale"):
         for name in entries.linears_with(part):
             raise CheckpointError(

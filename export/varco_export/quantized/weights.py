@@ -1,4 +1,4 @@
-"""Quantised weights as a checkpoint holds them, whatever its layout: integers in groups, and FP8.
+"""Quantized weights as a checkpoint holds them, whatever its layout: integers in groups, and FP8.
 
     W[n, k] = (value[n, k] - zero[n, k // group_size]) * scale[n, k // group_size]      IntegerWeight
     W[n, k] = value[n, k] * scale[n]                                                    Fp8Weight

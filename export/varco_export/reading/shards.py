@@ -41,7 +41,7 @@ class Entry:
     offset: int
 
     def to_tensor(self, name: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], advice: str) -> Tensor:
-        """Return the tensor of this entry. Raises CheckpointError, which ends in `advice`, for another shape or dtype."""
+        """Return the tensor of this entry. Raises CheckpointError, ending in `advice`, for another shape or dtype."""
         if self.shape != shape:
             raise CheckpointError(
                 f"{short(self.disk_name)} has the shape {list(self.shape)}, expected {list(shape)}. {advice}"
