@@ -20,10 +20,10 @@ from varco_export.engines.builder import Builder, Built, Lengths
 from varco_export.engines.callbacks import OnStep
 from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
 from varco_runtime.backends.tensorrt.cuda_api import Cuda
-from varco_runtime.backends.tensorrt.memory import largest_picture
 from varco_runtime.bundle.manifest import EngineFacts, FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.errors import BackendError, BundleError, ExportError, MissingExtraError, UsageError
+from varco_runtime.picture.packing import largest_picture
 
 PREFILL_TOKENS = 512
 """Prompt positions in one run: enough to keep a GPU's matrix units busy, and few enough for its memory."""

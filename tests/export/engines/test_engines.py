@@ -22,9 +22,9 @@ from varco_export.engines.builder import Builder
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_export.writing.whole_folder import HashedFile
 from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
-from varco_runtime.backends.tensorrt.memory import largest_picture
 from varco_runtime.bundle.opening import Bundle, read_manifest
 from varco_runtime.errors import BackendError, BundleError, ExportError, UsageError
+from varco_runtime.picture.packing import largest_picture
 from varco_runtime.system.peak_memory import PeakMemory
 
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra dev or tensorrt)")

@@ -17,6 +17,7 @@ from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInp
 from varco_runtime.backends.cpu.prepacked import Prepacked
 from varco_runtime.backends.embedding import EmbeddingTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
+from varco_runtime.backends.token_checks import image_rows_before
 from varco_runtime.bundle.graph_contract import SILENT, check_graph_contract, graph_contract
 from varco_runtime.bundle.graph_nodes import unrounded
 from varco_runtime.bundle.manifest import Component
@@ -230,7 +231,7 @@ class OnnxRuntimeBackend:
         is_image = ids == inputs.image_token_id
         rows = self._embedding.rows(np.where(is_image, 0, ids))
         if inputs.image_tokens is not None:
-            before = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+            before = image_rows_before(inputs, start)
             rows[is_image] = inputs.image_tokens[before : before + int(np.count_nonzero(is_image))]
         return rows[None].astype(self._decoder_type, copy=False)
 

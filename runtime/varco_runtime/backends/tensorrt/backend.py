@@ -16,18 +16,20 @@ import weakref
 import numpy as np
 
 from varco_runtime.backend import Features, PromptInputs
+from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
 from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.engine import Engine, Pass
 from varco_runtime.backends.tensorrt.engine_choice import choose_engines, choose_max_context
-from varco_runtime.backends.tensorrt.memory import DeviceMemory, Sizes
+from varco_runtime.backends.tensorrt.memory import DeviceMemory, sizes_of
 from varco_runtime.backends.tensorrt.step import DECODE, DecodeStep, bind_caches
-from varco_runtime.backends.tensorrt.vision import DeviceFeatures, DeviceImageTokens, TensorRtVision
+from varco_runtime.backends.tensorrt.vision import TensorRtVision
+from varco_runtime.backends.token_checks import check_chosen, check_tokens, image_rows_before, not_finite
 from varco_runtime.bundle.manifest import cache_names
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import ITEM_BYTES, Array
-from varco_runtime.errors import BackendError, BundleError
+from varco_runtime.errors import BundleError
 from varco_runtime.picture.packing import PackingPlan
 
 PREFILL = 0
@@ -80,7 +82,7 @@ class TensorRtBackend:
         self._library, chosen = choose_engines(manifest, cuda)
         cuda.at_close(self._library.release)
         self._max_context = choose_max_context(max_context, chosen)
-        self._sizes = Sizes.of(manifest, chosen)
+        self._sizes = sizes_of(manifest, chosen)
         memory = DeviceMemory(cuda, manifest, chosen, self._sizes)
         memory.check()
         expected = contract(manifest, self._sizes.max_context)
@@ -175,7 +177,7 @@ class TensorRtBackend:
             return
         assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of an earlier picture"
         row_bytes = self._manifest.model.hidden_size * ITEM_BYTES[self._manifest.decoder.compute]
-        row = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+        row = image_rows_before(inputs, start)
         for first, last in _runs(is_image):
             num_bytes = (last - first) * row_bytes
             target = self._buffers["inputs_embeds"].part(first * row_bytes, num_bytes)
@@ -215,12 +217,8 @@ class TensorRtBackend:
         self._run_step(token_id, position)
         token = self._step.chosen()
         if position % CHECK_EVERY == 0 and not np.isfinite(self._read_logits(1)).all():
-            raise BackendError(
-                f"The decoder gave logits that are not finite at position {position}. "
-                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
-            )
-        if not 0 <= token < self._manifest.model.vocab_size:
-            raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")
+            raise not_finite(position)
+        check_chosen(token, self._manifest.model.vocab_size)
         return token
 
     def _run_step(self, token_id: int, position: int) -> None:
@@ -255,8 +253,7 @@ class TensorRtBackend:
         return rows
 
     def _check_tokens(self, least: int, greatest: int) -> None:
-        vocab_size = self._manifest.model.vocab_size
-        assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
+        check_tokens(least, greatest, self._manifest.model.vocab_size)
 
 
 def _runs(mask: Array) -> list[tuple[int, int]]:

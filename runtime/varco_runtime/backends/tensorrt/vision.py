@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from varco_runtime.backend import Features
+from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens, Sizes
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.engine import Engine, Pass
-from varco_runtime.backends.tensorrt.memory import Sizes
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.dtypes import ITEM_BYTES, STORAGE, Array, from_stored, to_stored
 from varco_runtime.errors import ContextError, ImageError
 from varco_runtime.picture.packing import PackingPlan
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceFeatures:
-    """Projected features of one picture's tiles, on the device until the next picture."""
-
-    num_tiles: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceImageTokens:
-    """Image tokens `[num_tokens, D]` of one picture, on the device until the next picture."""
-
-    num_tokens: int
-    rows: Buffer
 
 
 class TensorRtVision:
