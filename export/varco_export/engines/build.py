@@ -18,8 +18,8 @@ from typing import Protocol
 
 from varco_export.engines.builder import Builder, Built, Lengths
 from varco_export.engines.callbacks import OnStep
-from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
 from varco_runtime.backends.tensorrt.cuda_api import Cuda
+from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.bundle.manifest import EngineFacts, FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.errors import BackendError, BundleError, ExportError, MissingExtraError, UsageError
@@ -136,7 +136,7 @@ def _check_target(folder: Path, manifest: Manifest, builder: Builder, sm: int, m
     with _one_line(log):
         log.parent.mkdir(exist_ok=True)
         log.write_text(f"{builder.product} {builder.version} for sm{sm}\n", encoding="utf-8")
-    for name, tensors in contract(manifest, max_context).items():
+    for name, tensors in engine_io(manifest, max_context).items():
         builder.check(folder / manifest.components[name].file, tensors, sm, log)
 
 
@@ -170,7 +170,7 @@ def _build_target(
                 prefill_tokens=min(PREFILL_TOKENS, max_context),
                 max_logits=min(MAX_LOGITS, max_context),
             )
-            tensors = contract(manifest, max_context)[name]
+            tensors = engine_io(manifest, max_context)[name]
             with progress.engine(name, target) as on_step:
                 built = builder.build(
                     folder / component.file,

@@ -181,16 +181,16 @@ class OnnxRuntimeBackend:
         features: list[Array] = []
         for tile in np.split(pixel_values, num_tiles):
             self._report("tiles", len(features), num_tiles)
-            features.append(self._project(self._look(tile)))
+            features.append(self._project(self._run_vision_tower(tile)))
         return np.concatenate(features).astype(np.float32, copy=False)
 
     def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
-        patches = [self._look(tile) for tile in np.split(pixel_values, len(pixel_values))]
+        patches = [self._run_vision_tower(tile) for tile in np.split(pixel_values, len(pixel_values))]
         features = np.concatenate([self._project(one) for one in patches]).astype(np.float32, copy=False)
         tokens = self.pack(features, plan)
         return Features(np.concatenate(patches).astype(np.float32), features, tokens, tokens)
 
-    def _look(self, tile: Array) -> Array:
+    def _run_vision_tower(self, tile: Array) -> Array:
         """A tile `[1, 3, S, S]` to patch features `[1, P, C]`."""
         return self._run(self._vision, {"pixel_values": tile.astype(self._vision_type, copy=False)})
 

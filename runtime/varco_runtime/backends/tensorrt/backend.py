@@ -18,10 +18,10 @@ import numpy as np
 from varco_runtime.backend import Features, PromptInputs
 from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
-from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
-from varco_runtime.backends.tensorrt.engine import Engine, Pass
+from varco_runtime.backends.tensorrt.engine import Engine, ExecutionContext
 from varco_runtime.backends.tensorrt.engine_choice import choose_engines, choose_max_context
+from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.backends.tensorrt.memory import DeviceMemory, sizes_of
 from varco_runtime.backends.tensorrt.step import DECODE, DecodeStep, bind_caches
 from varco_runtime.backends.tensorrt.vision import TensorRtVision
@@ -85,7 +85,7 @@ class TensorRtBackend:
         self._sizes = sizes_of(manifest, chosen)
         memory = DeviceMemory(cuda, manifest, chosen, self._sizes)
         memory.check()
-        expected = contract(manifest, self._sizes.max_context)
+        expected = engine_io(manifest, self._sizes.max_context)
         engines = {}
         for name in COMPONENTS:
             file = chosen[name].file
@@ -122,10 +122,10 @@ class TensorRtBackend:
         cuda, manifest, buffers, sizes = self._cuda, self._manifest, self._buffers, self._sizes
         self._vision = TensorRtVision(cuda, manifest, sizes, engines, buffers, scratch)
         self._step = DecodeStep(cuda, manifest, engines, buffers, scratch)
-        self._embedding = Pass(engines["embedding"], scratch, PREFILL)
+        self._embedding = ExecutionContext(engines["embedding"], scratch, PREFILL)
         for name in ("token_ids", "inputs_embeds"):
             self._embedding.bind(name, buffers[name])
-        self._decoder = Pass(engines["decoder"], scratch, PREFILL)
+        self._decoder = ExecutionContext(engines["decoder"], scratch, PREFILL)
         inputs = ("inputs_embeds", "position_ids", "write_indices", "attention_mask", "logit_positions")
         for name in (*inputs, "logits", "next_token"):
             self._decoder.bind(name, buffers[name])
@@ -188,7 +188,7 @@ class TensorRtBackend:
         """One run of the prefill profile over the positions `start` .. `end`, with the last `num_logits` logits."""
         cuda, buffers, length = self._cuda, self._buffers, end - start
         self._length = end  # from here on the caches may hold something up to there, whatever happens
-        self._step.show(start, length)
+        self._step.unmask(start, length)
         cuda.copy(buffers["position_ids"], self._positions(start, length))
         cuda.copy(buffers["write_indices"], self._positions(start, 1))
         cuda.copy(buffers["logit_positions"], self._positions(length - num_logits, num_logits))
@@ -242,7 +242,7 @@ class TensorRtBackend:
         for cache in self._caches:
             tail = cache.part(position * row_bytes, cache.num_bytes - position * row_bytes)
             self._cuda.fill_rows(tail, pitch, 0, stale * row_bytes, model.num_key_value_heads)
-        self._step.hide(position, stale)
+        self._step.mask(position, stale)
         self._length = position
 
     def _read_logits(self, count: int) -> Array:
