@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from varco_runtime.errors import UsageError
 
 FLOATS = ("fp32", "fp16")
-QUANTISED_BITS = {"int8": 8, "int4": 4}
+QUANTIZED_BITS = {"int8": 8, "int4": 4}
 BLOCK_SIZES = (32, 64, 128)
+GPU_DEVICES = ("cuda", "tensorrt")
+COMPUTE = {"tensorrt": ("fp16", "bf16", "fp32"), "cuda": ("fp16", "bf16")}
+ROUNDED = ("int8", "int4", "fp8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Precision:
             text = text.replace(f", {activations} activations", "") if weights == "fp8" else text
         elif self.row_scales:
             text = f"{weights} (a scale per row, {activations} activations)"
-        elif weights in QUANTISED_BITS:
+        elif weights in QUANTIZED_BITS:
             text = f"{weights} (blocks of {self.block_size}, {activations} activations)"
         else:
             text = weights
@@ -104,25 +107,25 @@ def decoder_precision(
             "CHECKPOINT OUT --method fp8"
         )
     decoder = "fp32" if decoder == "auto" else decoder
-    if activations == "int8" and decoder not in QUANTISED_BITS:
+    if activations == "int8" and decoder not in QUANTIZED_BITS:
         raise UsageError(
             f"--activations int8 needs quantised weights, got --decoder {decoder}. Add --decoder int4 or int8."
         )
     compute = decoder if decoder in FLOATS else "fp32"
     if lm_head == "auto":
-        lm_head = "int8" if decoder in QUANTISED_BITS else decoder
+        lm_head = "int8" if decoder in QUANTIZED_BITS else decoder
     return Precision(compute, decoder, _head(lm_head, compute), block_size, activations == "int8")
 
 
 def _stored_precision(stored: Stored, decoder: str, lm_head: str, block_size: int, activations: str) -> Precision:
     """What a quantised checkpoint becomes: itself, or a refusal."""
     refuse_second_rounding(stored, decoder, lm_head)
-    if activations == "int8" and stored.weights not in QUANTISED_BITS:
+    if activations == "int8" and stored.weights not in QUANTIZED_BITS:
         raise UsageError(
             f"--activations int8 needs integer weights, the checkpoint holds {stored.weights}. Leave it out."
         )
     if lm_head == "auto":
-        lm_head = "int8" if stored.weights in QUANTISED_BITS else "fp32"
+        lm_head = "int8" if stored.weights in QUANTIZED_BITS else "fp32"
     head = "fp32" if stored.head is not None else _head(lm_head, "fp32")
     return Precision("fp32", "fp32", head, block_size, activations == "int8", stored)
 
@@ -158,3 +161,51 @@ def vision_precision(vision: str) -> Precision:
     if vision == "int8":
         return Precision("fp32", "int8", "int8", int8_activations=True, row_scales=True)
     return Precision(vision, vision, vision)
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+def check_gpu_options(device: str, decoder: str, lm_head: str, block_size: int, activations: str, vision: str) -> None:
+    """Refuse by name what no checkpoint could be exported with, before one is opened."""
+    compute = COMPUTE[device]
+    for option, asked in (("--decoder", decoder), ("--lm-head", lm_head), ("--vision", vision)):
+        if asked == "fp32" and "fp32" not in compute:
+            raise UsageError(
+                f"{option} fp32 does not run with --device {device}, whose attention computes in fp16 or bf16. "
+                "Use --device cpu for fp32, or leave the option out."
+            )
+    choose(decoder, "--decoder", ("auto", *compute, *ROUNDED))
+    choose(lm_head, "--lm-head", ("auto", *compute, *ROUNDED))
+    choose(vision, "--vision", ("auto", *compute), later=("int8", "fp8"))
+    choose(activations, "--activations", ("float", "int8"))
+    if activations == "int8":
+        raise UsageError("--activations int8 is for --device cpu, a GPU multiplies in floats here. Leave it out.")
+    if block_size not in BLOCK_SIZES:
+        raise UsageError(f"--block-size {block_size} has no kernel. Expected one of: 32, 64, 128.")
+
+
+def gpu_precisions(
+    device: str, decoder: str, lm_head: str, block_size: int, vision: str, weights: str, stored: Stored | None
+) -> tuple[Precision, Precision]:
+    """The decoder's formats, and those of all other networks, which compute in the same type.
+
+    That type is the decoder's if it is a float, or what `--vision` says, or follows `weights`, the type of the
+    checkpoint's floats: bf16, whose range a model trained in it may need, where they are bf16, and fp16 otherwise.
+    `auto` keeps a quantised checkpoint's format; the head stays a float.
+    """
+    if stored is not None:
+        refuse_second_rounding(stored, decoder, lm_head)
+    allowed = COMPUTE[device]
+    compute = "bf16" if weights == "bf16" else "fp16"
+    compute = next((asked for asked in (decoder, vision) if asked in allowed), compute)
+    for option, asked in (("--lm-head", lm_head), ("--vision", vision)):
+        if asked in allowed and asked != compute:
+            raise UsageError(
+                f"{option} {asked} does not fit a decoder that computes in {compute}: with --device {device} all "
+                f"networks compute in one type. Leave {option} out."
+            )
+    rounded = decoder if stored is None and decoder in ROUNDED else compute
+    plain_head = lm_head == "auto" or (stored is not None and stored.head is not None)
+    head = compute if plain_head else lm_head
+    return Precision(compute, rounded, head, block_size, stored=stored), Precision(compute, compute, compute)

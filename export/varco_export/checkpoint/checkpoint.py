@@ -20,11 +20,12 @@ from varco_export.checkpoint.text_model import check_same_model, join_text_model
 from varco_export.config.config_reader import read_config
 from varco_export.config.model_config import ModelConfig
 from varco_export.precision import Stored
-from varco_export.quantized.entries import QuantisedEntries
-from varco_export.quantized.method import Quantisation, read_quantisation, refuse_unstated, stored_format
-from varco_export.quantized.weights import QuantisedWeight
+from varco_export.quantized.entries import QuantizedEntries
+from varco_export.quantized.method import Quantization, read_quantization, refuse_unstated, stored_format
+from varco_export.quantized.weights import QuantizedWeight
 from varco_export.reading.names import canonical_name
-from varco_export.reading.shards import Entry, locate, read_shards, short, some
+from varco_export.reading.quoting import short, some
+from varco_export.reading.shards import Entry, locate, read_shards
 from varco_export.reading.tensor import FLOAT_DTYPES, SAFETENSORS_DTYPES, Tensor
 from varco_runtime.errors import CheckpointError
 
@@ -59,8 +60,8 @@ class Checkpoint:
     provenance: dict[str, Any]
     tensors: dict[str, Tensor]
     skipped: dict[str, str]
-    quantised: dict[str, QuantisedWeight] = field(default_factory=dict)
-    quantisation: Quantisation | None = None
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+    quantization: Quantization | None = None
     _used: set[str] = field(default_factory=set)
 
     @classmethod
@@ -85,11 +86,11 @@ class Checkpoint:
         shapes = expected_shapes(config)
         if vision_source is not None:
             check_same_model(folder, config)
-        quantisation = read_quantisation(folder)
-        parts = QuantisedEntries(entries, shapes)
-        if quantisation is None:
+        quantization = read_quantization(folder)
+        parts = QuantizedEntries(entries, shapes)
+        if quantization is None:
             refuse_unstated(parts)
-        weights = {} if quantisation is None else quantisation.take(parts)
+        weights = {} if quantization is None else quantization.take(parts)
         plain = {name: shape for name, shape in shapes.items() if name.removesuffix(".weight") not in weights}
         skipped = _find_skipped(entries, config, plain) | _zero_biases(entries, plain, weights)
         tensors = _checked(entries, plain, skipped, config)
@@ -97,19 +98,19 @@ class Checkpoint:
         provenance = read_provenance(folder, repo_id, list(shards), config)
         if vision_source is not None:
             provenance["vision_source"] = home_id or home.resolve().name
-        return cls(home, config, provenance, tensors, skipped, weights, quantisation)
+        return cls(home, config, provenance, tensors, skipped, weights, quantization)
 
     @property
     def num_parameters(self) -> int:
         """Parameters of the exported network: a tied head counts once, skipped tensors not at all."""
-        return sum(math.prod(weight.shape) for weight in (*self.tensors.values(), *self.quantised.values()))
+        return sum(math.prod(weight.shape) for weight in (*self.tensors.values(), *self.quantized.values()))
 
     @property
     def stored(self) -> Stored | None:
         """The formats of the quantised linears, None where there are none."""
-        if self.quantisation is None or not self.quantised:
+        if self.quantization is None or not self.quantized:
             return None
-        return stored_format(self.quantised, self.quantisation.method)
+        return stored_format(self.quantized, self.quantization.method)
 
     def has(self, name: str) -> bool:
         return self._resolve(name) in self.tensors
@@ -124,9 +125,9 @@ class Checkpoint:
         self._used.add(found.name)
         return found
 
-    def weight(self, linear: str) -> Tensor | QuantisedWeight:
+    def weight(self, linear: str) -> Tensor | QuantizedWeight:
         """The weight of a linear, as plain or quantised as it is stored, counted as used."""
-        found = self.quantised.get(linear)
+        found = self.quantized.get(linear)
         if found is None:
             return self.tensor(f"{linear}.weight")
         self._used.add(linear)
@@ -139,7 +140,7 @@ class Checkpoint:
 
     def finish(self) -> None:
         """Raise CheckpointError naming every tensor that was neither used nor skipped."""
-        unused = (self.tensors.keys() | self.quantised.keys()) - self._used - self.skipped.keys()
+        unused = (self.tensors.keys() | self.quantized.keys()) - self._used - self.skipped.keys()
         if unused:
             raise CheckpointError(
                 f"{some(sorted(unused))} never used by the export of {self.folder.name}, expected every tensor to be. "
@@ -199,7 +200,7 @@ def _find_skipped(entries: dict[str, Entry], config: ModelConfig, shapes: dict[s
 
 
 def _zero_biases(
-    entries: dict[str, Entry], shapes: dict[str, tuple[int, ...]], weights: dict[str, QuantisedWeight]
+    entries: dict[str, Entry], shapes: dict[str, tuple[int, ...]], weights: dict[str, QuantizedWeight]
 ) -> dict[str, str]:
     """Biases that some packers give to every linear they quantise, and that are nothing but zeros."""
     skipped: dict[str, str] = {}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from varco_export.config.config_reader import read_text_config
 from varco_export.config.model_config import ModelConfig
-from varco_export.reading.shards import Entry, short
+from varco_export.reading.quoting import short
+from varco_export.reading.shards import Entry
 from varco_runtime.errors import CheckpointError
 
 _TEXT = ("language_model.", "lm_head.")

@@ -21,8 +21,9 @@ from varco_export.config.config_parts import (
     read_pinpoints,
     refuse_other_vision,
 )
-from varco_export.config.fields import REQUIRED, Fields, show
+from varco_export.config.fields import REQUIRED, Fields
 from varco_export.config.model_config import ModelConfig, Shapes, TextConfig, VisionConfig
+from varco_export.reading.quoting import show
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import CheckpointError
 

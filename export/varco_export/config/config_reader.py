@@ -7,9 +7,10 @@ from pathlib import Path
 from varco_export.config.config_hf import read_hf
 from varco_export.config.config_llava_next import read_llava_next
 from varco_export.config.config_parts import read_language_model
-from varco_export.config.fields import Fields, as_list, show
+from varco_export.config.fields import Fields, as_list
 from varco_export.config.model_config import ModelConfig, Shapes, TextConfig
 from varco_export.reading.json_file import read_json
+from varco_export.reading.quoting import show
 from varco_runtime.errors import CheckpointError
 
 

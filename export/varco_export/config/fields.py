@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from varco_export.reading.quoting import show
 from varco_runtime.errors import CheckpointError
 
 REQUIRED = object()
@@ -82,23 +82,3 @@ def _is_number(value: Any) -> bool:
 def as_list(value: object) -> list[Any]:
     """A list as it is, anything else as the only item of one."""
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def show(value: object) -> str:
-    """A value as JSON spells it, cut to one short line."""
-    try:
-        text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        text = repr(type(value))
-    text = "missing" if value is None else text
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def one_line(value: object, length: int) -> str:
-    """A value in one line of at most `length` characters that a terminal can print."""
-    try:
-        text = " ".join(str(value).split())
-    except RecursionError:
-        text = f"a deeply nested {type(value).__name__}"
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= length else text[: length - 3] + "..."

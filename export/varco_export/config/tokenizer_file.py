@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from varco_runtime.errors import CheckpointError
 
 MAX_TOKENIZER_BYTES = 64 << 20
 
-# transformers, models/qwen2/tokenization_qwen2.py
+# Qwen2's own pattern: contractions, words, single digits, punctuation, line breaks, spaces. Source: transformers,
+# models/qwen2/tokenization_qwen2.py.
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -68,26 +69,54 @@ def _build(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             "Save the tokenizer as tokenizer.json with transformers."
         )
     vocab = read_json(folder / "vocab.json", max_bytes=MAX_TOKENIZER_BYTES)
+    return qwen_tokenizer(
+        vocab,
+        _merges(folder / "merges.txt", vocab),
+        byte_level(bool(config.get("add_prefix_space")), trim_offsets=True),
+        post_processor=None,
+        decoder=byte_level(add_prefix_space=True, trim_offsets=True, use_regex=True),
+    )
+
+
+def byte_level(add_prefix_space: bool, trim_offsets: bool, use_regex: bool = False) -> dict[str, Any]:
+    """Return the part of a `tokenizer.json` that turns bytes into letters, or back."""
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": add_prefix_space,
+        "trim_offsets": trim_offsets,
+        "use_regex": use_regex,
+    }
+
+
+def qwen_tokenizer(
+    vocab: dict[str, Any],
+    merges: Sequence[Any],
+    letters: dict[str, Any],
+    *,
+    post_processor: dict[str, Any] | None,
+    decoder: dict[str, Any],
+    added_tokens: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return a `tokenizer.json` with Qwen2's words and a byte-level BPE.
+
+    Args:
+        vocab: Ids by token.
+        merges: Pairs of tokens, or strings of two tokens with a blank between them, in order.
+        letters: What turns bytes into letters, of `byte_level`.
+        post_processor: What is done to the ids of a text, or None.
+        decoder: What turns letters into bytes, of `byte_level`.
+        added_tokens: Entries with `id`, `content` and flags.
+    """
+    split = {"type": "Split", "pattern": {"Regex": _QWEN_WORDS}, "behavior": "Isolated", "invert": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [],
+        "added_tokens": list(added_tokens),
         "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": _QWEN_WORDS}, "behavior": "Isolated", "invert": False},
-                {
-                    "type": "ByteLevel",
-                    "add_prefix_space": bool(config.get("add_prefix_space")),
-                    "trim_offsets": True,
-                    "use_regex": False,
-                },
-            ],
-        },
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, letters]},
+        "post_processor": post_processor,
+        "decoder": decoder,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -98,7 +127,7 @@ def _build(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": _merges(folder / "merges.txt", vocab),
+            "merges": list(merges),
         },
     }
 

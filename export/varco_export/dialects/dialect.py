@@ -10,16 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from varco_export.dialects.linear import Linear, Part
 from varco_export.precision import Precision
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph, Shape
-
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +142,21 @@ class Dialect(ABC):
 
         `cos_sin` are two tables `[max_context, head_dim / 2]`, position by position.
         """
+
+    def _declare_caches(self, heads: AttentionHeads, length: int | str, cos_sin: tuple[Array, Array]) -> None:
+        """Declare a key and a value cache per layer, of `length` positions, and write the rotary tables.
+
+        Past and present are separate values of the graph; the runtime binds both to the same memory.
+        """
+        graph, dtype = self.graph, self.precision.compute
+        shape = [1, heads.num_key_value_heads, length, heads.head_dim]
+        for layer in range(heads.num_layers):
+            for kind in ("key", "value"):
+                graph.input(f"past.{layer}.{kind}", dtype, shape)
+                graph.output(f"present.{layer}.{kind}", dtype, shape)
+        for name, table in zip(("cos_cache", "sin_cache"), cos_sin, strict=True):
+            graph.weight(name, dtype, table.shape, [table])
+        self._heads = heads
 
     @abstractmethod
     def cached_attention(self, qkv: str, layer: int) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 FP8_MAX = 448
 """The largest E4M3 number."""

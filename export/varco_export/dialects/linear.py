@@ -8,21 +8,17 @@ that is one part. A dialect turns each part into its operators and puts the resu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from varco_export.quantized.integers import bytes_per_row, fit_rows
-from varco_export.quantized.integers import pack as pack_values
-from varco_export.quantized.weights import Activations, Fp8Weight, IntegerWeight, QuantisedWeight
+from varco_export.quantized.weights import Activations, Fp8Weight, IntegerWeight, QuantizedWeight
 from varco_export.reading.tensor import Tensor
+from varco_runtime.dtypes import Array
 
-__all__ = ["FloatPart", "Fp8Part", "IntegerPart", "Linear", "Part", "Weight", "pack_values", "quantise_rows"]
-
-Array = np.ndarray[Any, Any]
-Weight = Tensor | QuantisedWeight
+Weight = Tensor | QuantizedWeight
 
 
 class _Rows:
@@ -177,7 +173,27 @@ def _part(name: str, weights: list[Weight]) -> Part:
     return FloatPart(name, tensors) if tensors else IntegerPart(name, integers) if integers else Fp8Part(name, fp8)
 
 
-def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
+def fold_order(producer: Linear, consumer: Linear) -> tuple[Linear, Linear]:
+    """Let `producer` give its features in the order in which `consumer` reads them, where both can.
+
+    Each weight of the producer (gate, up) gives what the consumer (down) takes, feature by feature. Where the consumer
+    has no order of its own, or the producer is not quantised, both come back as they are, and the dialect gathers.
+    """
+    (weight,) = consumer.weights
+    if not isinstance(weight, IntegerWeight) or weight.input_order is None:
+        return producer, consumer
+    order = weight.input_order
+    moved = []
+    for part in producer.weights:
+        if not isinstance(part, IntegerWeight):
+            return producer, consumer
+        assert part.shape[0] == len(order), f"Bug: {part.name} gives {part.shape[0]} features, {len(order)} are read"
+        moved.append(replace(part, rows=order))
+    assert not producer.biases, "Bug: a bias would have to be reordered too"
+    return replace(producer, weights=tuple(moved)), replace(consumer, weights=(replace(weight, sorted_input=True),))
+
+
+def quantize_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
     """Round rows `[n, k]` to symmetric integers in blocks of `block_size` along k, each with one scale.
 
     Returns values `[n, ceil(k / block_size), block_size]` uint8, with zero stored as 2^(bits-1), and scales

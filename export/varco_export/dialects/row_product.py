@@ -7,14 +7,12 @@ symmetric, to -127 .. 127 of the largest magnitude in the row.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from varco_export.dialects.linear import FloatPart
 from varco_export.writing.graph import MICROSOFT, Graph
+from varco_runtime.dtypes import Array
 
-Array = np.ndarray[Any, Any]
 LARGEST = 127
 ZERO = np.array(128, np.uint8)
 

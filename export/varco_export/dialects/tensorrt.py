@@ -14,12 +14,14 @@ from collections.abc import Iterable, Iterator
 import ml_dtypes
 import numpy as np
 
-from varco_export.dialects.dialect import Array, AttentionHeads, Dialect
+from varco_export.dialects.dialect import AttentionHeads, Dialect
 from varco_export.dialects.fp8 import FP8_MAX, SMALLEST_SCALE, round_to_fp8, slabs
-from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part, pack_values
-from varco_export.precision import QUANTISED_BITS, Precision
+from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part
+from varco_export.precision import QUANTIZED_BITS, Precision
+from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import ExportError
 
 OPSET = 24
@@ -48,8 +50,8 @@ class TensorRtDialect(Dialect):
                 return self._matmul(self._ordered(x, part), self._stored_integers(part))
             case Fp8Part():
                 return self._fp8_product(x, part)
-        if precision in QUANTISED_BITS:
-            return self._matmul(x, self._rounded_integers(part, QUANTISED_BITS[precision]))
+        if precision in QUANTIZED_BITS:
+            return self._matmul(x, self._rounded_integers(part, QUANTIZED_BITS[precision]))
         if precision == "fp8":
             return self._matmul(x, self._rounded_fp8(part))
         shape = (part.out_features, part.in_features)
@@ -74,7 +76,7 @@ class TensorRtDialect(Dialect):
 
         _check_blocks(part, block_size)
         weight = self._integers(part, bits, packed_rows())
-        return self._dequantised(weight, part, [scales], scales.shape, block_size)
+        return self._dequantized(weight, part, [scales], scales.shape, block_size)
 
     def _stored_integers(self, part: IntegerPart) -> str:
         """Integers as they are stored. A group larger than a block becomes several with the same scale."""
@@ -98,13 +100,13 @@ class TensorRtDialect(Dialect):
         scales = np.repeat(np.maximum(stored, SMALLEST_SCALE), per_group, axis=1)[:, : shape[1]]
         blocks = (block ^ _SIGN[part.bits] for block in part.packed_blocks(part.in_features))
         weight = self._integers(part, part.bits, blocks)
-        return self._dequantised(weight, part, [scales], shape, block_size)
+        return self._dequantized(weight, part, [scales], shape, block_size)
 
     def _integers(self, part: FloatPart | IntegerPart, bits: int, blocks: Iterable[Array]) -> str:
         shape = (part.out_features, part.in_features)
         return self.graph.weight(f"{part.name}.weight_int{bits}", f"int{bits}", shape, blocks)
 
-    def _dequantised(
+    def _dequantized(
         self, weight: str, part: Part, scales: list[Array], shape: tuple[int, ...], block_size: int
     ) -> str:
         """`[out, in]` in the compute type; the scales are written after the weight whose rows made them."""
@@ -158,8 +160,8 @@ class TensorRtDialect(Dialect):
         """x rounded to multiples of `scale` that FP8 can express."""
         step = self.graph.constant(f"{name}.input_scale", np.array(scale, self._numpy_type))
         zero = self.graph.constant("fp8_zero", np.array(0, ml_dtypes.float8_e4m3fn))
-        quantised = self.graph.node("QuantizeLinear", [x, step, zero])
-        return self.graph.node("DequantizeLinear", [quantised, step])
+        quantized = self.graph.node("QuantizeLinear", [x, step, zero])
+        return self.graph.node("DequantizeLinear", [quantized, step])
 
     # -- vision -----------------------------------------------------------------------------------------------------
 
@@ -184,22 +186,17 @@ class TensorRtDialect(Dialect):
         return self.rms_norm(total, weight, epsilon), total
 
     def begin_cache(self, heads: AttentionHeads, cos_sin: tuple[Array, Array]) -> None:
-        """Positions, where to write, and a mask `[1, 1, S, total]` whose width is the length of the context so far."""
-        graph, dtype = self.graph, self.precision.compute
-        max_context = len(cos_sin[0])
+        """Declare positions, where to write, a mask `[1, 1, S, total]` as wide as the context so far, and the caches.
+
+        The caches have a static length, that of the rotary tables.
+        """
+        graph = self.graph
         graph.input("position_ids", "int64", [1, "sequence"])
         graph.input("write_indices", "int64", [1])
         graph.input("attention_mask", "bool", [1, 1, "sequence", "total"])
-        shape = [1, heads.num_key_value_heads, max_context, heads.head_dim]
-        for layer in range(heads.num_layers):
-            for kind in ("key", "value"):
-                graph.input(f"past.{layer}.{kind}", dtype, shape)
-                graph.output(f"present.{layer}.{kind}", dtype, shape)
-        for name, table in zip(("cos_cache", "sin_cache"), cos_sin, strict=True):
-            graph.weight(name, dtype, table.shape, [table])
+        self._declare_caches(heads, len(cos_sin[0]), cos_sin)
         # A slice's length must come from a tensor of static shape [1]: this one does.
         self._total = graph.node("Shape", ["attention_mask"], start=3, end=4)
-        self._heads = heads
 
     def cached_attention(self, qkv: str, layer: int) -> str:
         graph, heads = self.graph, self._heads
@@ -234,7 +231,7 @@ def _round_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
     """Round rows `[n, k]` to signed symmetric integers in blocks along k, each with one positive scale.
 
     Returns values `[n, blocks, block_size]` as the low bits of uint8, and scales `[n, blocks]` fp32. No rule with
-    negative scales here (`quantise_rows`), which use one level more: TensorRT's parser refuses them.
+    negative scales here (`quantize_rows`), which use one level more: TensorRT's parser refuses them.
     """
     half = 1 << (bits - 1)
     values = rows.astype(np.float32).reshape(len(rows), -1, block_size)

@@ -6,18 +6,16 @@ are complete. A manifest that names old engines loses them first, since their fi
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from varco_export.engines.builder import Builder, Built, Lengths
-from varco_export.engines.callbacks import OnStep
+from varco_export.progress import SILENT, EngineProgress
+from varco_export.writing.disk import disk_errors
+from varco_export.writing.lock import locked
 from varco_runtime.backends.tensorrt.cuda_api import Cuda
 from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.bundle.manifest import EngineFacts, FileFacts, Manifest
@@ -34,6 +32,8 @@ USUAL_TILES = 5
 rows in every matrix product of the 14B's tower, enough for any GPU here, so larger pictures lose nothing by taking
 several runs. TensorRT for RTX 1.7 reports 73 MB of scratch memory for 5 tiles, 117 for 8 and 543 for 37, the largest
 picture; the buffers of a batch take another 10 MB a tile."""
+
+_WRITABLE = "Expected a writable bundle with enough space."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +54,31 @@ class EngineReport:
     built: Built
 
 
-class Progress(Protocol):
-    """What a progress bar offers: a bar per engine."""
-
-    def engine(self, name: str, target: str) -> AbstractContextManager[OnStep]:
-        """A bar; the value is called with the phase, its finished and all its steps."""
-
-
 def build_engines(
     folder: Path,
-    options: EngineOptions,
-    progress: Progress,
+    options: EngineOptions = EngineOptions(),
+    progress: EngineProgress = SILENT,
     hashing: Callable[[str, int], None] | None = None,
 ) -> list[EngineReport]:
-    """Build the engines of the bundle `folder` for each target and record them in its manifest.
+    """Build the TensorRT engines of a bundle for each target and record them in its manifest.
 
-    Engines that were built for a target before are replaced, whatever built them. Raises `UsageError`, `BundleError`,
-    `BackendError` or `ExportError`; then targets that were finished stay recorded. The failing one keeps its former
-    engines, or has none if their files could not be exchanged.
+    Engines that were built for a target before are replaced, whatever built them. On an error, targets that were
+    finished stay recorded. The failing one keeps its former engines, or has none if their files could not be exchanged.
+
+    Args:
+        folder: The bundle, exported with `device="tensorrt"`.
+        options: What is asked for.
+        progress: Who is told how far each engine is.
+        hashing: Called with the name of each hashed file and the bytes done, while the graphs are checked.
+
+    Returns:
+        A report per component and target.
+
+    Raises:
+        UsageError: The options do not go with the bundle, the GPU or the installed library.
+        BundleError: The folder holds no bundle for TensorRT, or a changed one.
+        BackendError: There is no library that builds engines, or no GPU to build for.
+        ExportError: A build fails, another process builds engines of this bundle, or the disk refuses.
     """
     bundle = Bundle.read(folder)
     manifest = bundle.manifest
@@ -80,7 +87,8 @@ def build_engines(
     targets = tuple(dict.fromkeys(options.sm)) or (_sm_of_this_gpu(builder),)
     for sm in targets:
         builder.check_target(sm, is_named=bool(options.sm))
-    with _lock(folder):
+    busy = f"Engines of {folder} are being built by another process. Wait until it ends."
+    with locked(folder, busy, os.O_RDONLY):  # two builds of one bundle would write the same files
         # The graphs and their weights are what was exported, before a library parses them.
         bundle.check((name for part in manifest.components.values() for name in (part.file, part.data)), False, hashing)
         for sm in targets:
@@ -133,7 +141,7 @@ def _sm_of_this_gpu(builder: Builder) -> int:
 def _check_target(folder: Path, manifest: Manifest, builder: Builder, sm: int, max_context: int) -> None:
     """Parse every graph before the first is built: what a target refuses is refused at once."""
     log = _log_file(folder, sm)
-    with _one_line(log):
+    with disk_errors(log, _WRITABLE):
         log.parent.mkdir(exist_ok=True)
         log.write_text(f"{builder.product} {builder.version} for sm{sm}\n", encoding="utf-8")
     for name, tensors in engine_io(manifest, max_context).items():
@@ -145,12 +153,12 @@ def _log_file(folder: Path, sm: int) -> Path:
 
 
 def _build_target(
-    bundle: Bundle, builder: Builder, sm: int, max_context: int, max_tiles: int, progress: Progress
+    bundle: Bundle, builder: Builder, sm: int, max_context: int, max_tiles: int, progress: EngineProgress
 ) -> list[EngineReport]:
     folder = bundle.folder
     manifest, target = read_manifest(folder), f"sm{sm}"
     partial = folder / "engines" / f".{target}.partial"
-    with _one_line(partial):
+    with disk_errors(partial, _WRITABLE):
         shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
         partial.mkdir()
     reports = []
@@ -224,34 +232,10 @@ def _record(folder: Path, manifest: Manifest, target: str, partial: Path, report
     files = {name: facts for name, facts in manifest.files.items() if name not in old}
     built: dict[str, FileFacts] = {report.facts.file: report.built.facts for report in reports}
     place = folder / "engines" / target
-    with _one_line(folder):
+    with disk_errors(folder, _WRITABLE):
         if old:
             write_manifest(folder, replace(manifest, engines=others, files=files))
         shutil.rmtree(place, ignore_errors=True)
         os.replace(partial, place)
         engines = (*others, *(report.facts for report in reports))
         write_manifest(folder, replace(manifest, engines=engines, files=files | built))
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Two builds of one bundle would write the same files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExportError(f"Engines of {folder} are being built by another process. Wait until it ends.") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ExportError(
-            f"{path} could not be written: {error.strerror or error}. Expected a writable bundle with enough space."
-        ) from None

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.engines.callbacks import OnStep, build_monitor, engine_writer
+from varco_export.engines.callbacks import build_monitor, engine_writer
 from varco_export.engines.checks import check_types, count_layers, layers_of
 from varco_export.engines.log import BuildLog, open_log, process_logger, short_reason
 from varco_export.engines.timing_cache import load_timings, save_timings
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.progress import OnStep
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.backends.tensorrt.library import PRODUCTS, find_module
 from varco_runtime.bundle.manifest import FileFacts
 from varco_runtime.bundle.tensor import Tensor
@@ -125,7 +126,7 @@ class Builder:
         started = time.perf_counter()
         with PeakMemory() as memory, open_log(self.module, log, graph.name) as said, HashedFile(target) as engine:
             network, parsed = self._parse(graph, tensors, said)
-            self._serialise(network, parsed, tensors, profiles, sm, engine, said, on_step)
+            self._serialize(network, parsed, tensors, profiles, sm, engine, said, on_step)
         return Built(engine.facts(), time.perf_counter() - started, memory.own_bytes, memory.mapped_bytes)
 
     # -- steps ------------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ class Builder:
             if key.startswith("past."):
                 inputs[key].shape = tensor.shape
 
-    def _serialise(
+    def _serialize(
         self,
         network: Any,
         parsed: Any,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.progress import OnStep
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.errors import ExportError
-
-OnStep = Callable[[str, int, int], None]
-"""Called with a phase of the build, its finished steps and all its steps."""
 
 
 def build_monitor(module: Any, on_step: OnStep, cancelled: threading.Event) -> Any:

@@ -6,17 +6,14 @@ Source: transformers `models/qwen2/modeling_qwen2.py`. Query, key and value shar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
 from varco_export.dialects.dialect import AttentionHeads, Dialect
-from varco_export.dialects.linear import Linear
-from varco_export.quantized.act_order import fold_order
-
-Array = np.ndarray[Any, Any]
+from varco_export.dialects.linear import Linear, fold_order
+from varco_runtime.dtypes import Array
 
 
 def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance: Callable[[], None]) -> None:

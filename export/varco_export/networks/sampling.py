@@ -43,7 +43,7 @@ class _Sampling:
         settings = graph.input("settings", "fp64", [len(SETTINGS)])
         values = {name: node("Gather", [settings, graph.ints(at)]) for at, name in enumerate(SETTINGS)}  # [1] each
 
-        scores = self._penalised(node("Reshape", [logits, graph.ints(-1)]), seen, self._cast(values["penalty"], "fp32"))
+        scores = self._penalized(node("Reshape", [logits, graph.ints(-1)]), seen, self._cast(values["penalty"], "fp32"))
         scaled = node("Div", [scores, self._cast(values["temperature"], "fp32")])
         # Ascending, and equals by their ids, as a stable sort on the host leaves them.
         ascending, ids = self._sorted(scaled)
@@ -52,7 +52,7 @@ class _Sampling:
         self._token(weights, values["place"], node("Gather", [scores, self._last(ids)]))
         graph.output("next_token", "int64", [1, 1])
 
-    def _penalised(self, x: str, seen: str, penalty: str) -> str:
+    def _penalized(self, x: str, seen: str, penalty: str) -> str:
         """The logits after the repetition penalty, NaN as plus infinity."""
         node, zero = self.graph.node, self._scalar("zero", 0, np.float32)
         smaller = node("Where", [node("Less", [x, zero]), node("Mul", [x, penalty]), node("Div", [x, penalty])])

@@ -29,20 +29,35 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from varco_export.progress import SILENT, QuantizeProgress
 from varco_export.quantize.options import QuantizeOptions
 from varco_runtime.errors import MissingExtraError
 from varco_runtime.system.libraries import needs_extra
 
 if TYPE_CHECKING:
-    from varco_export.quantize.quantizer import Outcome, Progress
+    from varco_export.quantize.quantizer import Outcome
 
 __all__ = ["QuantizeOptions", "quantize"]
 
 
-def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: Progress) -> Outcome:
-    """Write the checkpoint `out`, continuing where an earlier run of the same command stopped.
+def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: QuantizeProgress = SILENT) -> Outcome:
+    """Write a quantized checkpoint, continuing where an earlier run of the same command stopped.
 
-    Raises `UsageError`, `MissingExtraError`, `CheckpointError`, `InputError` (calibration) or `ExportError`.
+    Args:
+        source: The checkpoint's folder, or a Hugging Face repository id.
+        out: The new checkpoint's folder, made here.
+        options: What is asked for.
+        progress: Who is told how far the run is.
+
+    Returns:
+        The folder, its size and what it was calibrated with.
+
+    Raises:
+        UsageError: The options contradict each other or the checkpoint.
+        MissingExtraError: A library of the extra `quantize` is not installed.
+        CheckpointError: The checkpoint cannot be read, or is quantized already.
+        InputError: The calibration folder cannot be used; the message names file and line.
+        ExportError: `out` exists, another run is making it, or the disk refuses.
     """
     options.check()
     if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors", "llmcompressor")):

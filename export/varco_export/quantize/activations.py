@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from varco_export.quantize.work import sync
+from varco_export.writing.disk import sync
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import ExportError
-
-Array = NDArray[np.floating[Any]]
 
 
 def write_activations(path: Path, samples: Iterable[Array]) -> None:

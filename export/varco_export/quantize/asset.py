@@ -17,6 +17,7 @@ from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import PromptAssets
 from varco_export.quantize.options import QuantizeOptions
 from varco_export.reading.json_file import MAX_SETTINGS_BYTES, read_head, read_json
+from varco_export.writing.json_file import write_json
 from varco_runtime import __version__
 from varco_runtime.errors import CheckpointError
 from varco_runtime.prompt.tokenizer import Tokenizer
@@ -44,10 +45,6 @@ def write_assets(
     write_json(folder / "config.json", config)
     readme = read_head(checkpoint.folder / "README.md", MAX_SETTINGS_BYTES)
     (folder / "README.md").write_text(_annotated(readme, checkpoint, options, calibration), encoding="utf-8")
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.calibration import EncodedSample
 from varco_export.quantize.pictures import PictureEncoder
-
-Array = NDArray[np.floating[Any]]
+from varco_runtime.dtypes import Array
 
 
 def embed_samples(

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
 from varco_export.quantize.weights import load_weights
-
-Array = NDArray[np.floating[Any]]
+from varco_runtime.dtypes import Array
 
 # Every linear of a layer by the one whose input it shares; down_proj, whose Hessian is largest, comes last.
 SHARED_INPUT = {

@@ -1,7 +1,7 @@
 """One linear: its Hessian, its quantised weight by llm-compressor, and the tensors that stand for it on disk.
 
 Scales are taken from the weight in the dtype it is stored in, as llm-compressor does, and GPTQ runs with the very
-scales that are saved. `Quantised.weight` is what a reader of the checkpoint computes from the saved tensors.
+scales that are saved. `Quantized.weight` is what a reader of the checkpoint computes from the saved tensors.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Hessian:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Quantised:
+class Quantized:
     """`tensors`: what is saved, by its last name. `is_nearest`: GPTQ could not invert the Hessian and rounded."""
 
     weight: torch.Tensor
@@ -50,9 +50,9 @@ class Quantised:
     is_nearest: bool = False
 
 
-def quantise(
+def quantize_linear(
     weight: torch.Tensor, dtype: torch.dtype, scheme: QuantizationScheme, format_: str, hessian: torch.Tensor | None
-) -> Quantised:
+) -> Quantized:
     """GPTQ of a weight [N, K] in fp32 whose values are `dtype`'s; without a Hessian, rounded to the nearest.
 
     The Hessian is spoiled.
@@ -77,13 +77,13 @@ def quantise(
     return _packed(weight, scale, dtype, scheme, format_, is_nearest)
 
 
-def output_error(weight: torch.Tensor, quantised: torch.Tensor, hessian: torch.Tensor) -> float:
+def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
     """Squared error of the linear's outputs over the outputs' own square, on what the Hessian was measured with."""
 
     def energy(matrix: torch.Tensor) -> float:
         return float(((matrix @ hessian) * matrix).sum())
 
-    return energy(weight - quantised) / max(energy(weight), 1e-30)
+    return energy(weight - quantized) / max(energy(weight), 1e-30)
 
 
 def _scale_of(weight: torch.Tensor, scheme: QuantizationScheme) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,11 +108,11 @@ def _packed(
     scheme: QuantizationScheme,
     format_: str,
     is_nearest: bool,
-) -> Quantised:
+) -> Quantized:
     from compressed_tensors.compressors import BaseCompressor
 
     compressor = BaseCompressor.get_value_from_registry(format_)
     tensors = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
     saved = compressor.decompress(tensors, scheme)["weight"]
     tensors["weight_scale"] = tensors["weight_scale"].to(dtype)
-    return Quantised(saved.float(), {name: tensor.cpu() for name, tensor in tensors.items()}, is_nearest)
+    return Quantized(saved.float(), {name: tensor.cpu() for name, tensor in tensors.items()}, is_nearest)

@@ -5,16 +5,13 @@ The tower is built of transformers' own SigLIP modules, of the layers that run a
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipVisionEmbeddings
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.weights import load_weights, read_weight
+from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
 from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
 
@@ -54,7 +51,7 @@ class PictureEncoder:
         self._newline = read_weight(checkpoint, "image_newline").numpy()
 
     @torch.no_grad()
-    def encode(self, picture: Picture) -> NDArray[np.floating[Any]]:
+    def encode(self, picture: Picture) -> Array:
         """Image tokens [N, D] in fp32."""
         pixel_values = torch.from_numpy(normalise(tile(picture, self._settings), self._settings))  # [T, 3, S, S]
         features = [self._project(some.to(self._device)).cpu() for some in torch.split(pixel_values, _MAX_TILES)]

@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import PromptAssets, load_prompts
-from varco_export.quantize.activations import Array, read_activations, write_activations
-from varco_export.quantize.asset import write_assets, write_json
+from varco_export.progress import QuantizeProgress
+from varco_export.quantize.activations import read_activations, write_activations
+from varco_export.quantize.asset import write_assets
 from varco_export.quantize.calibration import EncodedSample, encode_samples, read_samples
 from varco_export.quantize.embeddings import embed_samples
 from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, layer_name, watched_inputs
-from varco_export.quantize.linear import Hessian, quantise
+from varco_export.quantize.linear import Hessian, quantize_linear
 from varco_export.quantize.options import GROUP_SIZES, QuantizeOptions
 from varco_export.quantize.scheme import make_scheme, quantization_config
 from varco_export.quantize.shard import Stored, read_sizes, write_shard
@@ -29,6 +29,8 @@ from varco_export.quantize.work import Work, check_target, resumable_folder
 from varco_export.reading.names import canonical_name, disk_name
 from varco_export.reading.shards import read_shards
 from varco_export.reading.tensor import SAFETENSORS_DTYPES, Tensor
+from varco_export.writing.json_file import write_json
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError, UsageError
 from varco_runtime.prompt.prompter import Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
@@ -37,16 +39,6 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
 _TOWER = ("vision_tower.", "multi_modal_projector.", "image_newline")
-
-
-class Progress(Protocol):
-    """Who is told what happens."""
-
-    def stage(self, name: str, steps: int, done: int = 0) -> AbstractContextManager[Callable[[], None]]:
-        """A bar of `steps`, `done` of them behind it already; the value is called once per step."""
-
-    def note(self, text: str) -> None:
-        """A sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +61,7 @@ class _Run:
     options: QuantizeOptions
     scheme: QuantizationScheme
     samples: list[EncodedSample]
-    progress: Progress
+    progress: QuantizeProgress
     device: torch.device
 
     @property
@@ -81,12 +73,12 @@ class _Run:
         return [len(sample.ids) for sample in self.samples]
 
 
-def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: Progress) -> Outcome:
+def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: QuantizeProgress) -> Outcome:
     """`varco_export.quantize.quantize`, the options checked and the libraries there."""
     check_target(out)
     run = _prepare(source, options, progress)
     with resumable_folder(out, _asked(run), run.num_layers + 2) as work:
-        _quantise_layers(run, work)
+        _quantize_layers(run, work)
         _copy_the_rest(run, work)
         num_bytes = _write_index(work)
         write_assets(
@@ -100,7 +92,7 @@ def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: 
 # --- before the first byte --------------------------------------------------------------------------------------------
 
 
-def _prepare(source: str | Path, options: QuantizeOptions, progress: Progress) -> _Run:
+def _prepare(source: str | Path, options: QuantizeOptions, progress: QuantizeProgress) -> _Run:
     checkpoint = Checkpoint.open(source)
     config = checkpoint.config
     if config.raw.get("quantization_config") or not all(map(checkpoint.has, _weights_of(0))):
@@ -163,7 +155,7 @@ def _asked(run: _Run) -> dict[str, Any]:
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def _quantise_layers(run: _Run, work: Work) -> None:
+def _quantize_layers(run: _Run, work: Work) -> None:
     """A shard for every layer that has none yet."""
     done = next((index for index in range(run.num_layers) if not work.shard(index + 1).exists()), run.num_layers)
     if done:
@@ -231,7 +223,7 @@ def _layer_tensors(
         weight = read_weight(run.checkpoint, name).to(run.device)
         dtype = TORCH_DTYPES[run.checkpoint.tensor(name).dtype]
         hessian = _take(hessians, linear).mean() if hessians else None
-        found = quantise(weight, dtype, run.scheme, run.options.format, hessian)
+        found = quantize_linear(weight, dtype, run.scheme, run.options.format, hessian)
         if found.is_nearest:
             # At once: a run that continues this one knows nothing of it.
             run.progress.note(

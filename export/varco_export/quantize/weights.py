@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.reading.tensor import TORCH_NAMES, Dtype
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {dtype: getattr(torch, name) for dtype, name in TORCH_NAMES.items()}
 
 
 def read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:

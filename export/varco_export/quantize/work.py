@@ -14,7 +14,6 @@ of the same command may continue it; OUT is whole or absent.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,7 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from varco_export.writing.disk import disk_errors, sync
+from varco_export.writing.lock import locked
 from varco_runtime.errors import ExportError
+
+_CONTINUE = (
+    "Expected a writable folder with enough free space; run the same command again to continue where it stopped."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,31 +97,12 @@ def resumable_folder(target: Path, asked: dict[str, Any], num_shards: int) -> It
     """
     check_target(target)
     work = _work_of(target, num_shards)
-    try:
+    busy = f"{work.target} is being made by another run. Wait until it ends, or choose another output folder."
+    with disk_errors(work.folder, _CONTINUE):
         work.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(work):
+        with locked(work.folder / "lock", busy):
             _claim(work, asked)
             yield work
-    except OSError as error:
-        raise ExportError(
-            f"{work.folder} could not be written: {error.strerror or error}. Expected a writable folder with enough "
-            "free space; run the same command again to continue where it stopped."
-        ) from error
-
-
-@contextmanager
-def _locked(work: Work) -> Iterator[None]:
-    descriptor = os.open(work.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExportError(
-                f"{work.target} is being made by another run. Wait until it ends, or choose another output folder."
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _claim(work: Work, asked: dict[str, Any]) -> None:
@@ -146,15 +132,3 @@ def _claim(work: Work, asked: dict[str, Any]) -> None:
 
 def _exists(target: Path) -> ExportError:
     return ExportError(f"{target} exists already. Choose another output folder or remove it.")
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk. Some file systems cannot sync a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)

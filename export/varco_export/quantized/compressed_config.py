@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from varco_export.config.fields import one_line
 from varco_export.quantized.weights import Activations
 from varco_export.reading.names import spellings
+from varco_export.reading.quoting import one_line
 from varco_runtime.errors import CheckpointError
 
 _INSTEAD = "Quantise the original checkpoint with: varco quantize"
@@ -106,7 +106,7 @@ class SchemeOfLinear:
     config: CompressedConfig
     fits: Mapping[str, frozenset[str]]
 
-    def quantised(self, name: str, on_disk: str, kind: Literal["int", "float"]) -> CompressedScheme:
+    def quantized(self, name: str, on_disk: str, kind: Literal["int", "float"]) -> CompressedScheme:
         """The scheme of a linear that is stored quantised. Raises CheckpointError where the config says otherwise."""
         target = self.config.targets.find([on_disk, *spellings(name)], self.fits)
         if target is None or self.config.ignore.find([on_disk], self.fits) is not None:

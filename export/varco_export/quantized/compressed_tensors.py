@@ -26,9 +26,10 @@ import numpy as np
 from varco_export.quantized import integers
 from varco_export.quantized.act_order import sorted_by_group
 from varco_export.quantized.compressed_config import CompressedConfig, CompressedScheme, SchemeOfLinear
-from varco_export.quantized.entries import QuantisedEntries
-from varco_export.quantized.weights import BLOCK_BYTES, Fp8Weight, IntegerWeight, QuantisedWeight
-from varco_export.reading.tensor import FLOAT_DTYPES, Array, Tensor
+from varco_export.quantized.entries import QuantizedEntries
+from varco_export.quantized.weights import BLOCK_BYTES, Fp8Weight, IntegerWeight, QuantizedWeight
+from varco_export.reading.tensor import FLOAT_DTYPES, Tensor
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError
 
 _STEP = "Compare config.json with the original repository, or copy the shards again."
@@ -64,22 +65,22 @@ class CompressedTensors:
 
     method = "compressed-tensors"
 
-    def take(self, entries: QuantisedEntries) -> dict[str, QuantisedWeight]:
+    def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
         """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
-        config, weights = self.config, dict[str, QuantisedWeight]()
+        config, weights = self.config, dict[str, QuantizedWeight]()
         schemes = SchemeOfLinear(config, entries.match(config.expressions, config.where))
         for name in entries.linears_with("weight_packed"):
-            scheme = schemes.quantised(name, entries.disk_name(name, "weight_packed"), "int")
+            scheme = schemes.quantized(name, entries.disk_name(name, "weight_packed"), "int")
             weights[name] = _packed(scheme, entries, name)
         for name in entries.linears_with("weight_scale"):  # those left over
-            scheme = schemes.quantised(name, entries.disk_name(name, "weight_scale"), "float")
+            scheme = schemes.quantized(name, entries.disk_name(name, "weight_scale"), "float")
             weights[name] = _fp8(scheme, entries, name)
         for name in entries.plain_linears():
             schemes.check_plain(name, entries.disk_name(name, "weight"))
         return weights
 
 
-def _packed(scheme: CompressedScheme, entries: QuantisedEntries, name: str) -> IntegerWeight:
+def _packed(scheme: CompressedScheme, entries: QuantizedEntries, name: str) -> IntegerWeight:
     num_rows, width = entries.shape(name)
     bits = scheme.bits
     group_size = scheme.group_size or width
@@ -110,7 +111,7 @@ def _packed(scheme: CompressedScheme, entries: QuantisedEntries, name: str) -> I
     )
 
 
-def _fp8(scheme: CompressedScheme, entries: QuantisedEntries, name: str) -> Fp8Weight:
+def _fp8(scheme: CompressedScheme, entries: QuantizedEntries, name: str) -> Fp8Weight:
     num_rows, width = entries.shape(name)
     step = f"quantization_config says FP8, {scheme.describe()}. {_STEP}"
     # Releases differ in whether a scale for all has a dimension, and one per row a second.

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from varco_export.quantized.patterns import match_names
 from varco_export.reading.names import spellings
-from varco_export.reading.shards import Entry, short
+from varco_export.reading.quoting import short
+from varco_export.reading.shards import Entry
 from varco_export.reading.tensor import Dtype, Tensor
 from varco_runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
-class QuantisedEntries:
+class QuantizedEntries:
     """Entries by canonical name, and the shapes that the network's tensors would have if they were plain.
 
     A linear is named without its last part: `lm_head`, of which `qweight` may be one.

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.config.fields import one_line
 from varco_export.quantized import integers
 from varco_export.quantized.act_order import sorted_by_group
-from varco_export.quantized.entries import QuantisedEntries
-from varco_export.quantized.weights import BLOCK_BYTES, IntegerWeight, QuantisedWeight
+from varco_export.quantized.entries import QuantizedEntries
+from varco_export.quantized.weights import BLOCK_BYTES, IntegerWeight, QuantizedWeight
 from varco_export.reading.names import spellings
-from varco_export.reading.tensor import FLOAT_DTYPES, Array, Tensor
+from varco_export.reading.quoting import one_line
+from varco_export.reading.tensor import FLOAT_DTYPES, Tensor
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError
 
 _V1_OFFSET = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}
@@ -101,9 +102,9 @@ class GptqConfig:
             where=where,
         )
 
-    def take(self, entries: QuantisedEntries) -> dict[str, QuantisedWeight]:
+    def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
         """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
-        weights: dict[str, QuantisedWeight] = {}
+        weights: dict[str, QuantizedWeight] = {}
         fits = entries.match([pattern for pattern, _ in self.dynamic], f"{self.where}: dynamic")
         for name in entries.linears_with("qweight"):
             settings = self._settings_of(name, entries.disk_name(name, "qweight"), fits)
@@ -120,7 +121,7 @@ class GptqConfig:
             )
         return weights
 
-    def _excludes_head(self, entries: QuantisedEntries, fits: Fits) -> bool:
+    def _excludes_head(self, entries: QuantizedEntries, fits: Fits) -> bool:
         return not entries.has("lm_head", "weight") or self._override(spellings("lm_head"), fits) is None
 
     def _settings_of(self, name: str, disk_name: str, fits: Fits) -> GptqSettings:
@@ -142,7 +143,7 @@ class GptqConfig:
                 return override
         return {}
 
-    def _read(self, entries: QuantisedEntries, name: str, settings: GptqSettings) -> IntegerWeight:
+    def _read(self, entries: QuantizedEntries, name: str, settings: GptqSettings) -> IntegerWeight:
         bits = settings.bits
         num_rows, width = entries.shape(name)
         for size, what in ((width, "input"), (num_rows, "output")):

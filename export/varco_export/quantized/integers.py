@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from varco_export.reading.tensor import Array
+from varco_runtime.dtypes import Array
 
 
 def pack(values: Array, bits: int) -> Array:

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 
 from varco_export.quantized import integers
-from varco_export.reading.tensor import Array, Tensor
+from varco_export.reading.tensor import Tensor
+from varco_runtime.dtypes import Array
 
 Activations = Literal["float", "token", "tensor"]
 """How an FP8 linear takes its input: as it is, rounded to FP8 by each token's largest entry, or by one fixed scale."""
@@ -115,4 +116,4 @@ class Fp8Weight:
         return scales
 
 
-QuantisedWeight = IntegerWeight | Fp8Weight
+QuantizedWeight = IntegerWeight | Fp8Weight

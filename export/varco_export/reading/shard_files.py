@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from varco_export.config.fields import one_line
 from varco_export.reading.json_file import MAX_INDEX_BYTES, read_json
+from varco_export.reading.quoting import one_line
 from varco_export.reading.regular_file import open_regular
 from varco_runtime.bundle.schema import MANIFEST
 from varco_runtime.errors import CheckpointError

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.config.fields import one_line, show
+from varco_export.reading.quoting import short, show, some
 from varco_export.reading.regular_file import open_regular
 from varco_export.reading.shard_files import check_no_pointer, find_shards
 from varco_export.reading.tensor import SAFETENSORS_DTYPES, Dtype, Tensor
-from varco_runtime.errors import CheckpointError
+from varco_runtime.errors import CheckpointError, one_line
 from varco_runtime.system.libraries import needs_extra
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -85,9 +85,9 @@ def _download(repo_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_DOWNLOAD))
     except Exception as error:  # the hub's own errors, the HTTP client's and the file system's share no base
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{repo_id} is neither a local folder nor could it be downloaded ({type(error).__name__}: {reason}). "
+            f"{repo_id} is neither a local folder nor could it be downloaded ({type(error).__name__}: "
+            f"{one_line(error, 200)}). "
             "Check the name and the network, or pass the folder of a downloaded checkpoint."
         ) from None
 
@@ -133,7 +133,7 @@ def _read_header(path: Path) -> list[Entry]:
     try:
         header = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise bad(f"has a header that is not JSON ({' '.join(str(error).split())[:100]})", "a JSON object") from None
+        raise bad(f"has a header that is not JSON ({one_line(error, 100)})", "a JSON object") from None
     if not isinstance(header, dict):
         raise bad("has a header that is not a JSON object", "one entry per tensor")
     header.pop("__metadata__", None)
@@ -183,14 +183,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"{name!r} stands there twice")
             seen.add(name)
     return keys
-
-
-def some(names: list[str]) -> str:
-    """The first name, how many follow, and the verb: "a is", "a and 3 more are"."""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{short(names[0])}{more} {'are' if more else 'is'}"
-
-
-def short(text: str) -> str:
-    """A name out of a file in one short line."""
-    return one_line(text, 120)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from varco_export.reading.tensor import Dtype
+from varco_export.reading.tensor import TORCH_NAMES
 from varco_export.tiny.options import TinyOptions, pinpoints
 from varco_export.tiny.tokenizer import token_ids
-
-_TORCH_DTYPES: dict[Dtype, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def config_json(options: TinyOptions) -> dict[str, Any]:
@@ -37,7 +35,7 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
         "patch_size": options.patch_size,
         "vision_use_head": False,
     }
-    dtype = _TORCH_DTYPES[options.dtype]
+    dtype = TORCH_NAMES[options.dtype]
     if options.format == "hf":
         extra = int(options.extra_vision_layer)
         new = options.names == "new"

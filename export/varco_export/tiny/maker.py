@@ -8,8 +8,9 @@ from pathlib import Path
 
 from varco_export.tiny.config import config_json, generation_json, preprocessor_json, processor_json
 from varco_export.tiny.options import TinyOptions, check_options
-from varco_export.tiny.tokenizer import CHAT_TEMPLATE, write_json, write_tokenizer
+from varco_export.tiny.tokenizer import CHAT_TEMPLATE, write_tokenizer
 from varco_export.tiny.weights import write_weights
+from varco_export.writing.json_file import write_json
 from varco_runtime.errors import UsageError
 
 _README = """\

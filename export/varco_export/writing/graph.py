@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from varco_export.reading.tensor import is_finite
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts
+from varco_runtime.dtypes import FORMATS, Array, is_finite
 from varco_runtime.errors import ExportError
 
 MICROSOFT = "com.microsoft"
@@ -28,19 +28,11 @@ IR_VERSIONS = {23: 11, 24: 12}
 ALIGNMENT = 4096
 """Every tensor starts on a page of the data file, so that a runtime can map it."""
 
+_OWN_TYPES = {"bf16": ml_dtypes.bfloat16, "fp8": ml_dtypes.float8_e4m3fn, "int8": np.uint8}
+"""Types that blocks of weights come in where the runtime's differ: values of bf16 and fp8, and for int8 bytes in two's
+complement. int4 comes packed, two to a byte, the first in the low nibble."""
 DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
-    "fp64": (TensorProto.DOUBLE, np.dtype(np.float64)),
-    "fp32": (TensorProto.FLOAT, np.dtype(np.float32)),
-    "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
-    "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-    "fp8": (TensorProto.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn)),
-    "int8": (TensorProto.INT8, np.dtype(np.uint8)),  # bytes in two's complement
-    "uint8": (TensorProto.UINT8, np.dtype(np.uint8)),
-    "int32": (TensorProto.INT32, np.dtype(np.int32)),
-    "int64": (TensorProto.INT64, np.dtype(np.int64)),
-    "bool": (TensorProto.BOOL, np.dtype(np.bool_)),
-    # Two to a byte, the first in the low nibble; blocks are given packed.
-    "int4": (TensorProto.INT4, np.dtype(np.uint8)),
+    name: (row.onnx, np.dtype(_OWN_TYPES.get(name, row.numpy))) for name, row in FORMATS.items()
 }
 """Our names of element types: the ONNX type and the numpy type."""
 
@@ -113,7 +105,7 @@ class Graph:
         count = self._num_values[hint] = self._num_values.get(hint, -1) + 1
         return f"{hint}_{count}"
 
-    def constant(self, name: str, array: np.ndarray[Any, Any]) -> str:
+    def constant(self, name: str, array: Array) -> str:
         """A small constant inside the graph file. The same name gives the same constant again."""
         if name not in self._initializers:
             assert array.nbytes <= 4096, f"Bug: {name} of {array.nbytes} bytes belongs into the data file"
@@ -127,7 +119,7 @@ class Graph:
         """An int64 vector constant, shared by all who need the same numbers."""
         return self.constant("ints_" + "_".join(str(v) for v in values), np.array(values, dtype=np.int64))
 
-    def weight(self, name: str, dtype: str, shape: Sequence[int], blocks: Iterable[np.ndarray[Any, Any]]) -> str:
+    def weight(self, name: str, dtype: str, shape: Sequence[int], blocks: Iterable[Array]) -> str:
         """Stream a weight of `shape` to the data file and return its name; `blocks` are its leading rows, in order.
 
         Raises ExportError for a number beyond the type's range: fp16 ends at 65,504.

@@ -23,7 +23,7 @@ from varco_export.engines import timing_cache
 from varco_export.engines.builder import Builder
 from varco_export.engines.callbacks import build_monitor, engine_writer
 from varco_export.engines.log import open_log, process_logger
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.backends.tensorrt.engine_io import engine_io
 from varco_runtime.bundle.opening import read_manifest
 from varco_runtime.bundle.tensor import Tensor

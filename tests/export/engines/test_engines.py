@@ -20,7 +20,7 @@ from varco_export.engines import builder as engine_builder
 from varco_export.engines.build import EngineOptions, build_engines
 from varco_export.engines.builder import Builder
 from varco_export.tiny import TinyOptions, make_tiny
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.bundle.opening import Bundle, read_manifest
 from varco_runtime.errors import BackendError, BundleError, ExportError, UsageError
