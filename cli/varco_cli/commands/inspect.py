@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varco_cli.console import count_text, note, print_facts, print_table, size_text, write, write_document
-from varco_runtime.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
     from varco_runtime.bundle.manifest import Manifest
@@ -163,6 +162,8 @@ def _probes(manifest: Manifest, tasks: list[str]) -> str:
 
 def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
     """One row per network; one token reads one row of the embedding table."""
+    from varco_runtime.dtypes import ITEM_BYTES
+
     rows: list[tuple[str, ...]] = []
     for name, part in manifest.components.items():
         on_disk = size_text(_file_bytes(manifest, part.file, part.data))

@@ -24,7 +24,7 @@ from varco_export.config.tokenizer_file import make_tokenizer_json, named_tokens
 from varco_export.reading.json_file import MAX_SETTINGS_BYTES, is_there, read_json, read_text
 from varco_runtime.bundle.settings import GenerationSettings, PromptSettings
 from varco_runtime.errors import BundleError, CheckpointError, PromptError
-from varco_runtime.markup.parser import MARKUP_TOKENS
+from varco_runtime.markup.regions import MARKUP_TOKENS
 from varco_runtime.prompt.chat_template import ChatTemplate
 from varco_runtime.prompt.tokenizer import Tokenizer
 

@@ -16,12 +16,12 @@ from varco_export.engines.builder import Builder, Built, Lengths
 from varco_export.progress import SILENT, EngineProgress
 from varco_export.writing.disk import disk_errors
 from varco_export.writing.lock import locked
-from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
 from varco_runtime.backends.tensorrt.cuda_api import Cuda
-from varco_runtime.backends.tensorrt.memory import largest_picture
+from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.bundle.manifest import EngineFacts, FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.errors import BackendError, BundleError, ExportError, MissingExtraError, UsageError
+from varco_runtime.picture.packing import largest_picture
 
 PREFILL_TOKENS = 512
 """Prompt positions in one run: enough to keep a GPU's matrix units busy, and few enough for its memory."""
@@ -150,7 +150,7 @@ def _check_target(folder: Path, manifest: Manifest, builder: Builder, sm: int, m
     with disk_errors(log, _WRITABLE):
         log.parent.mkdir(exist_ok=True)
         log.write_text(f"{builder.product} {builder.version} for sm{sm}\n", encoding="utf-8")
-    for name, tensors in contract(manifest, max_context).items():
+    for name, tensors in engine_io(manifest, max_context).items():
         builder.check(folder / manifest.components[name].file, tensors, sm, log)
 
 
@@ -184,7 +184,7 @@ def _build_target(
                 prefill_tokens=min(PREFILL_TOKENS, max_context),
                 max_logits=min(MAX_LOGITS, max_context),
             )
-            tensors = contract(manifest, max_context)[name]
+            tensors = engine_io(manifest, max_context)[name]
             with progress.engine(name, target) as on_step:
                 built = builder.build(
                     folder / component.file,

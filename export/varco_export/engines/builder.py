@@ -24,7 +24,7 @@ from varco_export.engines.log import BuildLog, open_log, process_logger, short_r
 from varco_export.engines.timing_cache import load_timings, save_timings
 from varco_export.progress import OnStep
 from varco_export.writing.hashed_file import HashedFile
-from varco_runtime.backends.tensorrt.engine import PRODUCTS, find_module
+from varco_runtime.backends.tensorrt.library import PRODUCTS, find_module
 from varco_runtime.bundle.manifest import FileFacts
 from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.errors import BackendError, ExportError, UsageError

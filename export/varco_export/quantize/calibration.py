@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError, InputError, PromptError
-from varco_runtime.markup.parser import OCR_PROMPT, ground_prompt
+from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.picture.packing import num_image_tokens
 from varco_runtime.prompt.prompter import Message, Prompter

@@ -28,6 +28,10 @@ from varco_runtime.errors import BundleError, ImageError
 from varco_runtime.picture.loading import Picture
 
 LEVELS = 256
+SHRUNK_SIDE = 1.1
+"""A grid is shrunk once it exceeds `max_grid_tiles` by more than this factor along each side,"""
+SHRUNK_TOKENS = 1.21
+"""and so can be this much larger without being shrunk."""
 _PACK_ROWS = 64  # image tokens blended at a time: 1.3 MB of float32 at 5,120 wide, which stays in the cache
 
 
@@ -257,7 +261,7 @@ def _window(plan: TilePlan, size_hw: tuple[int, int], settings: ImageSettings) -
     shrunk_hw = rows, cols
     if settings.max_grid_tiles is not None:
         ratio = math.sqrt(rows * cols / (settings.max_grid_tiles * settings.patches_per_tile))
-        if ratio > 1.1:
+        if ratio > SHRUNK_SIDE:
             shrunk_hw = int(rows // ratio), int(cols // ratio)
             if 0 in shrunk_hw:
                 raise ImageError(
@@ -304,3 +308,15 @@ def _check_settings(settings: ImageSettings) -> None:
         raise BundleError(
             f"image settings have max_grid_tiles {settings.max_grid_tiles}. Expected at least 1, or null; export again."
         )
+
+
+def largest_picture(settings: ImageSettings) -> tuple[int, int]:
+    """Return the most tiles and the most image tokens that any picture makes."""
+    side, patches = settings.patches_per_side, settings.patches_per_tile
+    grids = [(height // settings.tile_px, width // settings.tile_px) for height, width in settings.grid_pinpoints]
+    tiles = max(rows * columns for rows, columns in grids)
+    grid_tokens = tiles * patches
+    if settings.max_grid_tiles is not None:
+        grid_tokens = min(grid_tokens, math.ceil(SHRUNK_TOKENS * settings.max_grid_tiles * patches))
+    newlines = max(rows for rows, _ in grids) * side
+    return 1 + tiles, patches + grid_tokens + newlines
