@@ -197,12 +197,19 @@ def fold_order(producer: Linear, consumer: Linear) -> tuple[Linear, Linear]:
 
 
 def quantize_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
-    """Round rows `[n, k]` to symmetric integers in blocks of `block_size` along k, each with one scale.
+    """Round rows to symmetric integers in blocks of input features, each block with one scale.
 
-    Returns values `[n, ceil(k / block_size), block_size]` uint8, with zero stored as 2^(bits-1), and scales
-    `[n, ceil(k / block_size)]` fp32. The scale is the entry of largest magnitude, sign included, over -2^(bits-1), so
-    that this entry is exact and all 2^bits levels are used (the rule of llama.cpp's Q4_0). A short last block is filled
-    with zeros.
+    The scale is the entry of largest magnitude, sign included, over -2^(bits-1), so that this entry is exact and all
+    2^bits levels are used (the rule of llama.cpp's Q4_0). A short last block is filled with zeros.
+
+    Args:
+        rows: Floats `[n, k]`.
+        bits: 4 or 8.
+        block_size: Input features of a block.
+
+    Returns:
+        Values `[n, ceil(k / block_size), block_size]` uint8, with zero stored as 2^(bits-1), and scales `[n, ceil(k /
+        block_size)]` fp32.
     """
     num_rows, width = rows.shape
     num_blocks = -(-width // block_size)

@@ -19,7 +19,11 @@ from varco_runtime.dtypes import Array
 def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance: Callable[[], None]) -> None:
     """Emit embeddings `[1, S, hidden]` and the caches to `logits` `[1, num_logits, vocab]` of the last positions.
 
-    `advance` is called after each layer and after the head.
+    Args:
+        checkpoint: Where the weights are.
+        ops: The operators to write in.
+        max_context: Positions that the rotary tables hold.
+        advance: Called after each layer and after the head.
     """
     config, tensor, weight, graph = checkpoint.config.text, checkpoint.tensor, checkpoint.weight, ops.graph
     x = ops.embeddings(tensor("language_model.embed_tokens.weight"))

@@ -23,6 +23,11 @@ def emit_sampling(graph: Graph, vocab_size: int, advance: Callable[[], None]) ->
     """Emit `logits` `[1, 1, vocab]`, `seen` bool `[vocab]` and `settings` fp64 `[6]` to `next_token` `[1, 1]`.
 
     The token is -1 where a logit is NaN or the greatest is infinite. Scores are fp32 and sums fp64, as on the host.
+
+    Args:
+        graph: The graph to write.
+        vocab_size: The number of logits.
+        advance: Called at the end.
     """
     _Sampling(graph, vocab_size).emit()
     advance()
