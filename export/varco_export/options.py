@@ -1,4 +1,4 @@
-"""What an export may be asked for, the checks of it, and what it means for one checkpoint."""
+"""Options of an export: their checks, and their meaning for one checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EMBEDDING_PLACES = {"cpu": ("host",), "cuda": ("device", "host"), "tensorrt": ("
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What an export is asked for; the defaults are those of the command `varco export`.
+    """Options of an export, with the defaults of the command `varco export`.
 
     Args:
         device: Where the bundle will run: `cpu`, `cuda` or `tensorrt`.
@@ -73,10 +73,16 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What options mean for one checkpoint.
+    """The meaning of options for one checkpoint.
 
-    `dialect` and `opset` are what all networks are written in, `decoder` the number formats of the language model,
-    `vision` those of all other networks, and `embedding` is where the token rows lie, `device` or `host`.
+    Args:
+        device: Where the bundle will run.
+        dialect: The operators that all networks are written in.
+        opset: The version of ONNX's operators.
+        decoder: Number formats of the language model.
+        vision: Number formats of all other networks.
+        max_context: Most tokens of prompt, picture and answer together.
+        embedding: Where the token rows lie, `device` or `host`.
     """
 
     device: str

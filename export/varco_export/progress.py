@@ -11,21 +11,21 @@ OnStep = Callable[[str, int, int], None]
 
 
 class Progress(Protocol):
-    """What an export tells: a bar per component."""
+    """What an export reports: a bar per component."""
 
     def component(self, name: str, steps: int) -> AbstractContextManager[Callable[[], None]]:
         """Begin a bar of `steps`; the value is called once per step."""
 
 
 class EngineProgress(Protocol):
-    """What a build of engines tells: a bar per engine."""
+    """What a build of engines reports: a bar per engine."""
 
     def engine(self, name: str, target: str) -> AbstractContextManager[OnStep]:
         """Begin a bar; the value is called with the phase, its finished and all its steps."""
 
 
 class QuantizeProgress(Protocol):
-    """What a quantization tells: a bar per stage, and sentences."""
+    """What a quantization reports: a bar per stage, and sentences."""
 
     def stage(self, name: str, steps: int, done: int = 0) -> AbstractContextManager[Callable[[], None]]:
         """Begin a bar of `steps`, `done` of them behind it already; the value is called once per step."""

@@ -54,10 +54,18 @@ class TextConfig:
 class ModelConfig:
     """Everything the exporter needs to know about a checkpoint apart from its weights.
 
-    `image_token_id` is None where the checkpoint names none (LLaVA-NeXT splits `<image>` out of the text).
-    `num_dropped_vision_layers`: how many more layers than those that run the checkpoint may hold.
-    `eos_token_id` holds the ids of config.json, usually one; generation_config.json may name others.
-    `raw` is config.json as read; `notes` says, a sentence each, where weights and files disagreed and which won.
+    Args:
+        family: Whose format it has.
+        vision: The vision tower.
+        text: The language model.
+        projector_hidden_act: The function between the projector's linears.
+        image: How a picture becomes tiles.
+        image_token_id: The id that stands for a picture; None where the checkpoint names none (LLaVA-NeXT splits
+            `<image>` out of the text).
+        eos_token_id: The ids of config.json, usually one; generation_config.json may name others.
+        raw: config.json as read.
+        num_dropped_vision_layers: How many more layers than those that run the checkpoint may hold.
+        notes: Where weights and files disagreed and which won, a sentence each.
     """
 
     family: Family

@@ -43,7 +43,15 @@ QWEN_1_5 = (
 
 @dataclass(frozen=True, slots=True)
 class PromptAssets:
-    """What goes into the bundle: two files' texts, two settings, and what they leave out, a sentence each."""
+    """The part of a bundle that says how it is asked.
+
+    Args:
+        tokenizer_json: The text of tokenizer.json.
+        chat_template: The text of the chat template.
+        prompt: How pictures and markup stand in a prompt.
+        generation: What ends an answer, and how it is drawn.
+        notes: What the checkpoint asks for and is not applied, a sentence each.
+    """
 
     tokenizer_json: str
     chat_template: str

@@ -29,7 +29,12 @@ class AttentionHeads:
 
 
 class Dialect(ABC):
-    """What a network may be made of, and the form of it that all providers share."""
+    """Base of the dialects: what a network may be made of, and the form of it that all providers share.
+
+    Args:
+        graph: The graph to write.
+        precision: The number formats to write it in.
+    """
 
     head_dim_unit = 2
     """What the size of the language model's attention heads must be a multiple of: rotary positions turn pairs."""

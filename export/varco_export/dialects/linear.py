@@ -38,7 +38,13 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class Linear(_Rows):
-    """y = x W^T + b, with W `[out_features, in_features]` as the rows of `weights` one after another."""
+    """y = x W^T + b, with W `[out_features, in_features]` as the rows of several weights one after another.
+
+    Args:
+        name: Its name in the graph.
+        weights: The weights, each `[rows, in_features]`.
+        biases: Their biases, each `[rows]`; none for a linear without.
+    """
 
     name: str
     weights: tuple[Weight, ...]

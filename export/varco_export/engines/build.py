@@ -38,7 +38,7 @@ _WRITABLE = "Expected a writable bundle with enough space."
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What a build of engines is asked for; the defaults are those of the command `varco engines`.
+    """Options of a build of engines, with the defaults of the command `varco engines`.
 
     Args:
         sm: Compute capabilities to build for, times ten; none for the GPU that is there.
@@ -53,7 +53,13 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What a build made of one component, the bytes of weights that a pass reads, and what the build took."""
+    """A build of one component.
+
+    Args:
+        facts: What the manifest says of the engine.
+        weight_bytes: Weights that a pass reads.
+        built: The engine's file, and what its build took.
+    """
 
     facts: EngineFacts
     weight_bytes: int
@@ -224,7 +230,7 @@ def longest_step(precision: str) -> int:
     """Return the new positions that the decode profile allows. It is used with one.
 
     For exactly one position, TensorRT stores float weights of q, k, v, gate and up a second time in another layout:
-    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantized weights it shares anyway.
+    360 MB for each layer of the 14B. A length that may be two keeps it from that. Quantized weights are shared anyway.
     """
     return 2 if precision.startswith(("fp16", "bf16")) else 1
 

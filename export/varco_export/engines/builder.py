@@ -41,7 +41,14 @@ Lengths = Mapping[str, tuple[int, int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An engine on the disk. `peak_bytes` is memory of the process's own, `mapped_bytes` files it had mapped."""
+    """An engine on the disk, and what its build took.
+
+    Args:
+        facts: Its size and hash.
+        seconds: How long the build took.
+        peak_bytes: The process's own memory at its peak.
+        mapped_bytes: Files that were mapped at the peak, which the system may drop.
+    """
 
     facts: FileFacts
     seconds: float

@@ -45,7 +45,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """A sample as the decoder sees it: token ids, the picture's placeholder repeated, and the picture's digest."""
+    """A sample as the decoder sees it.
+
+    Args:
+        sample: The sample.
+        ids: Its token ids, the picture's placeholder repeated once per image token.
+        digest: The digest of its picture; None where it has none.
+    """
 
     sample: Sample
     ids: tuple[int, ...]

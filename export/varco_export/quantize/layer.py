@@ -33,7 +33,7 @@ def layer_name(index: int) -> str:
 
 
 class Decoder:
-    """What the layers have in common: their configuration and rotary positions."""
+    """What all layers share: their configuration and rotary positions."""
 
     def __init__(self, text: TextConfig, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""What `varco quantize` is asked for."""
+"""Options of a quantization and their checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """What a quantization is asked for; the defaults are those of the command `varco quantize`.
+    """Options of a quantization, with the defaults of the command `varco quantize`.
 
     Args:
         method: `gptq` for int4 or int8 weights, `fp8` for FP8 weights and activations, or `rtn`, which rounds to the

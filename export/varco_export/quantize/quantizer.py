@@ -43,7 +43,15 @@ _TOWER = ("vision_tower.", "multi_modal_projector.", "image_newline")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a run: the new folder, bytes of its tensors and the original's, and the calibration."""
+    """The result of a quantization.
+
+    Args:
+        folder: The new checkpoint.
+        num_bytes: Bytes of its tensors.
+        source_bytes: Bytes of the original's.
+        num_samples: Calibration samples.
+        num_tokens: Tokens in all of them.
+    """
 
     folder: Path
     num_bytes: int

@@ -58,7 +58,16 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class CompressedScheme:
-    """How a group of linears is quantized. `strategy`: what shares a scale; a `group` has `group_size` inputs."""
+    """How a group of linears is quantized.
+
+    Args:
+        kind: Whether the values are integers or floats.
+        bits: Bits of a value.
+        strategy: What shares a scale: `tensor`, `channel` (an output feature) or `group`.
+        group_size: Input features of a group; None for the other strategies.
+        symmetric: Whether there are no zero points.
+        activations: What the input is rounded to.
+    """
 
     kind: Literal["int", "float"]
     bits: int

@@ -70,7 +70,14 @@ class GptqWeight(IntegerWeight):
 
 @dataclass(frozen=True, slots=True)
 class GptqSettings:
-    """The settings of a linear in `quantization_config`. `group_size` -1: one group for the whole column."""
+    """The settings of a linear in `quantization_config`.
+
+    Args:
+        bits: Bits of a value, 4 or 8.
+        group_size: Input features that share a scale; -1 for one group of them all.
+        desc_act: Whether input features are quantized in the order of their activations.
+        sym: Whether all zero points are the middle of the range.
+    """
 
     bits: int
     group_size: int
@@ -80,8 +87,16 @@ class GptqSettings:
 
 @dataclass(frozen=True, slots=True)
 class GptqConfig:
-    """`quantization_config` of a GPTQ checkpoint. `dynamic` holds patterns of module names with what differs there, or
-    None for modules that are not quantized. The packer may have called the modules otherwise than the files do."""
+    """The `quantization_config` of a GPTQ checkpoint.
+
+    Args:
+        settings: The settings of all linears that `dynamic` does not change.
+        zeros_minus_one: Whether zero points are stored minus one, as v1 does.
+        lm_head: Whether the output head is quantized.
+        dynamic: Patterns of module names with what differs there, or None for modules that are not quantized. The
+            packer may have called the modules otherwise than the files do.
+        where: Where it stands, for messages.
+    """
 
     settings: GptqSettings
     zeros_minus_one: bool

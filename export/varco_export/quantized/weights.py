@@ -104,7 +104,15 @@ class IntegerWeight(ABC):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fp8Weight:
-    """W `[N, K]` in float8 E4M3 with one scale for all, or one per output feature."""
+    """W `[N, K]` in float8 E4M3 with one scale for all, or one per output feature.
+
+    Args:
+        name: The linear's canonical name.
+        values: `[N, K]` in float8.
+        scale: `[N]`, `[N, 1]`, or one number.
+        activations: What the input is rounded to.
+        input_scale: The fixed scale of the input where `activations` is `tensor`, else None.
+    """
 
     name: str
     values: Tensor

@@ -32,7 +32,15 @@ _DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "README.md", "L
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a shard's header, bounds checked. `dtype` is the file's word for it."""
+    """One line of a shard's header, bounds checked.
+
+    Args:
+        disk_name: The tensor's name in the file.
+        dtype: The file's word for its number format.
+        shape: Its shape.
+        path: The shard.
+        offset: Its first byte, from the start of the file.
+    """
 
     disk_name: str
     dtype: str

@@ -53,7 +53,15 @@ BLOCK_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a shard, not read yet. `name` is canonical; `offset` counts from the start of the file."""
+    """One tensor of a shard, not read yet.
+
+    Args:
+        name: Its canonical name.
+        dtype: Its number format.
+        shape: Its shape.
+        path: The shard.
+        offset: Its first byte, from the start of the file.
+    """
 
     name: str
     dtype: Dtype
@@ -63,10 +71,12 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
+        """Return its size in bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def num_rows(self) -> int:
+        """Return the length of its first dimension; 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
     def read(self) -> Array:

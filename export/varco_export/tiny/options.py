@@ -1,4 +1,4 @@
-"""What a tiny checkpoint is to look like."""
+"""Options of a tiny checkpoint and their checks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Scales:
 
 @dataclass(frozen=True, slots=True)
 class TinyOptions:
-    """What a tiny checkpoint is to look like; sizes are counted as in config.json.
+    """Options of a tiny checkpoint; sizes are counted as in config.json.
 
     `max_grid` is (rows, columns) of the largest tile grid. `max_grid_tiles` None writes plain "anyres".
     `extra_vision_layer` adds a layer that never runs (LLaVA-NeXT's 27th). `sparse` writes zeros that take no disk.

@@ -1,4 +1,4 @@
-"""What the disk refuses, as one line that says what to do, and what must be on it before something else happens."""
+"""Errors of the disk as one line that says what to do, and bringing files to it."""
 
 from __future__ import annotations
 

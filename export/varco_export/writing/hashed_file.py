@@ -13,7 +13,14 @@ from varco_runtime.bundle.manifest import FileFacts
 
 
 class HashedFile:
-    """A new file whose size and sha256 are known when it is closed. Writing errors become `ExportError`."""
+    """A new file whose size and sha256 are known when it is closed. A context manager that closes it.
+
+    Args:
+        path: The file, which must not be there yet.
+
+    Raises:
+        ExportError: The disk refuses, now or while the file is written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
