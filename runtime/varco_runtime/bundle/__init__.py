@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from varco_runtime.bundle.manifest import Manifest
-    from varco_runtime.bundle.opening import Bundle, check_file, read_manifest, write_manifest
+    from varco_runtime.bundle.opening import (
+        LARGE_SUFFIXES,
+        MAX_MANIFEST_BYTES,
+        Bundle,
+        check_file,
+        read_manifest,
+        write_manifest,
+    )
 
 __all__ = [
+    "LARGE_SUFFIXES",
+    "MAX_MANIFEST_BYTES",
     "Bundle",
     "Manifest",
     "check_file",
@@ -20,6 +29,8 @@ __all__ = [
 _HOMES = {
     "manifest": ("Manifest",),
     "opening": (
+        "LARGE_SUFFIXES",
+        "MAX_MANIFEST_BYTES",
         "Bundle",
         "check_file",
         "read_manifest",

@@ -6,12 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from varco_runtime.picture.loading import Picture, Source, load_picture
+    from varco_runtime.picture.bounds import MAX_PIXELS
+    from varco_runtime.picture.loading import (
+        MAX_FILE_BYTES,
+        MAX_SIDE_PX,
+        Picture,
+        Readable,
+        Source,
+        load_picture,
+    )
     from varco_runtime.picture.packing import PackingPlan, num_image_tokens, packing_plan
 
 __all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE_PX",
     "PackingPlan",
     "Picture",
+    "Readable",
     "Source",
     "load_picture",
     "num_image_tokens",
@@ -19,8 +31,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bounds": ("MAX_PIXELS",),
     "loading": (
+        "MAX_FILE_BYTES",
+        "MAX_SIDE_PX",
         "Picture",
+        "Readable",
         "Source",
         "load_picture",
     ),
