@@ -169,7 +169,7 @@ class _Stages:
 
     @property
     def _row_bytes(self) -> int:
-        """Bytes of one token's row in a graph."""
+        """Return the bytes of one token's row in a graph."""
         return self._config.text.hidden_size * DTYPES[self._plan.vision.compute][1].itemsize
 
     # -- token rows and manifest ------------------------------------------------------------------------------------

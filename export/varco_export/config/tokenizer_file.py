@@ -28,9 +28,15 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def make_tokenizer_json(folder: Path, config: dict[str, Any], named: dict[str, str]) -> str:
-    """The text of the tokenizer, as found if nothing has to be added to it.
+    """Return the text of `tokenizer.json`, as found if nothing has to be added to it.
 
-    `config` is tokenizer_config.json, `named` what `named_tokens` finds. Raises `CheckpointError`.
+    Args:
+        folder: The checkpoint.
+        config: Its tokenizer_config.json.
+        named: Special tokens by name, as `named_tokens` finds them.
+
+    Raises:
+        CheckpointError: A file is missing or malformed, or contradicts another.
     """
     path = folder / "tokenizer.json"
     text = read_text(path, MAX_TOKENIZER_BYTES) if is_there(path) else None
@@ -55,7 +61,7 @@ def make_tokenizer_json(folder: Path, config: dict[str, Any], named: dict[str, s
 
 
 def _build(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """A `tokenizer.json` from vocab.json and merges.txt, as transformers' Qwen2Tokenizer."""
+    """Return a `tokenizer.json` made of vocab.json and merges.txt, as transformers' Qwen2Tokenizer."""
     missing = [name for name in ("vocab.json", "merges.txt") if not is_there(folder / name)]
     if missing:
         raise CheckpointError(
@@ -133,7 +139,7 @@ def qwen_tokenizer(
 
 
 def _merges(path: Path, vocab: dict[str, Any]) -> list[str]:
-    """The merges in order. A line `#version` is no merge; `# #` is one."""
+    """Return the merges in order. A line `#version` is no merge; `# #` is one."""
     merges: list[str] = []
     for number, line in enumerate(read_text(path, MAX_TOKENIZER_BYTES).split("\n"), 1):
         line = line.rstrip("\r")
@@ -179,7 +185,7 @@ class _AddedTokens:
         self.entries.setdefault(content, {"id": id_, "content": content, **flags})
 
     def add_named(self, content: str) -> None:
-        """A special token that is known by name only: an entry of the vocabulary, or the next free id."""
+        """Take a special token that is known by name only: an entry of the vocabulary, or the next free id."""
         if content not in self.entries:
             known = self._id(content)
             id_ = self._num_ids if known is None else known
@@ -192,7 +198,7 @@ class _AddedTokens:
 def _other_added_tokens(
     folder: Path, config: dict[str, Any], special: set[str]
 ) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Added tokens outside tokenizer.json, each with its file's name and id."""
+    """Yield the added tokens outside tokenizer.json, each with its file's name and id."""
     decoder = config.get("added_tokens_decoder")
     if decoder is not None and not isinstance(decoder, dict):
         raise CheckpointError(
@@ -210,7 +216,7 @@ def _other_added_tokens(
 
 
 def named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Special tokens by name (`eos_token`, ...), then the additional ones, in the order transformers adds them."""
+    """Return special tokens by name (`eos_token`, ...), then the additional ones, in transformers' order."""
     values = dict(config)
     if not config.get("added_tokens_decoder"):
         values |= read_json(folder / "special_tokens_map.json", required=False)

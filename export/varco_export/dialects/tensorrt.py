@@ -35,7 +35,7 @@ class TensorRtDialect(Dialect):
     """Standard operators, batch of one, caches of `max_context` positions. See `Dialect` for the methods.
 
     Linears hold their weight as the checkpoint does, `[out, in]`, so that rows stream through unchanged; TensorRT folds
-    the transposition into the product. Quantised ones are DequantizeLinear on the weight, which it folds too: the
+    the transposition into the product. Quantized ones are DequantizeLinear on the weight, which it folds too: the
     engine holds the packed values.
     """
 
@@ -44,7 +44,7 @@ class TensorRtDialect(Dialect):
         super().__init__(graph, precision)
 
     def _product(self, x: str, part: Part, precision: str) -> str:
-        """x W^T of one part, in the format it is stored in, or for plain floats in the one that was asked for."""
+        """Return x W^T of one part, in the format it is stored in, or for plain floats in the one asked for."""
         match part:
             case IntegerPart():
                 return self._matmul(self._ordered(x, part), self._stored_integers(part))
@@ -63,7 +63,7 @@ class TensorRtDialect(Dialect):
     # -- integers: symmetric, signed, in blocks of input features ---------------------------------------------------
 
     def _rounded_integers(self, part: FloatPart, bits: int) -> str:
-        """Floats rounded to the nearest integers on their way."""
+        """Return floats rounded to the nearest integers while they are written."""
         k, block_size = part.in_features, self.precision.block_size
         scales = np.empty((part.out_features, k // block_size), dtype=np.float32)
 
@@ -79,7 +79,7 @@ class TensorRtDialect(Dialect):
         return self._dequantized(weight, part, [scales], scales.shape, block_size)
 
     def _stored_integers(self, part: IntegerPart) -> str:
-        """Integers as they are stored. A group larger than a block becomes several with the same scale."""
+        """Return integers as they are stored. A group larger than a block becomes several with the same scale."""
         if part.zeros() is not None:
             raise ExportError(
                 f"{part.name} is stored in asymmetric int{part.bits} (with zero points), TensorRT takes symmetric "
@@ -109,12 +109,12 @@ class TensorRtDialect(Dialect):
     def _dequantized(
         self, weight: str, part: Part, scales: list[Array], shape: tuple[int, ...], block_size: int
     ) -> str:
-        """`[out, in]` in the compute type; the scales are written after the weight whose rows made them."""
+        """Return `[out, in]` in the compute type; the scales are written after the weight whose rows made them."""
         names = [weight, self.graph.weight(f"{part.name}.scales", self.precision.compute, shape, scales)]
         return self.graph.node("DequantizeLinear", names, axis=1, block_size=block_size)
 
     def _ordered(self, x: str, part: IntegerPart) -> str:
-        """x with its features in the order in which the part reads them."""
+        """Return x with its features in the order in which the part reads them."""
         if part.input_order is None:
             return x
         order = part.input_order
@@ -124,7 +124,7 @@ class TensorRtDialect(Dialect):
     # -- FP8: E4M3 with a scale per output feature ------------------------------------------------------------------
 
     def _rounded_fp8(self, part: FloatPart) -> str:
-        """Floats rounded to the nearest FP8 on their way; the largest of a row becomes 448, the largest FP8."""
+        """Return floats rounded to the nearest FP8 while they are written; the largest of a row becomes 448."""
         scales = np.empty(part.out_features, dtype=self._numpy_type)
         rows = round_to_fp8(slabs(part.blocks(), part.in_features), scales)
         return self._fp8_rows(part, rows, scales)
@@ -138,9 +138,9 @@ class TensorRtDialect(Dialect):
         return self.graph.node("DequantizeLinear", names, axis=0)
 
     def _fp8_product(self, x: str, part: Fp8Part) -> str:
-        """FP8 as it is stored, and an input that is rounded to FP8 where the checkpoint asks for it.
+        """Multiply by FP8 as it is stored, the input rounded to FP8 where the checkpoint asks for it.
 
-        TensorRT quantises activations by one fixed scale. Where each token has its own, x is divided by the token's
+        TensorRT quantizes activations by one fixed scale. Where each token has its own, x is divided by the token's
         largest entry before, and the product multiplied by it after.
         """
         rows = self._fp8_rows(part, part.blocks(), np.maximum(part.scales(), SMALLEST_SCALE))
@@ -157,7 +157,7 @@ class TensorRtDialect(Dialect):
         return self.graph.node("Mul", [self._matmul(unit, rows), largest])
 
     def _through_fp8(self, x: str, name: str, scale: float) -> str:
-        """x rounded to multiples of `scale` that FP8 can express."""
+        """Return x rounded to multiples of `scale` that FP8 can express."""
         step = self.graph.constant(f"{name}.input_scale", np.array(scale, self._numpy_type))
         zero = self.graph.constant("fp8_zero", np.array(0, ml_dtypes.float8_e4m3fn))
         quantized = self.graph.node("QuantizeLinear", [x, step, zero])
@@ -170,12 +170,12 @@ class TensorRtDialect(Dialect):
         return self._from_heads(self.graph.node("Attention", heads))
 
     def _to_heads(self, x: str, num_heads: int) -> str:
-        """`[B, S, heads * D]` to `[B, heads, S, D]`."""
+        """Turn `[B, S, heads * D]` into `[B, heads, S, D]`."""
         split = self.graph.node("Reshape", [x, self.graph.ints(0, 0, num_heads, -1)])
         return self.graph.node("Transpose", [split], perm=[0, 2, 1, 3])
 
     def _from_heads(self, x: str) -> str:
-        """`[B, heads, S, D]` to `[B, S, heads * D]`."""
+        """Turn `[B, heads, S, D]` into `[B, S, heads * D]`."""
         merged = self.graph.node("Transpose", [x], perm=[0, 2, 1, 3])
         return self.graph.node("Reshape", [merged, self.graph.ints(0, 0, -1)])
 
@@ -221,7 +221,7 @@ class TensorRtDialect(Dialect):
         return self.graph.node("Gather", [x, self.graph.input("logit_positions", "int64", ["num_logits"])], axis=1)
 
     def logits(self, x: str) -> None:
-        """The logits, and the token of each position's largest one: the next token without a copy to the host."""
+        """Declare the logits, and each position's most likely token: the next one without a copy to the host."""
         logits = self.graph.node("Cast", [x], output="logits", to=DTYPES["fp32"][0])
         self.graph.node("ArgMax", [logits], output="next_token", axis=-1, keepdims=0)
         self.graph.output("next_token", "int64", [1, "num_logits"])
@@ -242,7 +242,7 @@ def _round_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
 
 
 def _check_blocks(part: FloatPart | IntegerPart, block_size: int) -> None:
-    """TensorRT's blocks divide the input features evenly and have at least 16 of them."""
+    """Check that blocks divide the input features evenly and have at least 16 of them, as TensorRT's do."""
     if block_size < MIN_BLOCK_SIZE or part.in_features % block_size:
         raise ExportError(
             f"{part.name} has {part.in_features} input features in blocks of {block_size}, TensorRT takes blocks of 16 "

@@ -38,7 +38,13 @@ _WRITABLE = "Expected a writable bundle with enough space."
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """The command line's options, with its defaults: the GPU that is there, the bundle's context, `USUAL_TILES`."""
+    """What a build of engines is asked for; the defaults are those of the command `varco engines`.
+
+    Args:
+        sm: Compute capabilities to build for, times ten; none for the GPU that is there.
+        max_context: Most tokens of prompt, picture and answer together; None is the bundle's.
+        max_tiles: Tiles that are encoded at a time; None is `USUAL_TILES`.
+    """
 
     sm: tuple[int, ...] = ()
     max_context: int | None = None
@@ -47,7 +53,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What a build made of one component, and what it took."""
+    """What a build made of one component, the bytes of weights that a pass reads, and what the build took."""
 
     facts: EngineFacts
     weight_bytes: int
@@ -101,7 +107,7 @@ def build_engines(
 
 
 def _choose_limits(folder: Path, manifest: Manifest, options: EngineOptions) -> tuple[int, int]:
-    """Positions and tiles to build for."""
+    """Return the positions and the tiles to build for."""
     if manifest.device != "tensorrt":
         raise BundleError(
             f"{folder} was exported for {manifest.device}, engines are built from graphs for TensorRT. Make them with: "
@@ -198,7 +204,7 @@ def _build_target(
 
 
 def profiles(manifest: Manifest, facts: EngineFacts) -> list[Lengths]:
-    """How far each length of a component reaches, per profile: (least, usual, greatest)."""
+    """Return how far each length of a component reaches, per profile: (least, usual, greatest)."""
     tokens = min(largest_picture(manifest.image)[1], facts.max_context)
     match facts.component:
         case "vision" | "projector":
@@ -215,10 +221,10 @@ def profiles(manifest: Manifest, facts: EngineFacts) -> list[Lengths]:
 
 
 def longest_step(precision: str) -> int:
-    """New positions that the decode profile allows. It is used with one.
+    """Return the new positions that the decode profile allows. It is used with one.
 
     For exactly one position, TensorRT stores float weights of q, k, v, gate and up a second time in another layout:
-    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantised weights it shares anyway.
+    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantized weights it shares anyway.
     """
     return 2 if precision.startswith(("fp16", "bf16")) else 1
 

@@ -50,7 +50,15 @@ class Built:
 
 
 class Builder:
-    """TensorRT or TensorRT for RTX as it is installed. Raises `BackendError` that says what is missing."""
+    """TensorRT or TensorRT for RTX as it is installed.
+
+    Args:
+        name: `tensorrt` or `tensorrt_rtx`.
+        module: The imported library.
+
+    Raises:
+        BackendError: The library is too old; the message says which release is needed.
+    """
 
     def __init__(self, name: str, module: Any) -> None:
         self.name = name
@@ -67,7 +75,10 @@ class Builder:
 
     @classmethod
     def load(cls, is_target_named: bool) -> Builder:
-        """The one that is installed. With both: TensorRT, or for a named target TensorRT for RTX, which alone can."""
+        """Load the library that is installed.
+
+        With both: TensorRT, or for a named target TensorRT for RTX, which alone builds for GPUs that are not there.
+        """
         check_python(sys.version_info[:2])
         for name in PRODUCTS if is_target_named else reversed(PRODUCTS):
             module, reason = find_module(name)
@@ -81,7 +92,7 @@ class Builder:
         )
 
     def targets(self) -> list[int]:
-        """The compute capabilities (times ten) that can be named."""
+        """Return the compute capabilities (times ten) that can be named."""
         names = getattr(self.module, "ComputeCapability", None)
         return sorted(int(name[2:]) for name in dir(names) if re.fullmatch(r"SM\d+", name))
 
@@ -102,10 +113,17 @@ class Builder:
             )
 
     def check(self, graph: Path, tensors: Mapping[str, Tensor], sm: int, log: Path) -> Counter[str]:
-        """Parse a graph and return its layers by kind. `tensors` is the contract of its inputs and outputs.
+        """Parse a graph and return its layers by kind.
 
-        Everything TensorRT says goes to the file `log`. Raises `ExportError` where the parser fails or drops an input,
-        and `UsageError` for a type that the target does not compute in.
+        Args:
+            graph: The ONNX file.
+            tensors: Its inputs and outputs, as the runtime will bind them.
+            sm: The compute capability to check for, times ten.
+            log: The file at whose end everything stands that TensorRT says.
+
+        Raises:
+            ExportError: The parser fails, drops an input, or makes plugins of it.
+            UsageError: The target does not compute in one of the graph's types.
         """
         with open_log(self.module, log, graph.name) as said:
             network, _ = self._parse(graph, tensors, said)
@@ -122,7 +140,23 @@ class Builder:
         log: Path,
         on_step: OnStep,
     ) -> Built:
-        """Build the engine of a graph that has been checked into the new file `target`. Raises `ExportError`."""
+        """Build the engine of a graph that has been checked.
+
+        Args:
+            graph: The ONNX file.
+            tensors: Its inputs and outputs, as the runtime will bind them.
+            profiles: The lengths that each way of running it may have.
+            sm: The compute capability to build for, times ten.
+            target: The engine's file, made here.
+            log: The file at whose end everything stands that TensorRT says.
+            on_step: Called with a phase of the build, its finished steps and all its steps.
+
+        Returns:
+            The size and hash of the engine, and what the build took.
+
+        Raises:
+            ExportError: The build fails or drops something, or the disk refuses.
+        """
         started = time.perf_counter()
         with PeakMemory() as memory, open_log(self.module, log, graph.name) as said, HashedFile(target) as engine:
             network, parsed = self._parse(graph, tensors, said)
@@ -132,7 +166,7 @@ class Builder:
     # -- steps ------------------------------------------------------------------------------------------------------
 
     def _parse(self, graph: Path, tensors: Mapping[str, Tensor], log: BuildLog) -> tuple[Any, Any]:
-        """The network, with nothing lost, and what must outlive it."""
+        """Return the network, checked so that nothing is lost, and what must outlive it."""
         module = self.module
         builder = module.Builder(process_logger(module))
         strongly_typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -147,7 +181,7 @@ class Builder:
         return network, (builder, parser)
 
     def _check_network(self, network: Any, name: str, tensors: Mapping[str, Tensor], log: BuildLog) -> None:
-        """What the runtime will bind must be there and used, and caches must be updated natively, without plugins."""
+        """Check that what the runtime will bind is there and used, and caches are updated natively, without plugins."""
         inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
         outputs = {network.get_output(index).name for index in range(network.num_outputs)}
         expected = {key for key, tensor in tensors.items() if tensor.is_input}

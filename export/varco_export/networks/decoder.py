@@ -19,7 +19,11 @@ from varco_runtime.dtypes import Array
 def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance: Callable[[], None]) -> None:
     """Emit embeddings `[1, S, hidden]` and the caches to `logits` `[1, num_logits, vocab]` of the last positions.
 
-    `advance` is called after each layer and after the head.
+    Args:
+        checkpoint: Where the weights are.
+        ops: The operators to write in.
+        max_context: Positions that the rotary tables hold.
+        advance: Called after each layer and after the head.
     """
     config, tensor, weight, graph = checkpoint.config.text, checkpoint.tensor, checkpoint.weight, ops.graph
     x = ops.embeddings(tensor("language_model.embed_tokens.weight"))
@@ -63,7 +67,7 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
 
 
 def rotary_tables(config: TextConfig, num_positions: int) -> tuple[Array, Array]:
-    """Cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding.
+    """Return cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding.
 
     Angle of position p and pair i: p * theta^(-2 i / head_dim), in fp32 as in the reference. Powers, cosines and sines
     are taken in fp64 and rounded: that is nearer to torch's than numpy's fp32 functions, and alike on every processor.

@@ -15,7 +15,13 @@ from varco_runtime.picture.tiles import LEVELS, level_tables
 
 
 def emit_pixels(graph: Graph, settings: ImageSettings, advance: Callable[[], None]) -> None:
-    """Emit `tiles` uint8 `[T, 3, S, S]` to `pixel_values` fp32 of the same shape: a look-up, as on the host."""
+    """Emit `tiles` uint8 `[T, 3, S, S]` to `pixel_values` fp32 of the same shape: a look-up, as on the host.
+
+    Args:
+        graph: The graph to write.
+        settings: The size of a tile, and how its pixels are normalized.
+        advance: Called at the end.
+    """
     shape: Shape = ["tiles", 3, settings.tile_px, settings.tile_px]
     table = graph.constant("levels", level_tables(settings).reshape(-1))
     offsets = graph.constant("offsets", (np.arange(3, dtype=np.int32) * LEVELS)[:, None, None])

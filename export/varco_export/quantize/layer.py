@@ -28,6 +28,7 @@ LINEARS = tuple(SHARED_INPUT)
 
 
 def layer_name(index: int) -> str:
+    """Return the canonical name of a decoder layer."""
     return f"language_model.layers.{index}"
 
 
@@ -51,14 +52,14 @@ class Decoder:
         self._rotary = Qwen2RotaryEmbedding(self._config).to(device)
 
     def layer(self, checkpoint: Checkpoint, index: int) -> Qwen2DecoderLayer:
-        """Layer `index`, read now."""
+        """Read layer `index` now."""
         return load_weights(
             lambda: Qwen2DecoderLayer(self._config, index), checkpoint, f"{layer_name(index)}.", self._device
         )
 
     @torch.no_grad()
     def run(self, layer: Qwen2DecoderLayer, samples: Iterable[Array]) -> Iterator[Array]:
-        """Hidden states behind the layer, [S, D], of those in front of it."""
+        """Yield the hidden states behind the layer, `[S, D]`, of those in front of it."""
         for sample in samples:
             hidden = torch.from_numpy(sample).to(self._device)[None]  # [1, S, D]
             positions = torch.arange(hidden.shape[1], device=self._device)[None]

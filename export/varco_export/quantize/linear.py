@@ -1,4 +1,4 @@
-"""One linear: its Hessian, its quantised weight by llm-compressor, and the tensors that stand for it on disk.
+"""One linear: its Hessian, its quantized weight by llm-compressor, and the tensors that stand for it on disk.
 
 Scales are taken from the weight in the dtype it is stored in, as llm-compressor does, and GPTQ runs with the very
 scales that are saved. `Quantized.weight` is what a reader of the checkpoint computes from the saved tensors.
@@ -21,7 +21,7 @@ BLOCK_COLUMNS = 128  # columns whose error is passed on together; llm-compressor
 
 
 class Hessian:
-    """2 X^T X of what flowed into a linear, per sample: [K, K] in fp32."""
+    """2 X^T X of what flowed into a linear, averaged over samples: `[K, K]` in fp32."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         silence()
@@ -37,13 +37,13 @@ class Hessian:
         self._sum, self._num_samples = accumulate_hessian(inputs, linear, self._sum, self._num_samples)
 
     def mean(self) -> torch.Tensor:
-        """The matrix, for the caller to spoil."""
+        """Return the matrix, for the caller to spoil."""
         return self._sum / self._num_samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """`tensors`: what is saved, by its last name. `is_nearest`: GPTQ could not invert the Hessian and rounded."""
+    """A quantized linear. `tensors` are saved, by last name. `is_nearest`: its Hessian could not be inverted."""
 
     weight: torch.Tensor
     tensors: dict[str, torch.Tensor]
@@ -53,9 +53,14 @@ class Quantized:
 def quantize_linear(
     weight: torch.Tensor, dtype: torch.dtype, scheme: QuantizationScheme, format_: str, hessian: torch.Tensor | None
 ) -> Quantized:
-    """GPTQ of a weight [N, K] in fp32 whose values are `dtype`'s; without a Hessian, rounded to the nearest.
+    """Quantize a weight by GPTQ, or without a Hessian by rounding to the nearest.
 
-    The Hessian is spoiled.
+    Args:
+        weight: `[N, K]` in fp32, whose values are `dtype`'s.
+        dtype: The type that it is stored in, and that its scales are saved in.
+        scheme: What quantizes it, in the words of compressed-tensors.
+        format_: compressed-tensors' name of the layout.
+        hessian: `[K, K]` of what flows into the linear, spoiled here; None for rounding to the nearest.
     """
     scale, zero_point = _scale_of(weight.to(dtype), scheme)
     scale = scale.to(dtype).float()
@@ -78,7 +83,7 @@ def quantize_linear(
 
 
 def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
-    """Squared error of the linear's outputs over the outputs' own square, on what the Hessian was measured with."""
+    """Return the squared error of the linear's outputs over the outputs' own square, on the Hessian's samples."""
 
     def energy(matrix: torch.Tensor) -> float:
         return float(((matrix @ hessian) * matrix).sum())
@@ -87,7 +92,7 @@ def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.T
 
 
 def _scale_of(weight: torch.Tensor, scheme: QuantizationScheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and zero points [N, groups] by llm-compressor's observer."""
+    """Return scales and zero points `[N, groups]` by llm-compressor's observer."""
     silence()
     from llmcompressor.observers import Observer
 

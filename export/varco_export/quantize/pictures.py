@@ -20,7 +20,7 @@ _MAX_TILES = 4  # at a time: 729 patches of 4,304 floats each are 50 MB
 
 
 class PictureEncoder:
-    """Vision tower and projector in fp32."""
+    """Vision tower and projector in fp32, from pictures to image tokens."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         config = checkpoint.config
@@ -53,7 +53,7 @@ class PictureEncoder:
 
     @torch.no_grad()
     def encode(self, picture: Picture) -> Array:
-        """Image tokens [N, D] in fp32."""
+        """Return image tokens `[N, D]` in fp32."""
         pixel_values = torch.from_numpy(normalise(tile(picture, self._settings), self._settings))  # [T, 3, S, S]
         features = [self._project(some.to(self._device)).cpu() for some in torch.split(pixel_values, _MAX_TILES)]
         plan = packing_plan(picture.size_hw, self._settings)

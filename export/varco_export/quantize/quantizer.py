@@ -1,4 +1,4 @@
-"""Checkpoint to quantised checkpoint: the one file that knows all stages."""
+"""Checkpoint to quantized checkpoint: the one file that knows all stages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _TOWER = ("vision_tower.", "multi_modal_projector.", "image_newline")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a run."""
+    """The result of a run: the new folder, bytes of its tensors and the original's, and the calibration."""
 
     folder: Path
     num_bytes: int
@@ -54,7 +54,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Run:
-    """What all stages need."""
+    """One run, with everything that all its stages need."""
 
     checkpoint: Checkpoint
     prompts: PromptAssets
@@ -74,7 +74,7 @@ class _Run:
 
 
 def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: QuantizeProgress) -> Outcome:
-    """`varco_export.quantize.quantize`, the options checked and the libraries there."""
+    """Quantize with checked options, and all libraries there: see `varco_export.quantize.quantize`."""
     check_target(out)
     run = _prepare(source, options, progress)
     with resumable_folder(out, _asked(run), run.num_layers + 2) as work:
@@ -136,7 +136,7 @@ def _check_group_size(checkpoint: Checkpoint, options: QuantizeOptions) -> None:
 
 
 def _asked(run: _Run) -> dict[str, Any]:
-    """Everything that the result depends on: what a run must have in common with the one that it continues."""
+    """Return everything that the result depends on: what a run must have in common with the one it continues."""
     digest = hashlib.sha256()
     for sample in run.samples:
         digest.update(json.dumps([sample.ids, sample.digest]).encode())
@@ -156,7 +156,7 @@ def _asked(run: _Run) -> dict[str, Any]:
 
 
 def _quantize_layers(run: _Run, work: Work) -> None:
-    """A shard for every layer that has none yet."""
+    """Write a shard for every layer that has none yet."""
     done = next((index for index in range(run.num_layers) if not work.shard(index + 1).exists()), run.num_layers)
     if done:
         run.progress.note(f"Continuing an earlier run: {done} of {run.num_layers} layers are finished.")
@@ -174,7 +174,7 @@ def _quantize_layers(run: _Run, work: Work) -> None:
 
 
 def _embed(run: _Run, work: Work) -> None:
-    """What flows into the first layer."""
+    """Write what flows into the first layer."""
     embeds = embed_samples(run.checkpoint, run.samples, run.prompts.prompt.image_token_id, run.device)
     with run.progress.stage("pictures", len(run.samples)) as advance:
 
@@ -187,7 +187,7 @@ def _embed(run: _Run, work: Work) -> None:
 
 
 def _calibrated_layer(run: _Run, work: Work, decoder: Decoder, index: int) -> None:
-    """Measure, quantise, run on: one layer. Its shard comes last, and means that all is done."""
+    """Measure one layer, quantize it and run on. Its shard comes last, and means that all is done."""
     width = run.checkpoint.config.text.hidden_size
 
     def inputs() -> Iterator[Array]:
@@ -214,7 +214,7 @@ def _calibrated_layer(run: _Run, work: Work, decoder: Decoder, index: int) -> No
 def _layer_tensors(
     run: _Run, index: int, hessians: dict[str, Hessian], layer: torch.nn.Module | None = None
 ) -> dict[str, Stored]:
-    """The tensors of a layer's shard. Consumes the Hessians; a `layer` gets the quantised weights."""
+    """Return the tensors of a layer's shard. The Hessians are used up; a `layer` gets the quantized weights."""
     prefix = f"{layer_name(index)}."
     names = [name for name in run.checkpoint.tensors if name.startswith(prefix)]
     linears = {f"{prefix}{linear}.weight": linear for linear in LINEARS}
@@ -244,7 +244,7 @@ def _linear_of(layer: torch.nn.Module, name: str) -> torch.nn.Linear:
 
 
 def _take(hessians: dict[str, Hessian], linear: str) -> Hessian:
-    """The Hessian of a linear, forgotten when no later one shares its input."""
+    """Return the Hessian of a linear, and forget it when no later one shares its input."""
     shared = SHARED_INPUT[linear]
     later = LINEARS[LINEARS.index(linear) + 1 :]
     return hessians[shared] if any(SHARED_INPUT[other] == shared for other in later) else hessians.pop(shared)
@@ -254,7 +254,7 @@ def _take(hessians: dict[str, Hessian], linear: str) -> Hessian:
 
 
 def _copy_the_rest(run: _Run, work: Work) -> None:
-    """Vision tower, projector and newline in one shard; embedding, final norm and head in the last."""
+    """Copy vision tower, projector and newline to one shard; embedding, final norm and head to the last."""
     layers = tuple(f"{layer_name(index)}." for index in range(run.num_layers))
     rest = [tensor for name, tensor in run.checkpoint.tensors.items() if not name.startswith(layers)]
     rest += _unused_tensors(run.checkpoint)
@@ -269,7 +269,7 @@ def _copy_the_rest(run: _Run, work: Work) -> None:
 
 
 def _unused_tensors(checkpoint: Checkpoint) -> Sequence[Tensor]:
-    """Tensors that nothing is computed from and that transformers looks for all the same.
+    """Return tensors that nothing is computed from and that transformers looks for all the same.
 
     Buffers and a head that is tied are left out, and so is, coming from LLaVA-NeXT, what only its classes hold.
     """
@@ -285,7 +285,7 @@ def _unused_tensors(checkpoint: Checkpoint) -> Sequence[Tensor]:
 
 
 def _write_index(work: Work) -> int:
-    """model.safetensors.index.json; returns the bytes of all tensors."""
+    """Write model.safetensors.index.json and return the bytes of all tensors."""
     weight_map: dict[str, str] = {}
     total_bytes = 0
     for number in range(1, work.num_shards + 1):

@@ -63,7 +63,7 @@ def write_shard(path: Path, tensors: Mapping[str, Stored]) -> None:
 
 
 def read_sizes(path: Path) -> dict[str, int]:
-    """Bytes of every tensor of a shard that `write_shard` wrote, by name."""
+    """Return the bytes of every tensor of a shard that `write_shard` wrote, by name."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__")

@@ -34,7 +34,7 @@ _CONTINUE = (
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An opened work folder."""
+    """An opened work folder, the folder `target` that comes of it, and how many shards that will have."""
 
     folder: Path
     target: Path
@@ -42,15 +42,15 @@ class Work:
 
     @property
     def checkpoint(self) -> Path:
-        """What becomes OUT."""
+        """Return the folder that becomes OUT."""
         return self.folder / "checkpoint"
 
     def shard(self, number: int) -> Path:
-        """Shard `number`, from 1."""
+        """Return the path of shard `number`, from 1."""
         return self.checkpoint / f"model-{number:05}-of-{self.num_shards:05}.safetensors"
 
     def activations(self, layer: int) -> Path:
-        """What flows into a layer."""
+        """Return the path of what flows into a layer."""
         return self.folder / f"activations-{layer:05}.bin"
 
     def keep_activations(self, layer: int | None) -> None:
@@ -75,7 +75,7 @@ class Work:
 
 
 def check_target(target: Path) -> None:
-    """Raise `ExportError` if `target` exists: before minutes of reading pictures, rather than after."""
+    """Refuse a `target` that exists: before minutes of reading pictures, rather than after."""
     work = _work_of(target)
     if os.path.lexists(work.target):
         if not work.checkpoint.exists():  # killed after the rename
@@ -90,10 +90,16 @@ def _work_of(target: Path, num_shards: int = 0) -> Work:
 
 @contextmanager
 def resumable_folder(target: Path, asked: dict[str, Any], num_shards: int) -> Iterator[Work]:
-    """Open the work folder of `target`, making it or finding it as an earlier run of the same `asked` left it.
+    """Open the work folder of `target`, new or as an earlier run of the same `asked` left it.
 
-    Raises `ExportError` if `target` exists, if another run fills the folder or an earlier one was asked for something
-    else, and for whatever the disk refuses.
+    Args:
+        target: The folder that is made in the end.
+        asked: What the run is asked for; a run that continues another must be asked for the same.
+        num_shards: How many shards the result has.
+
+    Raises:
+        ExportError: `target` exists, another run fills the folder, an earlier one was asked for something else, or the
+            disk refuses.
     """
     check_target(target)
     work = _work_of(target, num_shards)

@@ -1,4 +1,4 @@
-"""Activation order: GPTQ may quantise the input features of a linear in another order than they come in.
+"""Activation order: GPTQ may quantize the input features of a linear in another order than they come in.
 
 `g_idx[k]` is the group of scales that input feature k belongs to. Sorting the features by group once, when the weights
 are written, makes every group a run of neighbours again; the linear then takes its input in the sorted order. Nothing
@@ -15,7 +15,11 @@ from varco_runtime.errors import CheckpointError
 
 
 def sorted_by_group(g_idx: Tensor, group_size: int) -> Array | None:
-    """The input features `[K]` sorted by group; None where they are already."""
+    """Return the input features `[K]` sorted by group; None where they are already.
+
+    Raises:
+        CheckpointError: A group is none, or has another size than `group_size`.
+    """
     groups = g_idx.read()
     (width,) = groups.shape
     num_groups = -(-width // group_size)

@@ -1,6 +1,6 @@
 """GPTQ checkpoints of auto-gptq, optimum and gptqmodel.
 
-Each quantised linear is four tensors, bits packed into 32-bit words from the lowest up:
+Each quantized linear is four tensors, bits packed into 32-bit words from the lowest up:
 
     qweight [K * bits / 32, N]   along the input features
     qzeros  [groups, N * bits / 32]   along the output features
@@ -33,7 +33,7 @@ from varco_runtime.errors import CheckpointError
 _V1_OFFSET = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}
 Fits = Mapping[str, frozenset[str]]
 """By pattern of `dynamic`, the names that it fits."""
-_STEP = "Compare quantization_config with the original repository, or copy the shards again."
+_ADVICE = "Compare quantization_config with the original repository, or copy the shards again."
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -70,7 +70,7 @@ class GptqWeight(IntegerWeight):
 
 @dataclass(frozen=True, slots=True)
 class GptqSettings:
-    """What `quantization_config` says about a linear. `group_size` -1: one group for the whole column."""
+    """The settings of a linear in `quantization_config`. `group_size` -1: one group for the whole column."""
 
     bits: int
     group_size: int
@@ -81,7 +81,7 @@ class GptqSettings:
 @dataclass(frozen=True, slots=True)
 class GptqConfig:
     """`quantization_config` of a GPTQ checkpoint. `dynamic` holds patterns of module names with what differs there, or
-    None for modules that are not quantised. The packer may have called the modules otherwise than the files do."""
+    None for modules that are not quantized. The packer may have called the modules otherwise than the files do."""
 
     settings: GptqSettings
     zeros_minus_one: bool
@@ -93,6 +93,7 @@ class GptqConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> GptqConfig:
+        """Read a quantization_config that stands at `where`. Raises CheckpointError for what is not implemented."""
         _refuse_other_formats(values, where)
         return cls(
             _settings(values, where),
@@ -103,7 +104,7 @@ class GptqConfig:
         )
 
     def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
-        """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
+        """Return every quantized linear by its canonical name; its tensors are taken out of `entries`."""
         weights: dict[str, QuantizedWeight] = {}
         fits = entries.match([pattern for pattern, _ in self.dynamic], f"{self.where}: dynamic")
         for name in entries.linears_with("qweight"):
@@ -137,7 +138,10 @@ class GptqConfig:
         return _settings(override, f"dynamic, {disk_name}", self.settings)
 
     def _override(self, names: list[str], fits: Fits, excluding: bool = True) -> dict[str, Any] | None:
-        """What `dynamic` changes for a module of these names, None where it excludes it; the first rule decides."""
+        """Return what `dynamic` changes for a module of these names, None where it excludes it.
+
+        The first rule that fits decides; without `excluding`, rules that exclude are passed over.
+        """
         for pattern, override in self.dynamic:
             if not fits[pattern].isdisjoint(names) and (excluding or override is not None):
                 return override
@@ -154,20 +158,20 @@ class GptqConfig:
                 )
         group_size = width if settings.group_size == -1 else settings.group_size
         num_groups = -(-width // group_size)
-        step = f"quantization_config says {bits} bits in groups of {settings.group_size}. {_STEP}"
+        advice = f"quantization_config says {bits} bits in groups of {settings.group_size}. {_ADVICE}"
         if settings.desc_act and settings.group_size != -1 and not entries.has(name, "g_idx"):
             raise CheckpointError(
                 f"{name}.g_idx is missing and quantization_config says desc_act, expected one. Copy the shards again."
             )
-        g_idx = entries.find(name, "g_idx", (width,), ("int32", "int64"), step)
+        g_idx = entries.find(name, "g_idx", (width,), ("int32", "int64"), advice)
         return GptqWeight(
             name=name,
             shape=(num_rows, width),
             bits=bits,
             group_size=group_size,
-            qweight=entries.take(name, "qweight", (width * bits // 32, num_rows), ("int32",), step),
-            qzeros=entries.take(name, "qzeros", (num_groups, num_rows * bits // 32), ("int32",), step),
-            scale=entries.take(name, "scales", (num_groups, num_rows), FLOAT_DTYPES, step),
+            qweight=entries.take(name, "qweight", (width * bits // 32, num_rows), ("int32",), advice),
+            qzeros=entries.take(name, "qzeros", (num_groups, num_rows * bits // 32), ("int32",), advice),
+            scale=entries.take(name, "scales", (num_groups, num_rows), FLOAT_DTYPES, advice),
             zeros_minus_one=self.zeros_minus_one,
             symmetric=settings.sym,
             order=None if g_idx is None else sorted_by_group(g_idx, group_size),
@@ -178,9 +182,12 @@ class GptqConfig:
 
 
 def zero_point_format(values: Mapping[str, Any], where: str) -> Any:
-    """`checkpoint_format`, or `format` as gptqmodel calls it too; None where neither says anything, which means v1.
+    """Return how zero points are stored; None, which means v1, where the config does not say.
 
-    Raises CheckpointError where the two differ.
+    The key is `checkpoint_format`, or `format` as gptqmodel calls it too.
+
+    Raises:
+        CheckpointError: The two differ.
     """
     stated = {key: values[key] for key in ("checkpoint_format", "format") if values.get(key) is not None}
     if len(stated) == 2 and stated["checkpoint_format"] != stated["format"]:
@@ -248,7 +255,10 @@ def _flag(values: dict[str, Any], key: str, where: str) -> bool:
 
 
 def _dynamic(values: dict[str, Any], where: str) -> tuple[tuple[str, dict[str, Any] | None], ...]:
-    """gptqmodel's `dynamic`: `-:PATTERN` excludes modules, `PATTERN` or `+:PATTERN` changes their settings."""
+    """Return the rules of gptqmodel's `dynamic`.
+
+    `-:PATTERN` excludes modules, `PATTERN` or `+:PATTERN` changes their settings.
+    """
     dynamic = values.get("dynamic") or {}
     if not isinstance(dynamic, dict):
         raise CheckpointError(f"{where}: dynamic is {one_line(dynamic, 40)!r}, expected patterns. Copy the file again.")

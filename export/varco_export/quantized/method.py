@@ -1,4 +1,4 @@
-"""Which quantisation a checkpoint states: GPTQ, compressed-tensors, none, or one that is refused by name."""
+"""Which quantization a checkpoint states: GPTQ, compressed-tensors, none, or one that is refused by name."""
 
 from __future__ import annotations
 
@@ -27,14 +27,20 @@ class Quantization(Protocol):
 
     @property
     def method(self) -> str:
-        """Its name, for people."""
+        """Return its name, for people."""
 
     def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
-        """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
+        """Return every quantized linear by its canonical name; its tensors are taken out of `entries`."""
 
 
 def read_quantization(folder: Path) -> Quantization | None:
-    """What config.json, and the quantize_config.json that auto-gptq and gptqmodel write, say of the weights."""
+    """Return how a checkpoint's weights are quantized, None for plain ones.
+
+    Both config.json and the quantize_config.json that auto-gptq and gptqmodel write are read.
+
+    Raises:
+        CheckpointError: The two contradict each other, or the method is another one.
+    """
     values, where = _stated(folder)
     if values is None:
         return None
@@ -51,7 +57,7 @@ def read_quantization(folder: Path) -> Quantization | None:
 
 
 def refuse_unstated(entries: QuantizedEntries) -> None:
-    """Refuse quantised weights whose settings stand nowhere."""
+    """Refuse quantized weights whose settings stand nowhere."""
     for part in ("qweight", "weight_packed", "weight_scale"):
         for name in entries.linears_with(part):
             raise CheckpointError(
@@ -61,7 +67,7 @@ def refuse_unstated(entries: QuantizedEntries) -> None:
 
 
 def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The one statement about quantisation, and where it stands."""
+    """Return the one statement about quantization, and where it stands."""
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     nested = text.get("quantization_config") if isinstance(text, dict) else None
@@ -94,7 +100,7 @@ def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def stored_format(weights: Mapping[str, QuantizedWeight], method: str) -> Stored:
-    """The formats of a checkpoint's quantised linears, for people and for the check of what is asked for."""
+    """Return the formats of a checkpoint's quantized linears, for people and for the check of what is asked for."""
     head = weights.get("lm_head")
     linears = [weight for name, weight in weights.items() if name != "lm_head"] or list(weights.values())
     kinds = Counter[str]()

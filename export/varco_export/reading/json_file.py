@@ -18,7 +18,7 @@ from varco_export.reading.regular_file import open_regular
 from varco_runtime.errors import CheckpointError, one_line
 
 MAX_SETTINGS_BYTES = 4 << 20
-MAX_INDEX_BYTES = 64 << 20  # an index has a line per tensor, and a quantised checkpoint some thousands of tensors
+MAX_INDEX_BYTES = 64 << 20  # an index has a line per tensor, and a quantized checkpoint some thousands of tensors
 MAX_NESTING = 32
 
 

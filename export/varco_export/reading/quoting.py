@@ -6,7 +6,7 @@ import json
 
 
 def show(value: object) -> str:
-    """A value as JSON spells it, cut to one short line."""
+    """Return a value as JSON spells it, cut to one short line."""
     try:
         text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
@@ -16,7 +16,7 @@ def show(value: object) -> str:
 
 
 def one_line(value: object, length: int) -> str:
-    """A value in one line of at most `length` characters that a terminal can print."""
+    """Return a value in one line of at most `length` characters that a terminal can print."""
     try:
         text = " ".join(str(value).split())
     except RecursionError:
@@ -26,11 +26,11 @@ def one_line(value: object, length: int) -> str:
 
 
 def some(names: list[str]) -> str:
-    """The first name, how many follow, and the verb: "a is", "a and 3 more are"."""
+    """Return the first name, how many follow, and the verb: "a is", "a and 3 more are"."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{short(names[0])}{more} {'are' if more else 'is'}"
 
 
 def short(text: str) -> str:
-    """A name out of a file in one short line."""
+    """Return a name out of a file in one short line."""
     return one_line(text, 120)

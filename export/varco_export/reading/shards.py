@@ -40,30 +40,41 @@ class Entry:
     path: Path
     offset: int
 
-    def to_tensor(self, name: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor:
-        """The tensor of this entry. Raises CheckpointError, which ends in `step`, for another shape or dtype."""
+    def to_tensor(self, name: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], advice: str) -> Tensor:
+        """Return the tensor of this entry. Raises CheckpointError, ending in `advice`, for another shape or dtype."""
         if self.shape != shape:
             raise CheckpointError(
-                f"{short(self.disk_name)} has the shape {list(self.shape)}, expected {list(shape)}. {step}"
+                f"{short(self.disk_name)} has the shape {list(self.shape)}, expected {list(shape)}. {advice}"
             )
         dtype = SAFETENSORS_DTYPES.get(self.dtype)
         if dtype is None or dtype not in dtypes:
             expected = [word for word, known in SAFETENSORS_DTYPES.items() if known in dtypes]
             listed = " or ".join([", ".join(expected[:-1]), expected[-1]] if len(expected) > 1 else expected)
             raise CheckpointError(
-                f"{short(self.disk_name)} in {self.path.name} has dtype {self.dtype}, expected {listed}. {step}"
+                f"{short(self.disk_name)} in {self.path.name} has dtype {self.dtype}, expected {listed}. {advice}"
             )
         return Tensor(name, dtype, shape, self.path, self.offset)
 
     def raw_bytes(self) -> bytes:
-        """All bytes of a small tensor of any dtype."""
+        """Read all bytes of a small tensor of any dtype."""
         with open_regular(self.path) as file:
             file.seek(self.offset)
             return file.read(math.prod(self.shape) * _BITS[self.dtype] // 8)
 
 
 def locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
-    """The local folder, and the repo id where it was one."""
+    """Find the checkpoint's folder, downloading a repository that is not in the hub's cache.
+
+    Args:
+        source: A folder, or a Hugging Face repository id.
+        revision: The repository's commit, branch or tag; None for the newest, and for a folder.
+
+    Returns:
+        The local folder, and the repository id where it was one.
+
+    Raises:
+        CheckpointError: It is neither, or cannot be downloaded.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -93,7 +104,14 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
 
 def read_shards(folder: Path) -> dict[Path, list[Entry]]:
-    """model.safetensors, or the shards that its index names, each inside the folder. Checks the index against them."""
+    """Read the headers of a checkpoint's shards, and check its index against them.
+
+    Returns:
+        The entries of each shard.
+
+    Raises:
+        CheckpointError: A shard is missing, malformed or truncated, or the index names what is not there.
+    """
     paths, weight_map, index = find_shards(folder)
     shards = {path: _read_header(path) for path in paths}
     if weight_map is None:
@@ -108,7 +126,10 @@ def read_shards(folder: Path) -> dict[Path, list[Entry]]:
 
 
 def _read_header(path: Path) -> list[Entry]:
-    """The tensors of one shard. Layout: 8 bytes little-endian header size, JSON header, tensors without gaps."""
+    """Return the tensors of one shard.
+
+    Layout: 8 bytes little-endian header size, JSON header, tensors without gaps.
+    """
 
     def bad(problem: str, expected: str) -> CheckpointError:
         return CheckpointError(f"{path.name} {problem}, expected {expected}. Download the shard again.")

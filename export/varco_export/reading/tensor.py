@@ -70,11 +70,11 @@ class Tensor:
         return self.shape[0] if self.shape else 1
 
     def read(self) -> Array:
-        """All of it, in the dtype it is stored in."""
+        """Read all of it, in the dtype it is stored in."""
         return self.rows(0, self.num_rows).reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop`: [stop - start, *shape[1:]]. Raises CheckpointError for NaN and infinity."""
+        """Read rows `start` to `stop`: `[stop - start, *shape[1:]]`. Raises CheckpointError for NaN and infinity."""
         assert 0 <= start <= stop <= self.num_rows, f"Bug: rows {start}:{stop} of {self.shape}"
         array = np.empty((stop - start, *self.shape[1:]), NUMPY_DTYPES[self.dtype])
         row_bytes = self.nbytes // max(self.num_rows, 1)
@@ -83,7 +83,9 @@ class Tensor:
         return array
 
     def columns(self, start: int, stop: int) -> Array:
-        """Columns `start` to `stop` of a matrix: [rows, stop - start]."""
+        """Read columns `start` to `stop` of a matrix: `[rows, stop - start]`. Raises CheckpointError for NaN and
+        infinity.
+        """
         num_rows, width = self.shape
         assert 0 <= start <= stop <= width, f"Bug: columns {start}:{stop} of {self.shape}"
         array = np.empty((num_rows, stop - start), NUMPY_DTYPES[self.dtype])
@@ -93,13 +95,13 @@ class Tensor:
         return array
 
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
-        """Every row once, in order, in arrays of at most `max_bytes` (of one row where a row is larger)."""
+        """Yield every row once, in order, in arrays of at most `max_bytes` (of one row where a row is larger)."""
         step = max(1, max_bytes * self.num_rows // max(self.nbytes, 1))
         for start in range(0, self.num_rows, step):
             yield self.rows(start, min(start + step, self.num_rows))
 
     def column_blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
-        """Every column of a matrix once, in order, in arrays of at most `max_bytes` (of one column at least)."""
+        """Yield every column of a matrix once, in order, in arrays of at most `max_bytes` (of one column at least)."""
         width = self.shape[1]
         step = max(1, max_bytes * width // max(self.nbytes, 1))
         for start in range(0, width, step):

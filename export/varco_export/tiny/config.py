@@ -10,6 +10,7 @@ from varco_export.tiny.tokenizer import token_ids
 
 
 def config_json(options: TinyOptions) -> dict[str, Any]:
+    """Return config.json."""
     text: dict[str, Any] = {
         "hidden_size": options.hidden_size,
         "intermediate_size": options.intermediate_size,
@@ -75,6 +76,7 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
 
 
 def preprocessor_json(options: TinyOptions) -> dict[str, Any]:
+    """Return preprocessor_config.json."""
     return {
         "image_processor_type": "LlavaOnevisionImageProcessor",
         "do_convert_rgb": True,
@@ -92,6 +94,7 @@ def preprocessor_json(options: TinyOptions) -> dict[str, Any]:
 
 
 def processor_json(options: TinyOptions) -> dict[str, Any]:
+    """Return processor_config.json."""
     return {
         "processor_class": "LlavaOnevisionProcessor",
         "image_token": "<image>",
@@ -107,6 +110,7 @@ def _aspect_ratio(options: TinyOptions) -> str:
 
 
 def generation_json(options: TinyOptions) -> dict[str, Any]:
+    """Return generation_config.json."""
     ids = token_ids()
     generation: dict[str, Any] = {
         "bos_token_id": ids["<|endoftext|>"],

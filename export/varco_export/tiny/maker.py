@@ -23,7 +23,19 @@ Random weights in the architecture of LLaVA-OneVision, made by `python -m varco_
 
 
 def make_tiny(out: Path, options: TinyOptions = TinyOptions()) -> Path:  # noqa: B008 - frozen
-    """Write the checkpoint to the new folder `out` and return it. Whole or absent: renamed when complete."""
+    """Make a checkpoint of random weights. It is whole or absent: renamed when complete.
+
+    Args:
+        out: The checkpoint's folder, made here.
+        options: What it is to look like.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: `out` exists, or no checkpoint has such sizes.
+        OSError: The disk refuses.
+    """
     check_options(options)
     out = Path(out)
     if out.exists():

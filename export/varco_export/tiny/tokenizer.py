@@ -55,13 +55,13 @@ CHAT_TEMPLATE = """\
 
 
 def token_ids() -> dict[str, int]:
-    """Every token of the tokenizer and its id: bytes, merges, then the special tokens, `<image>` last."""
+    """Return every token of the tokenizer and its id: bytes, merges, then the special tokens, `<image>` last."""
     vocab = _bpe()[0]
     return vocab | {token: len(vocab) + number for number, token in enumerate(SPECIAL_TOKENS)}
 
 
 def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-level BPE: the 256 bytes, and merges that build the words of `_WORDS` from left to right."""
+    """Return a byte-level BPE: the 256 bytes, and merges that build the words of `_WORDS` from left to right."""
     letters = _byte_letters()
     vocab = {letter: number for number, letter in enumerate(letters)}
     merges: list[tuple[str, str]] = []
@@ -78,13 +78,24 @@ def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that byte-level BPE writes for each byte. Source: GPT-2's encoder, `bytes_to_unicode`."""
+    """Return the printable letter that byte-level BPE writes for each byte.
+
+    Source: GPT-2's encoder, `bytes_to_unicode`.
+    """
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
 def write_tokenizer(folder: Path, max_length: int, with_image_token: bool, as_files: bool) -> None:
+    """Write the tokenizer's files.
+
+    Args:
+        folder: Where to.
+        max_length: The model's maximum, as tokenizer_config.json tells it.
+        with_image_token: Whether `<image>` is a token, as in transformers' format.
+        as_files: Whether to write vocab.json and merges.txt instead of tokenizer.json.
+    """
     vocab, merges = _bpe()
     ids = token_ids()
     special = SPECIAL_TOKENS if with_image_token else SPECIAL_TOKENS[:-1]  # LLaVA-NeXT has no <image> token

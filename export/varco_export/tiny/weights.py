@@ -21,6 +21,7 @@ from varco_runtime.dtypes import ITEM_BYTES, Array
 
 
 def write_weights(folder: Path, options: TinyOptions) -> None:
+    """Write the shards, and their index where there are several."""
     scheme: Scheme = "llava_next" if options.format == "llava-next" else "hf_old" if options.names == "old" else "hf_5"
     shapes = _all_shapes(options)
     shards = _split(shapes, options)
@@ -38,7 +39,7 @@ def write_weights(folder: Path, options: TinyOptions) -> None:
 
 
 def _all_shapes(options: TinyOptions) -> dict[str, tuple[int, ...]]:
-    """What the network needs, and what checkpoints hold besides: post_layernorm, and a layer that never runs."""
+    """Return the shapes of what the network needs and checkpoints hold besides: post_layernorm, an unused layer."""
     config = options.to_config()
     if options.extra_vision_layer:
         vision = replace(config.vision, num_hidden_layers=options.num_vision_layers + 1)
@@ -50,7 +51,7 @@ def _all_shapes(options: TinyOptions) -> dict[str, tuple[int, ...]]:
 
 
 def _split(shapes: dict[str, tuple[int, ...]], options: TinyOptions) -> list[list[str]]:
-    """Names in order, cut into shards of about equal bytes, none of them empty."""
+    """Return names in order, cut into shards of about equal bytes, none of them empty."""
     count = min(options.num_shards, len(shapes))
     goal = sum(_nbytes(shape, options) for shape in shapes.values()) / count
     shards: list[list[str]] = [[]]
@@ -83,7 +84,7 @@ def _nbytes(shape: tuple[int, ...], options: TinyOptions) -> int:
 
 
 def _random(name: str, shape: tuple[int, ...], options: TinyOptions) -> Array:
-    """A flat tensor, the same for the same seed and canonical name."""
+    """Draw a flat tensor, the same for the same seed and canonical name."""
     generator = np.random.default_rng([options.seed, zlib.crc32(name.encode())])
     mean, std = _mean_and_std(name, shape, options)
     values = generator.standard_normal(shape, np.float32) * np.float32(std) + np.float32(mean)

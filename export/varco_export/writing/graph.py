@@ -40,7 +40,13 @@ Shape = Sequence[int | str]
 
 
 class Graph:
-    """One ONNX graph in the making. A context manager: leaving it closes the data file."""
+    """One ONNX graph in the making. A context manager: leaving it closes the data file.
+
+    Args:
+        name: The graph's, and of its files without their endings.
+        folder: Where they are written.
+        opset: The version of ONNX's operators.
+    """
 
     def __init__(self, name: str, folder: Path, opset: int = OPSET) -> None:
         self.name = name
@@ -64,10 +70,12 @@ class Graph:
         self._data.__exit__(kind, error, trace)
 
     def input(self, name: str, dtype: str, shape: Shape) -> str:
+        """Declare an input and return its name."""
         self._inputs.append(helper.make_tensor_value_info(name, DTYPES[dtype][0], list(shape)))
         return name
 
     def output(self, name: str, dtype: str, shape: Shape) -> str:
+        """Declare an output, which some node makes, and return its name."""
         self._outputs.append(helper.make_tensor_value_info(name, DTYPES[dtype][0], list(shape)))
         return name
 
@@ -98,7 +106,7 @@ class Graph:
         return new
 
     def value(self, hint: str) -> str:
-        """A fresh value name."""
+        """Return a fresh value name."""
         return self._value(hint)
 
     def _value(self, hint: str) -> str:
@@ -106,7 +114,7 @@ class Graph:
         return f"{hint}_{count}"
 
     def constant(self, name: str, array: Array) -> str:
-        """A small constant inside the graph file. The same name gives the same constant again."""
+        """Return a small constant inside the graph file. The same name gives the same constant again."""
         if name not in self._initializers:
             assert array.nbytes <= 4096, f"Bug: {name} of {array.nbytes} bytes belongs into the data file"
             tensor = helper.make_tensor(
@@ -116,13 +124,20 @@ class Graph:
         return name
 
     def ints(self, *values: int) -> str:
-        """An int64 vector constant, shared by all who need the same numbers."""
+        """Return an int64 vector constant, shared by all who need the same numbers."""
         return self.constant("ints_" + "_".join(str(v) for v in values), np.array(values, dtype=np.int64))
 
     def weight(self, name: str, dtype: str, shape: Sequence[int], blocks: Iterable[Array]) -> str:
-        """Stream a weight of `shape` to the data file and return its name; `blocks` are its leading rows, in order.
+        """Stream a weight to the data file and return its name.
 
-        Raises ExportError for a number beyond the type's range: fp16 ends at 65,504.
+        Args:
+            name: Its name in the graph.
+            dtype: Its number format, of `DTYPES`.
+            shape: Its shape.
+            blocks: Its rows along the first dimension, in order, in any type that `dtype` can hold.
+
+        Raises:
+            ExportError: A number is beyond the type's range (fp16 ends at 65,504), or the disk refuses.
         """
         assert name not in self._initializers, f"Bug: weight {name} is written twice"
         onnx_type, numpy_type = DTYPES[dtype]
@@ -145,6 +160,7 @@ class Graph:
         return name
 
     def has_weight(self, name: str) -> bool:
+        """Return whether a weight or constant of that name is there."""
         return name in self._initializers
 
     def save(self) -> dict[str, FileFacts]:

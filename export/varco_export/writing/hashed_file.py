@@ -52,5 +52,6 @@ class HashedFile:
                 os.fsync(self._file.fileno())
 
     def facts(self) -> FileFacts:
+        """Close the file and return its size and hash."""
         self.close()
         return FileFacts(self.size, self._digest.hexdigest())

@@ -28,8 +28,13 @@ _LOCK, _PARTIAL, _OLD = ".varco-lock", ".varco-partial", ".varco-old"
 def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary sibling of `target` to fill; rename it to `target` at the end, remove it on an error.
 
-    Raises `ExportError` if `target` exists and `overwrite` is not set, if it is something else than a bundle or an
-    empty folder, if another run is writing it, and for whatever the disk refuses.
+    Args:
+        target: The folder to make.
+        overwrite: Whether a bundle, or an empty folder, in its place is replaced.
+
+    Raises:
+        ExportError: `target` exists and `overwrite` is not set, it is something else than a bundle or an empty folder,
+            another run is writing it, or the disk refuses.
     """
     target = Path(os.path.abspath(target))
     if not target.name:
