@@ -1,4 +1,4 @@
-"""Pixels to what the vision tower sees, as a graph: `varco_runtime.picture.packing.normalise` on the device.
+"""Pixels to what the vision tower sees, as a graph: `varco_runtime.picture.tiles.normalise` on the device.
 
 A pixel of a tile is one byte and a value of `pixel_values` four, so the device is sent a quarter of the bytes.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from varco_export.writing.graph import DTYPES, Graph, Shape
 from varco_runtime.bundle.settings import ImageSettings
-from varco_runtime.picture.packing import LEVELS, level_tables
+from varco_runtime.picture.tiles import LEVELS, level_tables
 
 
 def emit_pixels(graph: Graph, settings: ImageSettings, advance: Callable[[], None]) -> None:

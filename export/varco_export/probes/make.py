@@ -28,7 +28,8 @@ from varco_runtime.bundle.manifest import FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
+from varco_runtime.picture.packing import pack, packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 from varco_runtime.probes.digest import digest, newline_digest
 from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Noise, Probe, ProbePicture, Probes, kept_ids, to_json
 from varco_runtime.probes.grade import AS_EXPORTED

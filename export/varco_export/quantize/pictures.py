@@ -13,7 +13,8 @@ from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.weights import load_weights, read_weight
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
-from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
+from varco_runtime.picture.packing import pack, packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 
 _MAX_TILES = 4  # at a time: 729 patches of 4,304 floats each are 50 MB
 

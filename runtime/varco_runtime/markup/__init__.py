@@ -6,15 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from varco_runtime.markup.parser import StreamParser, parse
+    from varco_runtime.markup.parser import MAX_QUAD_CHARS, MAX_WARNINGS, Event, StreamParser, parse
     from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt, refer_prompt
     from varco_runtime.markup.regions import MARKUP_TOKENS, Box, Kind, Parsed, Region
     from varco_runtime.markup.writer import render
 
 __all__ = [
     "MARKUP_TOKENS",
+    "MAX_QUAD_CHARS",
+    "MAX_WARNINGS",
     "OCR_PROMPT",
     "Box",
+    "Event",
     "Kind",
     "Parsed",
     "Region",
@@ -26,7 +29,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "parser": ("StreamParser", "parse"),
+    "parser": ("MAX_QUAD_CHARS", "MAX_WARNINGS", "Event", "StreamParser", "parse"),
     "questions": ("OCR_PROMPT", "ground_prompt", "refer_prompt"),
     "regions": ("MARKUP_TOKENS", "Box", "Kind", "Parsed", "Region"),
     "writer": ("render",),

@@ -24,7 +24,8 @@ from varco_runtime.backend import (
 )
 from varco_runtime.backends.cuda.memory import NUM_LOGITS
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 
 
 def test_a_picture_is_answered_with_the_tokens_of_the_cpu(varco: Varco, cpu: Varco, image: Image.Image) -> None:

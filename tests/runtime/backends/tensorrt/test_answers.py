@@ -21,7 +21,8 @@ from varco_cli.main import main
 from varco_runtime import Varco
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 from varco_runtime.probes.replay import read_probes
 
 
