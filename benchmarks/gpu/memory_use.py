@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from varco_runtime.backends.cuda.driver import find_gpu
-from varco_runtime.bench.memory import peak_memory_bytes
+from varco_runtime.system.memory import peak_memory_bytes
 
 
 class MemoryUse:

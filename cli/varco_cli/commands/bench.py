@@ -11,9 +11,10 @@ import typer
 
 from varco_cli.commands.demo import BUNDLE, draw_sign
 from varco_cli.console import note, print_facts, print_table, size_text, write, write_document
-from varco_cli.files import check_target, whole_file
 from varco_cli.progress import HashProgress
+from varco_cli.targets import check_target
 from varco_runtime.errors import UsageError, VarcoError
+from varco_runtime.system.files import whole_file
 
 if TYPE_CHECKING:
     from varco_runtime.bench.run import Options, Result

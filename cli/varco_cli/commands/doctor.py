@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +18,8 @@ from varco_runtime import __version__
 from varco_runtime.errors import BrokenExtraError, MissingExtraError
 from varco_runtime.extras import install_command, reinstall_command, required_packages
 from varco_runtime.system.libraries import import_onnxruntime
-from varco_runtime.system.processor import usable_cores
+from varco_runtime.system.memory import machine_memory
+from varco_runtime.system.processor import cpu_name, nvidia_devices, usable_cores
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
@@ -33,7 +33,6 @@ EXTRAS = {
     "quantize": "varco quantize",
 }
 _CUDA_PYTHON = "cuda-python"
-_FAR_TOO_MUCH = 1 << 60  # what cgroups report where there is no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +79,11 @@ def examine() -> Report:
         warnings.append(cache)
     providers, fault = _providers()
     warnings += [fault] if fault else []
-    total, available = _memory()
+    total, available = machine_memory()
     return Report(
         versions=versions,
         platform=platform.platform(),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         num_cores=usable_cores(),
         memory_total_bytes=total,
         memory_available_bytes=available,
@@ -187,31 +186,6 @@ def _providers() -> tuple[list[str], str | None]:
     return [name for name in names if name != "Azure"], None  # Azure is a client of a remote service
 
 
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Bytes in all and available, of the machine or of the container if that has less."""
-    try:
-        facts = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
-        total, available = int(facts["MemTotal"]) * 1024, int(facts["MemAvailable"]) * 1024
-    except (OSError, KeyError):
-        return None, None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return total, available
-    if limit >= min(total, _FAR_TOO_MUCH):
-        return total, available
-    return limit, min(available, max(0, limit - used))
-
-
 def _gpus() -> list[str]:
     """NVIDIA devices as nvidia-smi names them, or as the driver does."""
     if program := shutil.which("nvidia-smi"):
@@ -223,14 +197,7 @@ def _gpus() -> list[str]:
             return [_gpu_text(line) for line in done.stdout.splitlines() if line.strip()]
         except (OSError, subprocess.SubprocessError):
             pass
-    gpus = []
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        try:
-            found = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        gpus.append(found[1].strip() if found else path.parent.name)
-    return gpus
+    return nvidia_devices()
 
 
 def _cuda(providers: list[str]) -> str:

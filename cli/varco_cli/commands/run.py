@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varco_cli.console import is_terminal, note, write_document, write_text
-from varco_cli.files import check_target, whole_file
 from varco_cli.progress import HashProgress, QuestionProgress
+from varco_cli.targets import check_target
 from varco_runtime.errors import PromptError, UsageError, VarcoError
+from varco_runtime.system.files import whole_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -29,7 +29,7 @@ from varco_runtime.bundle.manifest import FileFacts
 from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.errors import BackendError, ExportError, UsageError
 from varco_runtime.extras import install_command
-from varco_runtime.system.peak_memory import PeakMemory
+from varco_runtime.system.memory import PeakMemory
 
 MIN_PYTHON = (3, 11)
 MIN_VERSIONS = {"tensorrt_rtx": (1, 7), "tensorrt": (10, 15)}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.backend import Backend, ShowsFeatures
-from varco_runtime.bench.budget import Clock
+from varco_runtime.bench.stopwatch import Clock
 from varco_runtime.bundle.graph_contract import SILENT
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from varco_runtime.bench.limit import Limit
-from varco_runtime.bench.samples import Samples
-from varco_runtime.bench.spread import Spread
+from varco_runtime.bench.samples import Samples, Spread
 from varco_runtime.bench.summary import Summary
 from varco_runtime.bundle.manifest import Manifest
 

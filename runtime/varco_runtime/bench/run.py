@@ -10,13 +10,13 @@ from typing import Any
 
 from varco_runtime.backends.cpu.prepacked import num_entries
 from varco_runtime.backends.providers import check_provider
-from varco_runtime.bench.budget import Budget, Clock
 from varco_runtime.bench.limit import Limit, measure_limit
 from varco_runtime.bench.memory import free_device_bytes
-from varco_runtime.bench.neighbours import Neighbours
+from varco_runtime.bench.other_load import OtherLoad
 from varco_runtime.bench.report import Setup, document
 from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.stages import Plan, Progress, measure
+from varco_runtime.bench.stopwatch import Budget, Clock
 from varco_runtime.bench.summary import Summary, summarise
 from varco_runtime.bench.workload import PROMPT, Workload
 from varco_runtime.bundle.manifest import Manifest
@@ -75,7 +75,7 @@ def run(
     `progress` is told what happens, `hashing` what `Bundle.open` tells. Raises what `Varco.load` and `Varco.ask` raise.
     """
     check_provider(options.provider)
-    budget, neighbours = Budget(options.seconds, clock), Neighbours()
+    budget, other_load = Budget(options.seconds, clock), OtherLoad()
     threads = options.threads or usable_cores()
     started = clock()
     bundle = Bundle.open(options.bundle, progress=hashing)
@@ -116,7 +116,7 @@ def run(
         picture_size=(options.picture.width, options.picture.height),
         prompt=options.prompt,
         check_s=check_s,
-        other_cores=neighbours.cores(),
+        other_cores=other_load.cores(),
         device_bytes=None if free_before is None or free_after is None else max(free_before - free_after, 0),
     )
     return Result(setup, samples, summarise(samples, bundle.manifest, limit), bundle.manifest, limit)

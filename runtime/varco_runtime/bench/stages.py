@@ -15,15 +15,14 @@ from itertools import pairwise
 import numpy as np
 
 from varco_runtime.backend import Backend, GreedyBackend, PromptInputs, pixel_path
-from varco_runtime.bench.budget import Budget, Clock
-from varco_runtime.bench.memory import peak_memory_bytes
 from varco_runtime.bench.networks import time_projector
 from varco_runtime.bench.samples import Samples
-from varco_runtime.bench.stopwatch import Call, watch
+from varco_runtime.bench.stopwatch import Budget, Call, Clock, watch
 from varco_runtime.bench.workload import Workload
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import ContextError
+from varco_runtime.system.memory import peak_memory_bytes
 from varco_runtime.varco import Varco
 
 WARM_UP_PROMPT, WARM_UP_SYSTEM = "Hello", "Warm up."

@@ -1,15 +1,35 @@
-"""Times what is asked of a backend while somebody else, such as `Varco.ask`, does the asking."""
+"""Time: how much a benchmark may take, and how much the calls of a backend took while somebody else asked it."""
 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from varco_runtime.backend import Backend
-from varco_runtime.bench.budget import Clock
+
+Clock = Callable[[], float]
+
+
+class Budget:
+    """`seconds` from its making on, by `clock` (in seconds, any origin)."""
+
+    def __init__(self, seconds: float, clock: Clock = time.perf_counter) -> None:
+        self.seconds = seconds
+        self.clock = clock
+        self._end = clock() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left; 0 once it is spent."""
+        return max(0.0, self._end - self.clock())
+
+    def reserve(self, seconds: float) -> None:
+        """See to it that at least `seconds` are left: for what is measured after something that cannot be cut."""
+        self._end = max(self._end, self.clock() + seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from varco_runtime.bench.bandwidth import last_level_cache_bytes
 from varco_runtime.bench.limit import Limit
-from varco_runtime.bench.samples import Samples
-from varco_runtime.bench.spread import Percentiles, Spread
+from varco_runtime.bench.samples import Percentiles, Samples, Spread
 from varco_runtime.bundle.manifest import Manifest
 
 

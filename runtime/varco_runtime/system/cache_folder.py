@@ -19,9 +19,10 @@ import contextlib
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+from varco_runtime.system.files import whole_file
 
 MAX_CACHE_BYTES = 8 << 30
 """Of all entries, unless the user chose another limit; the ones longest unused go first."""
@@ -133,14 +134,8 @@ def write_entry(path: Path, content: bytes | memoryview) -> bool:
     try:
         if not make_private(path.parent):
             return False
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix="partial.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            os.replace(partial, path)
-        except OSError:
-            os.unlink(partial)
-            raise
+        with whole_file(path, prefix="partial.", is_private=True) as file:
+            file.write(content)
     except (OSError, RuntimeError):
         return False
     return True

@@ -25,7 +25,7 @@ from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.bundle.opening import Bundle, read_manifest
 from varco_runtime.errors import BackendError, BundleError, ExportError, UsageError
 from varco_runtime.picture.packing import largest_picture
-from varco_runtime.system.peak_memory import PeakMemory
+from varco_runtime.system.memory import PeakMemory
 
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra dev or tensorrt)")
 

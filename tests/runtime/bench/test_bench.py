@@ -20,15 +20,13 @@ from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
 from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.bench import bandwidth, report
-from varco_runtime.bench.budget import Budget
 from varco_runtime.bench.limit import Limit, measure_limit
-from varco_runtime.bench.neighbours import Neighbours
+from varco_runtime.bench.other_load import OtherLoad
 from varco_runtime.bench.report import rows
 from varco_runtime.bench.run import Options, Result, run
-from varco_runtime.bench.samples import Samples
-from varco_runtime.bench.spread import Percentiles, Spread
+from varco_runtime.bench.samples import Percentiles, Samples, Spread
 from varco_runtime.bench.stages import Plan, measure
-from varco_runtime.bench.stopwatch import watch
+from varco_runtime.bench.stopwatch import Budget, watch
 from varco_runtime.bench.summary import summarise
 from varco_runtime.bench.workload import Workload
 from varco_runtime.errors import ContextError
@@ -308,11 +306,11 @@ def test_other_programs_are_told_from_this_one(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr("os.times", lambda: os.times_result((own[0], 0.0, 0.0, 0.0, 0.0)))
     busy(50)
-    neighbours = Neighbours(stat)
+    other_load = OtherLoad(stat)
     now[0], own[0] = 20.0, 9.0  # of the 30 seconds that follow, 8 are this process's
     busy(80)
-    assert neighbours.cores() == pytest.approx(2.2)
-    assert Neighbours(tmp_path / "nothing").cores() is None
+    assert other_load.cores() == pytest.approx(2.2)
+    assert OtherLoad(tmp_path / "nothing").cores() is None
 
 
 # --- the budget -------------------------------------------------------------------------------------------------------

@@ -15,11 +15,9 @@ it is kept: its outputs must be those of the graph to the bit.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -47,6 +45,7 @@ from varco_runtime.system.cache_folder import (
     remove,
     write_entry,
 )
+from varco_runtime.system.processor import cpu_kind
 
 MIN_WEIGHT_BYTES = 16 << 20
 """Smaller networks load fast as they are."""
@@ -96,7 +95,7 @@ class Prepacked:
         if not MIN_WEIGHT_BYTES <= component.weight_bytes <= MAX_WEIGHT_BYTES:
             return None
         files = bundle.manifest.files
-        identity = (files[component.file].sha256, files[component.data].sha256, ort_version, processor(), _LAYOUT)
+        identity = (files[component.file].sha256, files[component.data].sha256, ort_version, cpu_kind(), _LAYOUT)
         with contextlib.suppress(RuntimeError):
             return cache_folder() / "prepacked" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
         return None
@@ -208,16 +207,6 @@ def _remove_stale(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-@functools.cache
-def processor() -> str:
-    """What tells one kind of processor from another: its name and its instruction sets."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        wanted = ("model name", "flags", "CPU part", "Features")
-        return "\n".join(dict.fromkeys(line for line in lines if line.split("\t")[0].strip() in wanted))
-    return f"{platform.machine()} {platform.processor()}"
 
 
 def _checked(value: object) -> Any:

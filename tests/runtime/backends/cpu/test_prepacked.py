@@ -137,7 +137,7 @@ def test_an_entry_belongs_to_weights_version_and_processor(
         return prepacked.Prepacked.folder_of(opened, opened.manifest.decoder, version)
 
     here = {folder(int4_bundle), folder(tiny_bundle), folder(int4_bundle, "1.32.0")}
-    monkeypatch.setattr(prepacked, "processor", lambda: "another one")
+    monkeypatch.setattr(prepacked, "cpu_kind", lambda: "another one")
     assert len({*here, folder(int4_bundle)}) == 4
 
 
