@@ -15,12 +15,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.makers.refusals import refusal
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.checkpoint.provenance import find_license
 from varco_export.reading.shards import _unique_keys
 from varco_export.reading.tensor import NUMPY_DTYPES, Tensor, is_finite
 from varco_export.tiny import TinyOptions, make_tiny
-from varco_runtime.errors import CheckpointError, MissingExtraError
+from varco_runtime.errors import MissingExtraError
 
 TINY = TinyOptions(seed=5)
 EMBEDDING = "language_model.embed_tokens.weight"
@@ -83,15 +84,6 @@ def add(header: dict[str, Any], name: str, shape: list[int], dtype: str = "F32")
     end = max(info["data_offsets"][1] for key, info in header.items() if key != "__metadata__")
     size = int(np.prod(shape)) * {"F32": 4, "I64": 8}[dtype]
     header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------

@@ -39,12 +39,6 @@ Change = Callable[[dict[str, Any]], object]
 VERSION = f'"format_version": {FORMAT_VERSION}'.encode()
 
 
-@pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-
-
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VARCO_EDGE_CACHE", str(tmp_path / "cache"))

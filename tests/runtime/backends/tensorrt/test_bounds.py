@@ -11,13 +11,12 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
-from tests.doubles.recording_cuda import CudaError, Device
+from tests.doubles.recording_cuda import Device
 from tests.doubles.recording_tensorrt import add_engines, runs
-from tests.makers.inputs import close, text_inputs
-from tests.runtime.backends.tensorrt.conftest import MAX_CONTEXT, backend_of, shorter
+from tests.runtime.backends.tensorrt.conftest import backend_of, shorter
 from varco_runtime import Varco
 from varco_runtime.dtypes import to_stored
-from varco_runtime.errors import BackendError, ContextError, ImageError
+from varco_runtime.errors import ContextError, ImageError
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
@@ -73,26 +72,6 @@ def test_fp16_engines_answer_like_their_graphs_do(tiny_checkpoint: Path, tmp_pat
 # --- bounds and memory ------------------------------------------------------------------------------------------------
 
 
-def test_no_position_beyond_the_context_reaches_the_device(bundle: Path, device: Device) -> None:
-    varco = Varco.load(bundle, max_context=64)
-    answer = varco.ask(None, "Hello", max_new_tokens=1000)
-    assert answer.finish_reason == "length"
-    assert answer.usage.prompt_tokens + len(answer.token_ids) == 64
-    for step in (varco.backend.decode_step, backend_of(varco).decode_greedy):
-        with pytest.raises(ContextError, match="65 positions do not fit the context of 64"):
-            step(1, 64)
-    with pytest.raises(ContextError, match="100 positions do not fit"):
-        varco.backend.prefill(text_inputs(varco, 100), 0)
-
-
-def test_the_last_position_of_the_caches_can_be_used(varco: Varco, cpu: Varco) -> None:
-    inputs = text_inputs(varco, MAX_CONTEXT - 2)
-    got, want = varco.backend.prefill(inputs, 0), cpu.backend.prefill(inputs, 0)
-    for position in (MAX_CONTEXT - 2, MAX_CONTEXT - 1):
-        got, want = varco.backend.decode_step(3, position), cpu.backend.decode_step(3, position)
-    assert close(got, want)
-
-
 def test_memory_is_allocated_at_loading_and_freed_once(bundle: Path, device: Device, image: Image.Image) -> None:
     varco = Varco.load(bundle)
     allocated = len(device.memory)
@@ -112,10 +91,3 @@ def test_losing_the_model_frees_the_device(bundle: Path, device: Device) -> None
     del varco
     gc.collect()
     device.assert_all_is_freed()
-
-
-def test_a_fault_of_the_device_is_one_clear_line(varco: Varco, device: Device) -> None:
-    device.fault = CudaError.cudaErrorIllegalAddress
-    with pytest.raises(BackendError, match="cudaErrorIllegalAddress") as caught:
-        varco.ask(None, "Hello", max_new_tokens=4)
-    assert "\n" not in str(caught.value)
