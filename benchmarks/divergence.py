@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 
 def log_softmax(logits: Array) -> Array:

@@ -38,7 +38,7 @@ from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
 from varco_runtime.errors import VarcoError
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.varco import _messages
+from varco_runtime.prompt.prompter import Message
 
 QUESTIONS = (
     "Explain how rain forms.",
@@ -112,11 +112,12 @@ def logits_of(varco: Varco, question: Question, token_ids: Sequence[int], way: W
     """Logits `[len(token_ids), vocab]` at each position of a given answer, computed in one of the ways."""
     backend, manifest = varco.backend, varco.bundle.manifest
     assert isinstance(backend, VerifyingBackend), "drafts are for backends that verify several tokens at once"
-    encoded = None if question.image is None else varco._encode(load_picture(question.image))
-    num_image_tokens = 0 if encoded is None else len(encoded.tokens)
-    ids = np.array(varco._prompter.encode(_messages(question.prompt, encoded is not None, None), num_image_tokens))
+    picture = None if question.image is None else load_picture(question.image)
+    encoded = None if picture is None else varco.session.encode_picture(picture)
+    messages = [Message("user", question.prompt, image=picture is not None)]
+    ids = np.array(varco.session.prompt_ids(messages, picture)[0])
     tokens = None if encoded is None else encoded.tokens
-    varco._memory.forget_sequence()  # the cache is about to hold something else
+    varco.session.memory.forget_sequence()  # the cache is about to hold something else
     cuts = way.cuts(len(ids))
     for start, end in itertools.pairwise(cuts):
         rows = backend.prefill(PromptInputs(ids[:end], manifest.prompt.image_token_id, tokens), start)  # type: ignore[attr-defined]
@@ -177,7 +178,7 @@ def by_answers(reference: Varco, varco: Varco, questions: Sequence[Question], ma
     said = {True: Answers(), False: Answers()}
     for index, question in enumerate(questions):
         for speculate in (True, False) if index % 2 else (False, True):
-            varco._memory.forget_sequence()  # so that both begin alike
+            varco.session.memory.forget_sequence()  # so that both begin alike
             answer = varco.ask(question.image, question.prompt, max_new_tokens=max_new_tokens, speculate=speculate)
             said[speculate].token_ids.append(answer.token_ids)
             said[speculate].drafted += answer.timings.drafted

@@ -164,7 +164,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
 
     from varco_export.engines.build import MAX_LOGITS, PREFILL_TOKENS, longest_step
     from varco_export.engines.builder import Builder
-    from varco_runtime.backends.tensorrt.contract import Tensor
+    from varco_runtime.bundle.tensor import Tensor
 
     names = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
     names[onnx.TensorProto.FLOAT] = "fp32"

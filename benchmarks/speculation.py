@@ -25,7 +25,7 @@ from training.pictures import draw, held_out_seeds
 from varco_cli.commands.demo import BUNDLE
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
-from varco_runtime.generation.loop import generate_tokens
+from varco_runtime.generation.loop import Decoding, generate_tokens
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
 
 PROMPT_TOKENS = 512
@@ -101,7 +101,7 @@ def replays(varco: Varco, num_pages: int) -> dict[bool, Totals]:
     assert isinstance(varco.backend, VerifyingBackend), "drafts are for backends that verify several tokens at once"
     totals = {True: Totals(), False: Totals()}
     chances, costs = Chances(), StepCosts()
-    tokenizer, prompt = varco._tokenizer, varco.bundle.manifest.prompt
+    tokenizer, prompt = varco.session.tokenizer, varco.bundle.manifest.prompt
     ids = np.random.default_rng(0).integers(0, 256, PROMPT_TOKENS)
     logits = varco.backend.prefill(PromptInputs(ids, prompt.image_token_id, None), 0)[-1]  # type: ignore[attr-defined]
     for index, seed in enumerate(held_out_seeds(num_pages)):
@@ -111,18 +111,17 @@ def replays(varco: Varco, num_pages: int) -> dict[bool, Totals]:
             drafter = Drafter(tokenizer, (), chances, costs) if speculate else None
             put: list[int] = []
             started = time.perf_counter()
-            told = list(
-                generate_tokens(
-                    varco.backend,  # type: ignore[arg-type]
-                    logits,
-                    PROMPT_TOKENS,
-                    Replay([*script, script[-1]]),  # type: ignore[arg-type]
-                    (),
-                    len(script),
-                    put.append,
-                    drafter,
-                )
+            decoding = Decoding(
+                varco.backend,  # type: ignore[arg-type]
+                logits,
+                PROMPT_TOKENS,
+                Replay([*script, script[-1]]),  # type: ignore[arg-type]
+                (),
+                len(script),
+                put.append,
+                drafter,
             )
+            told = list(generate_tokens(decoding))
             total = totals[speculate]
             total.seconds += time.perf_counter() - started
             assert told == script, f"Bug: page {seed} was not told as it is"
@@ -137,7 +136,7 @@ def replays(varco: Varco, num_pages: int) -> dict[bool, Totals]:
 
 def encode(varco: Varco, text: str) -> list[int]:
     """Markup tags as their own tokens, what lies between as plain text."""
-    tokenizer = varco._tokenizer
+    tokenizer = varco.session.tokenizer
     ids: list[int] = []
     plain = ""
     while text:
@@ -162,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     varco = Varco.load(options.bundle, max_context=None if options.bundle == BUNDLE else 2048)
     run = replays if options.replay else answers
     run(varco, 2)  # warm up
-    varco._chances, varco._costs = Chances(), StepCosts()
+    varco.session.chances, varco.session.costs = Chances(), StepCosts()
     totals = run(varco, options.pictures)
     figures = {
         "bundle": options.bundle.name,

@@ -25,7 +25,7 @@ from benchmarks.gpu.model import make_bundle
 from benchmarks.gpu.process import Tell, attempt
 from benchmarks.gpu.stages import PICTURES, TILE_COUNTS, Setup, Stages
 from varco_runtime import Varco
-from varco_runtime.backend import NormalisesPixels, PromptInputs
+from varco_runtime.backend import NormalizesPixels, PromptInputs
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.picture.packing import packing_plan
 
@@ -128,7 +128,7 @@ def _phases(stages: Stages, setup: Setup) -> dict[str, tuple[Callable[[], Any], 
     context, backend, manifest = _context(setup), stages.varco.backend, stages.varco.bundle.manifest
     num_tokens = packing_plan(next(iter(PICTURES.values())), manifest.image).num_tokens
     ids = np.zeros(min(num_tokens, setup.max_context), np.int64)
-    assert isinstance(backend, NormalisesPixels)
+    assert isinstance(backend, NormalizesPixels)
     tiles = stages.tiles(TILE_COUNTS[-1])
     prompt = PromptInputs(ids, manifest.prompt.image_token_id, None)
     return {

@@ -23,7 +23,7 @@ from varco_runtime import Varco
 from varco_runtime.backend import (
     GreedyBackend,
     GreedyVerifyingBackend,
-    NormalisesPixels,
+    NormalizesPixels,
     PromptInputs,
     SamplingBackend,
 )
@@ -132,7 +132,7 @@ class Stages:
     def vision(self, num_tiles: int) -> dict[str, Any]:
         """Tower and projector, tiles in the host's memory as bytes."""
         tiles, backend = self.tiles(num_tiles), self.varco.backend
-        assert isinstance(backend, NormalisesPixels)
+        assert isinstance(backend, NormalizesPixels)
         ms = 1e3 * median_s(lambda: backend.encode_pixels(tiles), 5)
         operations = vision_operations(self._options, num_tiles)
         return {"ms": ms, "ms_per_tile": ms / num_tiles, "operations": operations}
@@ -144,7 +144,7 @@ class Stages:
         ids = prompt_ids(plan.num_tokens, manifest.prompt.image_token_id)
         if len(ids) + DECODE_STEPS > self._setup.max_context:
             return {"does_not_apply": f"{plan.num_tokens} image tokens do not fit --max-context"}
-        assert isinstance(backend, NormalisesPixels)
+        assert isinstance(backend, NormalizesPixels)
         tiles = self.tiles(plan.newline_row // manifest.image.patches_per_tile)
 
         def first_token() -> tuple[float, float, float]:

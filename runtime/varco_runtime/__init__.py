@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from varco_runtime.answer.answer import Answer, Piece
+    from varco_runtime.chat import Chat
     from varco_runtime.errors import VarcoError
     from varco_runtime.markup.parser import Box, Region, parse, render
-    from varco_runtime.varco import Chat, Stream, Varco
+    from varco_runtime.stream import Stream
+    from varco_runtime.varco import Varco
 
 __version__ = "0.1.0"
 
@@ -24,10 +26,10 @@ __all__ = ["Answer", "Box", "Chat", "Piece", "Region", "Stream", "Varco", "Varco
 _HOMES = {
     "Answer": "answer.answer",
     "Box": "markup.parser",
-    "Chat": "varco",
+    "Chat": "chat",
     "Piece": "answer.answer",
     "Region": "markup.parser",
-    "Stream": "varco",
+    "Stream": "stream",
     "Varco": "varco",
     "VarcoError": "errors",
     "parse": "markup.parser",

@@ -1,4 +1,7 @@
-"""What the runtime needs of a provider: encode tiles, pack image tokens, prefill a prompt, take one decode step.
+"""The interface between the decode loop and a device, with the types of its arguments.
+
+A `Backend` encodes tiles, packs image tokens, prefills a prompt and takes one decode step. What only some devices can
+do is a protocol of its own, which the loop looks for with `isinstance`.
 
 Positions are counted from 0; a backend holds the keys and values of one sequence. Rewinding is free: prefilling or
 decoding at an earlier position overwrites what stood there, and nothing after it is seen.
@@ -14,10 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from varco_runtime.bundle.settings import ImageSettings
-from varco_runtime.generation.sampling import Draw
+from varco_runtime.dtypes import Array
 from varco_runtime.picture.packing import PackingPlan, normalise
 
-Array = np.ndarray[Any, Any]
 MAX_STEP_TOKENS = 9
 """The most tokens that one step of the decode loop may put: one that is certain and eight drafted ones."""
 
@@ -26,8 +28,10 @@ MAX_STEP_TOKENS = 9
 class PromptInputs:
     """A prompt as the decoder takes it.
 
-    `ids` `[n]` int64; wherever it equals `image_token_id` the next row of `image_tokens` stands instead of a token's
-    embedding. `image_tokens` is what `Backend.pack` returned, or None for text alone.
+    Args:
+        ids: Token ids `[n]` int64.
+        image_token_id: Wherever `ids` equals it, the next row of `image_tokens` stands instead of a token's embedding.
+        image_tokens: What `Backend.pack` returned, or None for text alone.
     """
 
     ids: Array
@@ -37,8 +41,14 @@ class PromptInputs:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """A picture on its way through the networks, on the host: `patch_features` `[T, P, C]`, `image_features`
-    `[T, P, D]` and `image_tokens` `[N, D]`. `packed` are the same tokens as `Backend.pack` would return them."""
+    """A picture on its way through the networks, on the host in fp32.
+
+    Args:
+        patch_features: What the vision tower gives, `[T, P, C]`.
+        image_features: What the projector makes of it, `[T, P, D]`.
+        image_tokens: The packed tokens, `[N, D]`.
+        packed: The same tokens as `Backend.pack` would return them, in the backend's own memory.
+    """
 
     patch_features: Array
     image_features: Array
@@ -46,12 +56,40 @@ class Features:
     packed: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One choice of a token, as far as a device needs to know it to choose as `Sampler.next` would.
+
+    Args:
+        penalty: The repetition penalty, for the ids `seen`.
+        seen: Token ids `[n]` int64.
+        temperature: The number that scores are divided by.
+        top_k: How many scores stay, with all that equal the least of them; at least 1, and the vocabulary's size for
+            all.
+        cut: The part of the probability that top-p removes, from the least score on; below 1.
+        min_p: The least probability that stays, relative to the greatest.
+        place: The place of the draw among what stays, in 0 .. 1, ids in ascending order; below 1.
+    """
+
+    penalty: float
+    seen: Array
+    temperature: float
+    top_k: int
+    cut: float
+    min_p: float
+    place: float
+
+
+GREEDY = Draw(1.0, np.empty(0, np.int64), 1.0, 1, 0.0, 0.0, 0.0)
+"""The greedy choice: of the scores that equal the greatest, the first."""
+
+
 @runtime_checkable
 class ShowsFeatures(Protocol):
     """A backend that lets acceptance probes look between its networks."""
 
     def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
-        """`encode` and `pack` in one, with everything on the way."""
+        """Encode tiles `[T, 3, S, S]` fp32 and pack them, and return everything on the way."""
 
 
 @runtime_checkable
@@ -67,26 +105,33 @@ class Backend(Protocol):
 
     @property
     def max_context(self) -> int:
-        """Positions the cache holds."""
+        """Return the number of positions that the cache holds."""
 
     @property
     def description(self) -> str:
-        """The device and provider, for people: `onnxruntime 1.31.1, CPU, 2 threads`."""
+        """Return the device and provider, for people: `onnxruntime 1.31.1, CPU, 2 threads`."""
 
     def encode(self, pixel_values: Array) -> Any:
-        """Tiles `[T, 3, S, S]` fp32 to projected features `[T, P, D]`, in the backend's own memory."""
+        """Return the projected features `[T, P, D]` of tiles `[T, 3, S, S]` fp32, in the backend's own memory."""
 
     def pack(self, features: Any, plan: PackingPlan) -> Any:
-        """Features to image tokens `[N, D]`, in the backend's own memory."""
+        """Return the image tokens `[N, D]` of a picture's features, in the backend's own memory."""
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         """Fill positions `start` .. n-1 and return the logits `[num_logits, vocab]` fp32 of the last ones.
 
-        Positions before `start` keep what an earlier call put there.
+        Args:
+            inputs: The whole prompt, n positions.
+            start: Positions before it keep what an earlier call put there.
+            num_logits: How many of the last positions' logits are wanted, at most n - `start`.
+
+        Raises:
+            ContextError: The cache does not hold n positions.
+            BackendError: The device or its library fails.
         """
 
     def decode_step(self, token_id: int, position: int) -> Array:
-        """Put one token at `position` and return the logits `[vocab]` fp32, valid until the next call."""
+        """Put one token at `position` and return the logits `[vocab]` fp32 after it, valid until the next call."""
 
 
 @runtime_checkable
@@ -94,8 +139,12 @@ class VerifyingBackend(Protocol):
     """A backend on which a step of a few tokens costs less than as many steps, so that drafts may pay."""
 
     def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
-        """Put at most `MAX_STEP_TOKENS` tokens from `position` on and return the logits after each, `[n, vocab]` fp32,
-        valid until the next call."""
+        """Put tokens from `position` on and return the logits `[n, vocab]` fp32 after each, valid until the next call.
+
+        Args:
+            token_ids: At most `MAX_STEP_TOKENS` tokens.
+            position: Where the first of them goes.
+        """
 
 
 @runtime_checkable
@@ -108,10 +157,10 @@ class GreedyBackend(Protocol):
 
 @runtime_checkable
 class GreedyVerifyingBackend(Protocol):
-    """Both in one: of a step of several tokens, too, only the choices leave the device."""
+    """A backend that verifies drafts by its own greedy choices, so that no logits leave its device."""
 
     def decode_greedy_steps(self, token_ids: Sequence[int], position: int) -> list[int]:
-        """Put at most `MAX_STEP_TOKENS` tokens from `position` on and return the most likely token after each."""
+        """Put at most `MAX_STEP_TOKENS` tokens from `position` on and return the most likely token behind each."""
 
 
 @runtime_checkable
@@ -123,11 +172,11 @@ class SamplingBackend(Protocol):
 
 
 @runtime_checkable
-class NormalisesPixels(Protocol):
+class NormalizesPixels(Protocol):
     """A backend that makes `pixel_values` on its device, to which a quarter of the bytes then go."""
 
     def encode_pixels(self, tiles: Array) -> Any:
-        """`image.tile`'s uint8 `[T, 3, S, S]` to what `encode` makes of `image.normalise` of them, to the bit."""
+        """Return the projected features of `tile`'s uint8 `[T, 3, S, S]`: what `encode` gives for them normalized."""
 
 
 @runtime_checkable
@@ -136,17 +185,17 @@ class KeepsPrefixes(Protocol):
 
     @property
     def prefix_bytes_per_position(self) -> int:
-        """Bytes that one position of a copy takes."""
+        """Return the bytes that one position of a copy takes."""
 
     def copy_prefix(self, num_positions: int) -> Array:
-        """A copy of the keys and values of positions 0 .. num_positions - 1."""
+        """Return a copy of the keys and values of positions 0 .. num_positions - 1."""
 
     def restore_prefix(self, prefix: Array) -> None:
         """Put a copy back where it came from."""
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is counted (`tiles`, or `tokens` of the prompt), how many of them are done, and all of them."""
+"""Called with what is counted (`tiles`, or `tokens` of the prompt), how many are done, and how many there are."""
 
 
 @runtime_checkable
@@ -170,7 +219,7 @@ def reporting(backend: Backend, progress: Progress | None) -> Iterator[None]:
 
 
 def pixel_path(backend: Backend, settings: ImageSettings) -> tuple[Callable[[Array], Array], Callable[[Array], Any]]:
-    """What the host makes of a picture's uint8 tiles, and the backend's method that takes it."""
-    if isinstance(backend, NormalisesPixels):
+    """Return what the host does to a picture's uint8 tiles, and the backend's method that takes the result."""
+    if isinstance(backend, NormalizesPixels):
         return lambda tiles: tiles, backend.encode_pixels
     return lambda tiles: normalise(tiles, settings), backend.encode

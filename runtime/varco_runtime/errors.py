@@ -31,7 +31,7 @@ class UsageError(VarcoError):
 
 
 class InputError(VarcoError):
-    """What the user asks about cannot be used."""
+    """The picture, prompt or conversation that the user asks about cannot be used."""
 
 
 class ImageError(InputError):
@@ -67,7 +67,12 @@ class ShortageError(BackendError):
 
 
 class MissingExtraError(VarcoError):
-    """A command needs optional packages that are not installed."""
+    """A command needs optional packages that are not installed.
+
+    Args:
+        what: The command or the part that needs them, as the message's subject.
+        extra: The extra that brings them, a name from `[project.optional-dependencies]` of pyproject.toml.
+    """
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}'. Install it with: {install_command(extra)}")
@@ -75,7 +80,14 @@ class MissingExtraError(VarcoError):
 
 
 class BrokenExtraError(MissingExtraError):
-    """A command needs an optional package that is installed and cannot be imported: installing the extra is no help."""
+    """A command needs an optional package that is installed and cannot be imported: installing the extra is no help.
+
+    Args:
+        what: The command or the part that needs it, as the message's subject.
+        extra: The extra that brings it.
+        module: What cannot be imported.
+        reason: What the import said, in one line.
+    """
 
     def __init__(self, what: str, extra: str, module: str, reason: str) -> None:
         VarcoError.__init__(
@@ -86,6 +98,17 @@ class BrokenExtraError(MissingExtraError):
         self.extra = extra
 
 
-def first_line(error: Exception) -> str:
-    """What another library's error says, in one line; its type where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: object, otherwise: str | None = None) -> str:
+    """Return the first line of what another library's error says.
+
+    Args:
+        error: The error, or its text.
+        otherwise: Returned where it says nothing; by default the name of its type.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else otherwise or type(error).__name__
+
+
+def one_line(error: object, max_chars: int) -> str:
+    """Return all of what an error or a text says in one line, cut after `max_chars` characters."""
+    return " ".join(str(error).split())[:max_chars]

@@ -1,64 +1,36 @@
-"""The one file that knows all stages: picture, tiles, features, image tokens, prompt, prefill, decode loop, text,
-regions."""
+"""What programs call: a loaded bundle that answers questions about pictures.
+
+The way of a question, top down: `Varco` here and `Chat` say what is asked, `start_stream` makes a request of it,
+`Stream` runs the request, and `Session` owns the model that they all share.
+"""
 
 from __future__ import annotations
 
-import difflib
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, TypedDict, Unpack
+from typing import Unpack
 
-import numpy as np
-
-from varco_runtime.answer.answer import Answer, Piece, Timings, Usage
-from varco_runtime.backend import Array, Backend, Progress, PromptInputs, VerifyingBackend, pixel_path, reporting
+from varco_runtime.answer.answer import Answer
+from varco_runtime.backend import Backend
 from varco_runtime.backends.providers import check_provider, open_provider
+from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle
-from varco_runtime.errors import ContextError, ImageError, UsageError
-from varco_runtime.generation.loop import Transcript, generate_tokens
-from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB, Memory
-from varco_runtime.generation.sampling import Sampler, SamplingSettings
-from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
+from varco_runtime.chat import Chat
+from varco_runtime.dtypes import Array
+from varco_runtime.errors import ImageError, UsageError
+from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB
 from varco_runtime.markup.parser import OCR_PROMPT, Box, ground_prompt, refer_prompt
-from varco_runtime.picture.loading import Picture, Source, load_picture
-from varco_runtime.picture.packing import packing_plan, tile
-from varco_runtime.prompt.prompter import Message, Prompter
-from varco_runtime.prompt.tokenizer import Tokenizer
+from varco_runtime.options import Options
+from varco_runtime.picture.loading import Source, load_picture
+from varco_runtime.prompt.prompter import Message
+from varco_runtime.session import Session
+from varco_runtime.stream import Stream, start_stream
 from varco_runtime.system.processor import usable_cores
 
-MAX_NEW_TOKENS = 1024
-LEAST_MOST_THREADS = 64
+THREAD_LIMIT_FLOOR = 64
 """So many threads are allowed on any machine; more only where there are as many cores."""
-
-
-class Options(TypedDict, total=False):
-    """How to answer; see `Varco.ask`."""
-
-    system: str | None
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float | None
-    seed: int | None
-    stop: str | tuple[str, ...] | list[str] | None
-    speculate: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A picture's image tokens and what they cost."""
-
-    digest: str
-    tokens: Any
-    preprocess_s: float = 0.0
-    vision_s: float = 0.0
 
 
 class Varco:
@@ -71,6 +43,22 @@ class Varco:
     varco = Varco.load("bundle")
     answer = varco.ask("cats.png", "Describe this image.")
     ```
+
+    `Varco.load` makes one. The constructor is for backends of your own.
+
+    Args:
+        bundle: An opened bundle.
+        backend: The device that the bundle was loaded on.
+        load_s: Seconds that loading took, for the timings of every answer.
+        provider: What it runs on and why, for people.
+        memory_mb: Megabytes for what is kept of earlier pictures, 0 for the latest picture alone.
+
+    Raises:
+        BundleError: The bundle's tokenizer or chat template cannot be used.
+
+    Attributes:
+        session: The model that all questions share.
+        provider: What it runs on and why, for people.
     """
 
     def __init__(
@@ -81,19 +69,8 @@ class Varco:
         provider: str = "as given",
         memory_mb: int = DEFAULT_MEMORY_MB,
     ) -> None:
-        self.bundle = bundle
-        self.backend = backend
-        self.provider = provider  # what it runs on and why, for people
-        self.load_s = load_s
-        manifest = bundle.manifest
-        self._tokenizer = Tokenizer.from_json(bundle.text(manifest.tokenizer))
-        self._prompter = Prompter(bundle.text(manifest.chat_template), manifest.prompt, self._tokenizer)
-        self._memory = Memory(backend, manifest.prompt.image_token_id, memory_mb << 20)
-        self._chances, self._costs = Chances(), StepCosts()
-        self._lock = threading.Lock()
-        """Held by whoever uses the backend, `_memory`, `_chances`, `_costs` or `_turn`."""
-        self._turn = 0
-        """Counts the prompts that were put into the cache: the cache belongs to the latest one."""
+        self.session = Session(bundle, backend, memory_mb << 20, load_s)
+        self.provider = provider
 
     @classmethod
     def load(
@@ -106,14 +83,24 @@ class Varco:
         progress: Callable[[str, int], None] | None = None,
         memory_mb: int = DEFAULT_MEMORY_MB,
     ) -> Varco:
-        """Check and load a bundle.
+        """Check a bundle, load it and return it, ready to answer.
 
-        `provider`: `cpu`, `cuda`, `tensorrt`, or `auto`, what the bundle was exported for. `max_context`: at most the
-        bundle's; less saves memory, but not with engines, whose caches have a fixed size. `threads`: processor
-        threads, default all. `verify`: `quick` hashes large files once, `full` always; `progress(file, num_bytes)` is
-        called meanwhile. `memory_mb`: megabytes for what is kept of earlier pictures (image tokens, keys and values) on
-        the CPU, 0 for the latest picture alone.
-        Raises `BundleError`, `BackendError`, `UsageError` or `MissingExtraError`.
+        Args:
+            bundle: The bundle's folder.
+            provider: `cpu`, `cuda`, `tensorrt`, or `auto`, what the bundle was exported for.
+            max_context: The most tokens of a prompt and its answer, at most the bundle's, which is the default. Less
+                saves memory, but not with engines, whose caches have a fixed size.
+            threads: Processor threads, by default all.
+            verify: `quick` hashes large files once and not again while they stay as they are, `full` always.
+            progress: Called with a file's name and a number of bytes, as these are hashed.
+            memory_mb: Megabytes for what is kept of earlier pictures (image tokens, keys and values) on the CPU, 0
+                for the latest picture alone.
+
+        Raises:
+            BundleError: The bundle is missing, incomplete, altered or of another format.
+            BackendError: The provider, its device or its library is missing or fails.
+            UsageError: An argument is out of range.
+            MissingExtraError: The provider's packages are not installed.
         """
         started = time.perf_counter()
         check_provider(provider)
@@ -126,7 +113,7 @@ class Varco:
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads} is too few. Expected at least 1.")
         # Threads beyond the cores wait for each other: 1,000 on two cores need minutes for what two do in a second.
-        most = max(LEAST_MOST_THREADS, os.cpu_count() or 1)
+        most = max(THREAD_LIMIT_FLOOR, os.cpu_count() or 1)
         if threads is not None and threads > most:
             raise UsageError(f"threads={threads} is too many. Expected at most {most}; the cores are {usable_cores()}.")
         if memory_mb < 0:
@@ -140,35 +127,84 @@ class Varco:
         with opened.unchanged():
             chosen = open_provider(opened, provider, max_context, threads)
             varco = cls(opened, chosen.backend, provider=chosen.line, memory_mb=memory_mb)
-        varco._prefill_opening()
-        varco.load_s = time.perf_counter() - started
+        varco.session.prefill_opening()
+        varco.session.load_s = time.perf_counter() - started
         return varco
 
-    # -- questions --------------------------------------------------------------------------------------------------
+    @property
+    def bundle(self) -> Bundle:
+        """Return the bundle that was loaded."""
+        return self.session.bundle
+
+    @property
+    def backend(self) -> Backend:
+        """Return the device that the bundle was loaded on."""
+        return self.session.backend
+
+    @property
+    def load_s(self) -> float:
+        """Return the seconds that loading took."""
+        return self.session.load_s
 
     def ask(self, image: Source | None, prompt: str, **options: Unpack[Options]) -> Answer:
-        """Ask about a picture, or with None about nothing but the prompt.
+        """Ask about a picture, or with None about nothing but the prompt, and return the answer.
 
-        Options, all off or as the checkpoint says by default: `system` (a system message), `max_new_tokens` 1024,
-        `temperature` 0 (greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop` (strings that end
-        the answer), `speculate` (False turns drafts off; with them an answer comes faster, and with float activations
-        it is the same unless two tokens are all but equal; a bundle with int8 activations may give another answer,
-        which is as good on average: see `speculation.py`).
-        Raises `ImageError`, `PromptError`, `ContextError` or `UsageError`; the model stays usable.
+        Args:
+            image: A path, the bytes of a picture file, an open binary file, a Pillow image or an array uint8
+                `[H, W, 3]`; or None.
+            prompt: The question.
+            **options: How to answer, all off or as the checkpoint says by default. `system`: a system message.
+                `max_new_tokens`: 1024. `temperature`: 0 is greedy. `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+                `seed`: how to draw. `stop`: strings that end the answer. `speculate`: False turns drafts off; with
+                them an answer comes faster, and with float activations it is the same unless two tokens are all but
+                equal; a bundle with int8 activations may give another answer, which is as good on average (see
+                `generation/speculation.py`).
+
+        Raises:
+            ImageError: The picture cannot be opened.
+            PromptError: The prompt cannot be encoded.
+            ContextError: The prompt leaves no room for an answer.
+            UsageError: An option cannot be honoured. The model stays usable after each of these.
         """
         return self.stream(image, prompt, **options).run()
 
     def stream(self, image: Source | None, prompt: str, **options: Unpack[Options]) -> Stream:
-        """Like `ask`, but gives `Piece`s as they come. The `Stream`'s `answer` is there at its end."""
-        return self._stream(image, _messages(prompt, image is not None, options.get("system")), options)
+        """Ask as `ask` does, and return the answer's `Piece`s as they come; the `Stream` has its `answer` at the end.
+
+        Args:
+            image: As for `ask`.
+            prompt: The question.
+            **options: As for `ask`.
+
+        Raises:
+            VarcoError: What `ask` raises, before anything is computed or when a piece is read.
+        """
+        return start_stream(self.session, image, _messages(prompt, image is not None, options.get("system")), options)
 
     def ocr(self, image: Source, **options: Unpack[Options]) -> Answer:
-        """Read the text in a picture: regions of kind `text`."""
+        """Read the text in a picture and return an answer with regions of kind `text`.
+
+        Args:
+            image: As for `ask`, but not None.
+            **options: As for `ask`.
+
+        Raises:
+            VarcoError: What `ask` raises.
+        """
         _need_picture(image, "ocr")
         return self.ask(image, OCR_PROMPT, **options)
 
     def ground(self, image: Source, prompt: str, **options: Unpack[Options]) -> Answer:
-        """Ask for an answer that locates what it names: regions of kind `object`."""
+        """Ask for an answer that locates what it names, and return it with regions of kind `object`.
+
+        Args:
+            image: As for `ask`, but not None.
+            prompt: The question.
+            **options: As for `ask`.
+
+        Raises:
+            VarcoError: What `ask` raises.
+        """
         _need_picture(image, "ground")
         return self.ask(image, ground_prompt(prompt), **options)
 
@@ -180,313 +216,60 @@ class Varco:
         box: Box | tuple[float, float, float, float],
         **options: Unpack[Options],
     ) -> Answer:
-        """Ask about a region: `{object}` in the prompt becomes `text` with its `box` (x1, y1, x2, y2 in 0..1)."""
+        """Ask about a region of a picture and return the answer.
+
+        Args:
+            image: As for `ask`, but not None.
+            prompt: The question. `{object}` in it becomes `text` with its `box`, which else stand in front of it.
+            text: What the region is called.
+            box: The region: x1, y1, x2, y2 in 0..1 of the picture's width and height.
+            **options: As for `ask`.
+
+        Raises:
+            VarcoError: What `ask` raises; `PromptError` also for a box that lies outside 0..1 or covers nothing, and
+                for a text that is blank or holds markup.
+        """
         _need_picture(image, "refer")
         return self.ask(image, refer_prompt(prompt, text, box), **options)
 
     def score(self, image: Source | None, prompt: str, token_ids: Sequence[int], system: str | None = None) -> Array:
-        """Logits `[len(token_ids), vocab]` fp32 at each position of a given answer (teacher forcing).
+        """Return the logits `[len(token_ids), vocab]` fp32 at each position of a given answer (teacher forcing).
 
         Row i is what the model would say after the prompt and the answer's first i tokens. To compare precisions.
+
+        Args:
+            image: As for `ask`.
+            prompt: The question.
+            token_ids: The answer, for example an `Answer`'s `token_ids`; at least one.
+            system: A system message, or None for the template's own.
+
+        Raises:
+            UsageError: There is no answer, or it holds what no token is.
+            ImageError: The picture cannot be opened.
+            PromptError: The prompt cannot be encoded.
+            ContextError: The prompt and the answer do not fit the context.
         """
         if len(token_ids) == 0:  # an array of them has no truth value
             raise UsageError("There is no answer to score. Give at least one token id.")
-        self.bundle.check_mapped()
-        self._check_ids(token_ids, image is not None)
+        session = self.session
+        session.bundle.check_mapped()
+        _check_ids(token_ids, session.bundle.manifest, image is not None)
         picture = None if image is None else load_picture(image)
-        plan = None if picture is None else packing_plan(picture.size_hw, self.bundle.manifest.image)
-        ids = self._prompter.encode(
-            _messages(prompt, image is not None, system), 0 if plan is None else plan.num_tokens
-        )
-        with self._lock:
-            self._turn += 1
-            encoded = None if picture is None else self._encode(picture)
-            return self._prefill([*ids, *token_ids[:-1]], encoded, len(token_ids))[0]
+        ids, _ = session.prompt_ids(_messages(prompt, image is not None, system), picture)
+        with session.lock:
+            return session.prefill([*ids, *token_ids[:-1]], picture, len(token_ids)).logits
 
     def chat(self, image: Source | None = None, system: str | None = None) -> Chat:
-        """A conversation about one picture, which is encoded once."""
-        return Chat(self, None if image is None else load_picture(image), system)
+        """Return a conversation about one picture, which is encoded once.
 
-    # -- the way of a question --------------------------------------------------------------------------------------
+        Args:
+            image: As for `ask`.
+            system: A system message, or None for the template's own.
 
-    def _stream(self, image: Source | None, messages: list[Message], options: Options) -> Stream:
-        started = time.perf_counter()
-        self.bundle.check_mapped()
-        _check_options(options)
-        picture = None if image is None else load_picture(image)
-        sampling = _sampling(options)
-        stop = _stop_strings(options)
-        max_new_tokens = options.get("max_new_tokens", MAX_NEW_TOKENS)
-        if not isinstance(max_new_tokens, Integral):
-            raise UsageError(f"max_new_tokens={max_new_tokens!r} is no whole number. Expected at least 1.")
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens={max_new_tokens} is too few. Expected at least 1.")
-
-        settings = self.bundle.manifest.image
-        plan = None if picture is None else packing_plan(picture.size_hw, settings)
-        num_image_tokens = 0 if plan is None else plan.num_tokens
-        ids = self._prompter.encode(messages, num_image_tokens)
-        room = self._check_room(len(ids), num_image_tokens)
-        speculate = options.get("speculate", True)
-        new_tokens = min(max_new_tokens, room)
-        return Stream(self, _Request(ids, num_image_tokens, sampling, stop, new_tokens, speculate, picture, started))
-
-    def _check_ids(self, token_ids: Sequence[int], has_image: bool) -> None:
-        """Raise `UsageError` for an answer that holds what no token is, or a place for a second picture."""
-        manifest = self.bundle.manifest
-        vocab_size, image_token_id = manifest.model.vocab_size, manifest.prompt.image_token_id
-        for id_ in token_ids:
-            if not isinstance(id_, Integral) or not 0 <= id_ < vocab_size:
-                raise UsageError(
-                    f"The answer's token id {id_!r} is none of this model's. Expected whole numbers from 0 to "
-                    f"{vocab_size - 1}; take them from an Answer's token_ids."
-                )
-            if has_image and id_ == image_token_id:
-                raise UsageError(
-                    f"The answer's token id {id_} stands for a picture, expected words. Leave it out of the answer."
-                )
-
-    def _check_room(self, num_tokens: int, num_image_tokens: int) -> int:
-        """How many more tokens the context holds; `ContextError` if none."""
-        room = self.backend.max_context - num_tokens
-        if room < 1:
-            detail = f", {num_image_tokens} of them the picture's" if num_image_tokens else ""
-            raise ContextError(
-                f"The prompt has {num_tokens} tokens{detail}, the context holds {self.backend.max_context} and needs "
-                "room for an answer. Ask less, use a smaller picture, or load with a larger max_context (this bundle "
-                f"allows {self.bundle.manifest.max_context})."
-            )
-        return room
-
-    def _encode(self, picture: Picture) -> _Encoded:
-        """The picture's image tokens, kept for the next question about it."""
-        tokens = self._memory.image_tokens(picture.digest)
-        if tokens is not None:
-            return _Encoded(picture.digest, tokens)
-        self._memory.make_room()
-        settings = self.bundle.manifest.image
-        started = time.perf_counter()
-        prepare, encode = pixel_path(self.backend, settings)
-        pixels = prepare(tile(picture, settings))
-        tiled = time.perf_counter()
-        features = encode(pixels)
-        tokens = self.backend.pack(features, packing_plan(picture.size_hw, settings))
-        self._memory.keep_image_tokens(picture.digest, tokens)
-        return _Encoded(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)
-
-    def _prefill_opening(self) -> None:
-        """Put into the cache what every question begins with: the template's system message, up to the user's words."""
-        questions = [self._prompter.encode(_messages(words, False, None), 0) for words in ("a", "b")]
-        opening = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*questions, strict=False))]
-        if opening and len(opening) < self.backend.max_context:
-            self._prefill(opening, None)
-
-    def _prefill(self, ids: list[int], encoded: _Encoded | None, num_logits: int = 1) -> tuple[Array, int]:
-        """Bring the cache to `ids`; returns the last logits `[num_logits, vocab]` and how many positions it had."""
-        image_token_id = self.bundle.manifest.prompt.image_token_id
-        cached = self._memory.prepare(ids, None if encoded is None else encoded.digest, num_logits)
-        tokens = None if encoded is None else encoded.tokens
-        inputs = PromptInputs(np.array(ids, dtype=np.int64), image_token_id, tokens)
-        logits = self.backend.prefill(inputs, cached, num_logits)
-        if np.isfinite(logits[..., 0]).all():
-            self._memory.sequence.ids = list(ids)
-        else:  # nor are the caches; the sampler refuses the logits, and the next question finds nothing cached
-            self._memory.forget_sequence()
-        return logits, cached
-
-    def _begin(self, request: _Request) -> _Prefilled:
-        """Put a question into the cache. The caller holds the lock, and the cache is the question's from here on.
-
-        A turn taken before the lock would not follow the order of the prefills: an older question that came second to
-        the lock would overwrite the cache of a newer one, which would go on without noticing.
+        Raises:
+            ImageError: The picture cannot be opened.
         """
-        self._turn += 1
-        turn = self._turn
-        encoded = None if request.picture is None else self._encode(request.picture)
-        started = time.perf_counter()
-        logits, num_cached = self._prefill(request.ids, encoded)
-        prefill_s = time.perf_counter() - started
-        generation = self.bundle.manifest.generation
-        drafter = self._drafter(request)
-        tokens = generate_tokens(
-            self.backend,
-            logits[-1],
-            len(request.ids),
-            Sampler(request.sampling, generation, request.ids),
-            generation.eos_token_ids,
-            request.max_new_tokens,
-            self._memory.sequence.ids.append,
-            drafter,
-        )
-        return _Prefilled(turn, encoded, prefill_s, num_cached, drafter, tokens)
-
-    def _next_token(self, prefilled: _Prefilled) -> int | None:
-        """The next token of an answer, None behind the last. The caller holds the lock."""
-        if self._turn != prefilled.turn:
-            raise UsageError("A newer question ended this stream. Read a stream to its end before the next question.")
-        try:
-            return next(prefilled.tokens, None)
-        except Exception:
-            self._memory.forget_sequence()
-            raise
-
-    def _drafter(self, request: _Request) -> Drafter | None:
-        """Drafts for an answer, where they may pay: greedy, on a backend that verifies several tokens at once."""
-        if not request.speculate or request.sampling.temperature or not isinstance(self.backend, VerifyingBackend):
-            return None
-        image_token_id = self.bundle.manifest.prompt.image_token_id
-        words = (id_ for id_ in request.ids if id_ != image_token_id)
-        return Drafter(self._tokenizer, words, self._chances, self._costs)
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A question, ready to run."""
-
-    ids: list[int]
-    num_image_tokens: int
-    sampling: SamplingSettings
-    stop: tuple[str, ...]
-    max_new_tokens: int
-    speculate: bool
-    picture: Picture | None
-    started: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Prefilled:
-    """A question whose prompt is in the cache, which is its own as long as `turn` is the `Varco`'s."""
-
-    turn: int
-    encoded: _Encoded | None
-    prefill_s: float
-    num_cached: int
-    drafter: Drafter | None
-    tokens: Iterator[int]
-
-
-class Stream:
-    """An answer on its way: iterate over its `Piece`s, then read `answer`. `cancel` ends it early.
-
-    A newer question to the same `Varco` ends an unfinished stream. Threads that read one stream share its pieces.
-    `progress`, if it is set before the first piece, is called while the picture and the prompt are read, where the
-    backend can tell how far it is.
-    """
-
-    progress: Progress | None = None
-
-    def __init__(self, varco: Varco, request: _Request) -> None:
-        self._varco = varco
-        self._request = request
-        generation = varco.bundle.manifest.generation
-        self._transcript = Transcript(varco._tokenizer, generation.eos_token_ids, request.stop)
-        self._pieces = self._run()
-        self._reading = threading.Lock()
-        self._answer: Answer | None = None
-        self._cancelled = False
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self
-
-    def __next__(self) -> Piece:
-        with self._reading:  # a generator refuses a second thread with an error of Python's
-            return next(self._pieces)
-
-    def cancel(self) -> None:
-        """End the answer after the current token; `answer` then says `cancelled`. Any thread may call it.
-
-        A stream that has not begun never begins, and does not end another one.
-        """
-        self._cancelled = True
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer, once the stream has ended. Raises `UsageError` before."""
-        if self._answer is None:
-            raise UsageError("The answer is not complete yet. Iterate over the stream to its end first.")
-        return self._answer
-
-    def run(self) -> Answer:
-        """Read the stream to its end and return the answer."""
-        for _ in self:
-            pass
-        return self.answer
-
-    def _run(self) -> Iterator[Piece]:
-        varco, transcript = self._varco, self._transcript
-        prefilled: _Prefilled | None = None
-        while transcript.finish_reason is None and not self._cancelled:
-            with varco._lock:
-                if self._cancelled:  # while it waited for the lock
-                    break
-                if prefilled is None:
-                    with reporting(varco.backend, self.progress):
-                        prefilled = varco._begin(self._request)
-                token = varco._next_token(prefilled)
-            if token is None:
-                break
-            piece = transcript.feed(token)
-            if piece.text or piece.plain_text or piece.regions:
-                yield piece
-        last = transcript.finish("cancelled" if self._cancelled else "length")
-        self._answer = self._finished(prefilled)
-        if last.text or last.plain_text or last.regions:
-            yield last
-
-    def _finished(self, prefilled: _Prefilled | None) -> Answer:
-        """The whole answer; None for a stream that was cancelled before it began."""
-        request, transcript = self._request, self._transcript
-        encoded = None if prefilled is None else prefilled.encoded
-        drafter = None if prefilled is None else prefilled.drafter
-        num_cached = 0 if prefilled is None else prefilled.num_cached
-        times = transcript.token_times or [time.perf_counter()]
-        steps = len(times) - 1
-        parsed = transcript.parsed
-        return Answer(
-            text=transcript.text,
-            plain_text=parsed.plain_text,
-            token_ids=tuple(transcript.token_ids),
-            regions=parsed.regions,
-            warnings=parsed.warnings,
-            finish_reason=transcript.finish_reason or "length",
-            usage=Usage(len(request.ids), request.num_image_tokens, len(transcript.token_ids), num_cached),
-            timings=Timings(
-                load_s=self._varco.load_s,
-                preprocess_s=0.0 if encoded is None else encoded.preprocess_s,
-                vision_s=0.0 if encoded is None else encoded.vision_s,
-                prefill_s=0.0 if prefilled is None else prefilled.prefill_s,
-                ttft_s=times[0] - request.started,
-                tpot_s=(times[-1] - times[0]) / steps if steps else 0.0,
-                total_s=time.perf_counter() - request.started,
-                drafted=0 if drafter is None else drafter.drafted,
-                accepted=0 if drafter is None else drafter.accepted,
-            ),
-            picture=request.picture,
-        )
-
-
-class Chat:
-    """Several turns about one picture. What earlier turns left in the cache is not computed again.
-
-    Questions from several threads are asked one after the other, each with all answers before it.
-    """
-
-    def __init__(self, varco: Varco, picture: Picture | None, system: str | None) -> None:
-        self._varco = varco
-        self._picture = picture
-        self._asking = threading.Lock()
-        self._messages: list[Message] = [] if system is None else [Message("system", system)]
-
-    def ask(self, prompt: str, **options: Unpack[Options]) -> Answer:
-        """Ask the next question. An error leaves the conversation as it was."""
-        if options.get("system") is not None:
-            raise UsageError("A conversation's system message is set once. Give it to chat(image, system=...).")
-        with self._asking:
-            is_first = not any(message.role == "user" for message in self._messages)
-            question = Message("user", prompt, image=is_first and self._picture is not None)
-            answer = self._varco._stream(self._picture, [*self._messages, question], options).run()
-            self._messages += [question, Message("assistant", answer.text)]
-            return answer
+        return Chat(self.session, None if image is None else load_picture(image), system)
 
 
 def _messages(prompt: str, has_image: bool, system: str | None) -> list[Message]:
@@ -500,28 +283,16 @@ def _need_picture(image: Source | None, what: str) -> None:
         raise ImageError(f"{what} looks at a picture, got None. Give a picture, or ask(None, prompt) without one.")
 
 
-def _check_options(options: Options) -> None:
-    """Refuse what is no option: a misspelled one would silently change nothing."""
-    known = Options.__annotations__
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"Did you mean {close[0]}?" if close else f"Expected one of: {', '.join(known)}."
-            raise UsageError(f"{name} is no option of a question. {hint}")
-
-
-def _sampling(options: Options) -> SamplingSettings:
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    return SamplingSettings(**{name: options[name] for name in names if name in options})  # type: ignore[literal-required]
-
-
-def _stop_strings(options: Options) -> tuple[str, ...]:
-    """The strings that end an answer; None, as other libraries spell it, is none. Raises `UsageError`."""
-    stop = options.get("stop")
-    try:
-        strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-    except TypeError:  # not even a list
-        strings = (stop,)  # type: ignore[assignment]
-    if not all(isinstance(one, str) for one in strings):
-        raise UsageError(f"stop={stop!r} is no text. Expected a string, a list of strings, or None.")
-    return strings
+def _check_ids(token_ids: Sequence[int], manifest: Manifest, has_image: bool) -> None:
+    """Check that an answer holds nothing but tokens, and no place for a second picture."""
+    vocab_size, image_token_id = manifest.model.vocab_size, manifest.prompt.image_token_id
+    for id_ in token_ids:
+        if not isinstance(id_, Integral) or not 0 <= id_ < vocab_size:
+            raise UsageError(
+                f"The answer's token id {id_!r} is none of this model's. Expected whole numbers from 0 to "
+                f"{vocab_size - 1}; take them from an Answer's token_ids."
+            )
+        if has_image and id_ == image_token_id:
+            raise UsageError(
+                f"The answer's token id {id_} stands for a picture, expected words. Leave it out of the answer."
+            )

@@ -92,7 +92,7 @@ def test_with_float_activations_drafts_leave_a_real_models_answers_as_they_are(
         second, first = np.partition(varco.score(None, prompt, without.token_ids), -2, axis=1)[:, -2:].T
         if (first - second).min() < 1e-2:
             continue  # near a tie, where nothing is promised
-        varco._costs.slope = 0.0  # as if a step's length cost nothing: all that can be drafted is
+        varco.session.costs.slope = 0.0  # as if a step's length cost nothing: all that can be drafted is
         with_drafts = varco.ask(None, prompt, max_new_tokens=48)
         assert with_drafts.token_ids == without.token_ids, prompt
         assert with_drafts.timings.drafted

@@ -201,7 +201,7 @@ def test_errors_have_their_exit_status(
 def test_an_interrupt_ends_an_answer_quietly(tiny_bundle: Path, picture: Path) -> None:
     """As a user presses Ctrl-C: the signal comes while tokens are made."""
     code = (
-        "import sys, os, signal; from varco_cli.main import main; from varco_runtime.varco import Stream; "
+        "import sys, os, signal; from varco_cli.main import main; from varco_runtime.stream import Stream; "
         "Stream.__next__ = lambda self: os.kill(os.getpid(), signal.SIGINT); sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", str(tiny_bundle), str(picture), "hi"]

@@ -167,7 +167,7 @@ MARKUP = "<char>서울</char><bbox>0.1, 0.2, 0.5, 0.6</bbox> <obj>a cat</obj><bb
 @pytest.fixture
 def answers_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is asked, the answer holds regions: random weights never say any."""
-    from varco_runtime.varco import Stream
+    from varco_runtime.stream import Stream
 
     finished = Stream.run
 

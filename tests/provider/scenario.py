@@ -22,12 +22,12 @@ import numpy as np
 from PIL import Image
 
 from tests.provider.stub_libraries import load
-from varco_runtime.backend import MAX_STEP_TOKENS, Array, PromptInputs
+from varco_runtime.backend import MAX_STEP_TOKENS, Draw, PromptInputs
 from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.backends.cuda.driver import find_gpu
 from varco_runtime.backends.cuda.memory import PREFILL_TOKENS
 from varco_runtime.bundle.opening import Bundle
-from varco_runtime.generation.sampling import Draw
+from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import PackingPlan, normalise, packing_plan, tile
 

@@ -84,11 +84,11 @@ def compare(oracle: Oracle, varco: Varco, size: tuple[int, int], limit: float = 
     assert error < limit, f"image tokens differ by {error:.1e}: suspect the packing graph's newline or weights"
 
     question, reference = clear_fixture(oracle, image)
-    ids = varco._prompter.encode([Message("user", question, image=True)], len(found.image_tokens))
+    ids = varco.session.prompter.encode([Message("user", question, image=True)], len(found.image_tokens))
     prompt = varco.bundle.manifest.prompt
     all_ids = np.array(ids + reference.token_ids[:-1], dtype=np.int64)
     logits = backend.prefill(PromptInputs(all_ids, prompt.image_token_id, found.packed), 0, len(reference.token_ids))
-    varco._memory.forget_sequence()
+    varco.session.memory.forget_sequence()
     error = relative_error(logits, reference.logits)
     assert error < limit, f"logits differ by {error:.1e}: suspect the picture's rows, rotary positions or the caches"
     answer = varco.ask(image, question, max_new_tokens=64)

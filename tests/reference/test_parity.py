@@ -136,7 +136,7 @@ def test_every_stage_equals_the_reference(pair: Pair, size: tuple[int, int]) -> 
     assert error < LIMIT, f"image tokens differ by {error:.1e}: suspect unpadding, newlines or the shrink"
 
     question, reference = clear_fixture(oracle, image)
-    ids = varco._prompter.encode([Message("user", question, image=True)], len(tokens))
+    ids = varco.session.prompter.encode([Message("user", question, image=True)], len(tokens))
     prompt = varco.bundle.manifest.prompt
     # LLaVA-NeXT's placeholder is no token of the vocabulary; it stands where its twin has <image>.
     image_token_id = oracle.model.config.image_token_id
@@ -145,7 +145,7 @@ def test_every_stage_equals_the_reference(pair: Pair, size: tuple[int, int]) -> 
     # Teacher forcing: one pass gives the logits at every step of the reference's answer.
     all_ids = np.array(ids + reference.token_ids[:-1], dtype=np.int64)
     logits = backend.prefill(PromptInputs(all_ids, prompt.image_token_id, tokens), 0, len(reference.token_ids))
-    varco._memory.forget_sequence()
+    varco.session.memory.forget_sequence()
     first = relative_error(logits[0], reference.logits[0])
     assert first < LIMIT, f"first logits differ by {first:.1e}: suspect rotary positions, masks or the head"
 

@@ -73,7 +73,7 @@ def logits_of_both(reference: Path, packed: Path, bundle: Path) -> tuple[Array, 
     picture = load_picture(image)
     pixel_values = normalise(tile(picture, settings), settings)
     tokens = varco.backend.pack(varco.backend.encode(pixel_values), packing_plan(picture.size_hw, settings))
-    ids = varco._prompter.encode([Message("user", question, image=True)], len(tokens))
+    ids = varco.session.prompter.encode([Message("user", question, image=True)], len(tokens))
     assert ids == greedy.prompt_ids
     all_ids = np.array(ids + greedy.token_ids[:-1], dtype=np.int64)
     inputs = PromptInputs(all_ids, varco.bundle.manifest.prompt.image_token_id, tokens)

@@ -18,7 +18,7 @@ from tests.makers.inputs import close, noise_picture
 from varco_runtime import Varco
 from varco_runtime.backend import KeepsPrefixes, PromptInputs
 from varco_runtime.errors import UsageError
-from varco_runtime.varco import Stream
+from varco_runtime.stream import Stream
 
 NUM_TOKENS = 4
 ENDED = "A newer question ended this stream. Read a stream to its end before the next question."
@@ -40,9 +40,9 @@ def loaded(tiny_bundle: Path) -> Varco:
 @pytest.fixture
 def varco(loaded: Varco) -> Iterator[Varco]:
     """A model whose lock and backend are its own again after each test."""
-    lock = loaded._lock
+    lock = loaded.session.lock
     yield loaded
-    loaded._lock = lock
+    loaded.session.lock = lock
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,16 @@ def expected(tiny_bundle: Path) -> Expected:
 
 def assert_the_cache_is_what_it_claims(varco: Varco, fresh: Varco) -> None:
     """Keys and values are those of the sequence that the model believes to be in its cache."""
-    sequence = varco._memory.sequence
+    sequence = varco.session.memory.sequence
     ids = list(sequence.ids)
     if not ids:
         return
     assert isinstance(varco.backend, KeepsPrefixes)
     assert isinstance(fresh.backend, KeepsPrefixes)
     image_token_id = varco.bundle.manifest.prompt.image_token_id
-    tokens = None if sequence.digest is None else varco._memory.image_tokens(sequence.digest)
+    tokens = None if sequence.digest is None else varco.session.memory.image_tokens(sequence.digest)
     fresh.backend.prefill(PromptInputs(np.array(ids), image_token_id, tokens), 0)
-    fresh._memory.forget_sequence()  # what lies in its cache came by no question
+    fresh.session.memory.forget_sequence()  # what lies in its cache came by no question
     assert close(varco.backend.copy_prefix(len(ids)), fresh.backend.copy_prefix(len(ids)))
 
 
@@ -123,16 +123,16 @@ def meet(how: str, varco: Varco, other: Stream, expected: tuple[int, ...], score
 def test_a_stream_that_meets_another_at_any_use_of_the_lock_is_right_or_refused(
     varco: Varco, tiny_bundle: Path, expected: Expected, how: str, after: bool
 ) -> None:
-    fresh, lock = Varco.load(tiny_bundle, threads=1), varco._lock
+    fresh, lock = Varco.load(tiny_bundle, threads=1), varco.session.lock
     scores = fresh.score(None, "Hello", [5, 6])
     outcomes = set()
     for num in range(1, NUM_TOKENS + 2):  # the last use finds that no token is left
         varco.ask(None, "Something else", max_new_tokens=1)  # so that neither question is in the cache already
         first, other = (varco.stream(*QUESTIONS[i], max_new_tokens=NUM_TOKENS) for i in (1, 2))
         meeting = functools.partial(meet, how, varco, other, expected[2], scores)
-        varco._lock = Door(lock, num, meeting, after)  # type: ignore[assignment]
+        varco.session.lock = Door(lock, num, meeting, after)  # type: ignore[assignment]
         got = read(first)
-        varco._lock = lock
+        varco.session.lock = lock
         outcomes.add(got)
         assert got in (expected[1], ENDED), f"use {num} of the lock"
         if how == "begins":
@@ -145,10 +145,10 @@ def test_a_stream_that_meets_another_at_any_use_of_the_lock_is_right_or_refused(
 def test_the_one_that_comes_second_to_the_lock_is_the_newer_question(varco: Varco, expected: Expected) -> None:
     """The fault of a turn taken before the lock: the newer stream went on with the older one's keys and values."""
     older, newer = (varco.stream(*QUESTIONS[i], max_new_tokens=NUM_TOKENS) for i in (1, 2))
-    lock = varco._lock
-    varco._lock = Door(lock, 1, lambda: (next(newer), None)[1], after=False)  # type: ignore[assignment]
+    lock = varco.session.lock
+    varco.session.lock = Door(lock, 1, lambda: (next(newer), None)[1], after=False)  # type: ignore[assignment]
     got = read(older)
-    varco._lock = lock
+    varco.session.lock = lock
     assert got == expected[1]
     assert read(newer) == ENDED
 

@@ -50,7 +50,7 @@ def plain(bundle: Path) -> Callable[[], Varco]:
 
     def make() -> Varco:
         varco = Varco.load(bundle, threads=1, memory_mb=0)
-        varco._drafter = lambda request: None  # type: ignore[method-assign]
+        varco.session.drafter = lambda ids: None  # type: ignore[method-assign]
         return varco
 
     return make
@@ -86,7 +86,7 @@ def test_drafts(
     def make() -> Varco:
         """Draft whatever is possible, as if a step's length cost nothing."""
         varco = Varco.load(bundle, threads=1, memory_mb=0)
-        varco._costs.slope = 0.0
+        varco.session.costs.slope = 0.0
         return varco
 
     assert_neutral(make, plain, questions, NUM_TOKENS)

@@ -162,6 +162,8 @@ def _probes(manifest: Manifest, tasks: list[str]) -> str:
 
 def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
     """One row per network; one token reads one row of the embedding table."""
+    from varco_runtime.dtypes import ITEM_BYTES
+
     rows: list[tuple[str, ...]] = []
     for name, part in manifest.components.items():
         on_disk = size_text(_file_bytes(manifest, part.file, part.data))
@@ -169,7 +171,7 @@ def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
     table = manifest.embedding
     if table is None:
         return rows
-    row_bytes = table.width * (4 if table.dtype == "fp32" else 2)
+    row_bytes = table.width * ITEM_BYTES[table.dtype]
     on_disk = size_text(_file_bytes(manifest, table.file))
     return [*rows, ("embedding table", table.dtype, "", size_text(row_bytes), on_disk)]
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from varco_runtime.answer.answer import Answer
-    from varco_runtime.varco import Options, Stream, Varco
+    from varco_runtime.options import Options
+    from varco_runtime.stream import Stream
+    from varco_runtime.varco import Varco
 
 TASKS = ("chat", "ocr", "ground", "refer")
 FORMATS = ("text", "json", "coco", "hocr")

@@ -23,9 +23,9 @@ from varco_export.engines.checks import check_types, count_layers, layers_of
 from varco_export.engines.log import BuildLog, open_log, process_logger, short_reason
 from varco_export.engines.timing_cache import load_timings, save_timings
 from varco_export.writing.whole_folder import HashedFile
-from varco_runtime.backends.tensorrt.contract import Tensor
 from varco_runtime.backends.tensorrt.engine import PRODUCTS, find_module
 from varco_runtime.bundle.manifest import FileFacts
+from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.errors import BackendError, ExportError, UsageError
 from varco_runtime.extras import install_command
 from varco_runtime.system.peak_memory import PeakMemory

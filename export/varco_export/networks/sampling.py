@@ -15,8 +15,8 @@ from varco_export.dialects.largest import block_width, infinite_for_nan, infinit
 from varco_export.writing.graph import DTYPES, Graph
 
 SETTINGS = ("penalty", "temperature", "first", "cut", "min_p", "place")
-"""The order of the input `settings` `[6]`; see `varco_runtime.generation.sampling.Draw`. `first` is the place of the
-least score that top-k keeps, in ascending order: the vocabulary's size less k."""
+"""The order of the input `settings` `[6]`; see `varco_runtime.backend.Draw`. `first` is the place of the least score
+that top-k keeps, in ascending order: the vocabulary's size less k."""
 
 
 def emit_sampling(graph: Graph, vocab_size: int, advance: Callable[[], None]) -> None:

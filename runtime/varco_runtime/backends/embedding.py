@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from varco_runtime.bundle.manifest import Embedding
-from varco_runtime.dtypes import from_stored
+from varco_runtime.dtypes import STORAGE, Array, from_stored
 from varco_runtime.errors import BundleError
 
-Array = np.ndarray[Any, Any]
-
-_STORAGE: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
+_FORMATS = ("fp32", "fp16", "bf16")
 
 
 class EmbeddingTable:
     """Rows `[vocab_size + 1, width]`; the last one is image_newline. bf16 is kept as its 16 bits."""
 
     def __init__(self, path: Path, facts: Embedding) -> None:
-        if facts.dtype not in _STORAGE:
+        if facts.dtype not in _FORMATS:
             raise BundleError(f"{path} holds {facts.dtype}, expected fp32, fp16 or bf16. Export the bundle again.")
-        storage = _STORAGE[facts.dtype]
+        storage = np.dtype(STORAGE[facts.dtype]).newbyteorder("<")
         expected = facts.rows * facts.width * storage.itemsize
         if path.stat().st_size != expected:
             raise BundleError(

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Array, Backend, ShowsFeatures
+from varco_runtime.backend import Backend, ShowsFeatures
 from varco_runtime.bench.budget import Clock
 from varco_runtime.bundle.graph_contract import SILENT
 from varco_runtime.bundle.opening import Bundle
+from varco_runtime.dtypes import STORAGE, Array
 from varco_runtime.picture.packing import PackingPlan
-
-_TYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16}
 
 
 def time_projector(bundle: Bundle, backend: Backend, tile: Array, threads: int, runs: int, clock: Clock) -> list[float]:
@@ -31,7 +30,7 @@ def time_projector(bundle: Bundle, backend: Backend, tile: Array, threads: int, 
         session: Any = onnxruntime.InferenceSession(
             str(bundle.path(component.file)), options, providers=["CPUExecutionProvider"]
         )
-    patches = _patches(backend, tile, bundle.manifest.image.patches_per_tile).astype(_TYPES[component.compute])
+    patches = _patches(backend, tile, bundle.manifest.image.patches_per_tile).astype(STORAGE[component.compute])
     feeds = {session.get_inputs()[0].name: patches}
     seconds = []
     for _ in range(runs + 1):

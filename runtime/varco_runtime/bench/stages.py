@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from varco_runtime.backend import Array, Backend, GreedyBackend, PromptInputs, pixel_path
+from varco_runtime.backend import Backend, GreedyBackend, PromptInputs, pixel_path
 from varco_runtime.bench.budget import Budget, Clock
 from varco_runtime.bench.memory import peak_memory_bytes
 from varco_runtime.bench.networks import time_projector
@@ -22,6 +22,7 @@ from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.stopwatch import Call, watch
 from varco_runtime.bench.workload import Workload
 from varco_runtime.bundle.opening import Bundle
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import ContextError
 from varco_runtime.varco import Varco
 
@@ -76,11 +77,11 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
     Raises `ContextError` where the question and its answer do not fit the context, and what `Varco.ask` raises.
     """
     samples = Samples(load_s=varco.load_s, new_tokens=plan.new_tokens, num_tiles=work.num_tiles)
-    varco.bundle = _endless(varco.bundle)
+    varco.session.bundle = _endless(varco.bundle)
     progress("Warming up.")
     tile = work.pixel_values()[:1].copy()
     samples.image_tokens = work.plan().num_tokens
-    samples.prompt_tokens = len(varco.stream(work.picture, work.prompt)._request.ids)  # nothing runs before it is read
+    samples.prompt_tokens = varco.stream(work.picture, work.prompt).num_prompt_tokens  # nothing runs before it is read
     _check_room(varco.backend, samples)
     costs = _warm_up(varco, tile, budget.clock)
     if _fits(samples, costs, budget):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from varco_runtime.backend import Array
 from varco_runtime.bundle.settings import ImageSettings
+from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
 from varco_runtime.picture.packing import PackingPlan, normalise, packing_plan, tile, tile_plan
 

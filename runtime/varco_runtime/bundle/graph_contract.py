@@ -11,22 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.backends.tensorrt.contract import Tensor, cache_names
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Manifest, cache_names
+from varco_runtime.bundle.tensor import Tensor
+from varco_runtime.dtypes import FORMATS
 from varco_runtime.errors import BundleError
 
 SILENT = 4
 """onnxruntime's log level above errors: those are raised as well, and would be printed in color over the one line."""
 _TYPES = {
-    "tensor(float)": "fp32",
-    "tensor(float16)": "fp16",
-    "tensor(bfloat16)": "bf16",
-    "tensor(double)": "fp64",
-    "tensor(uint8)": "uint8",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
+    f"tensor({FORMATS[name].onnx_name})": name
+    for name in ("fp64", "fp32", "fp16", "bf16", "uint8", "int32", "int64", "bool")
 }
+"""The formats of a graph's inputs and outputs as ONNX Runtime spells them; int8, int4 and fp8 are those of weights."""
 NUM_SETTINGS = 6
 """What a draw of a token on a device is told: `sampling.onnx`."""
 

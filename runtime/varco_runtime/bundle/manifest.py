@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, PromptSettings
+from varco_runtime.dtypes import ITEM_BYTES
 
 FORMAT_VERSION = 2
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,5 +134,10 @@ class Manifest:
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one position occupies in all layers."""
         model = self.model
-        element = ELEMENT_BYTES[self.decoder.compute]
+        element = ITEM_BYTES[self.decoder.compute]
         return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * element
+
+
+def cache_names(num_layers: int) -> list[str]:
+    """Return the names of a decoder's caches, which a graph puts behind `past.` and `present.`."""
+    return [f"{layer}.{kind}" for layer in range(num_layers) for kind in ("key", "value")]

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from varco_runtime.bundle.manifest import (
-    ELEMENT_BYTES,
     FORMAT_VERSION,
     Component,
     Embedding,
@@ -21,6 +20,7 @@ from varco_runtime.bundle.manifest import (
     ModelFacts,
 )
 from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, PromptSettings
+from varco_runtime.dtypes import ITEM_BYTES
 
 MANIFEST = "bundle.json"
 MAX_FILES = 256
@@ -158,7 +158,7 @@ def _embedding_faults(manifest: Manifest, embedding: Embedding) -> Iterator[str]
             f"embedding has {embedding.rows} rows of {embedding.width}, expected {model.vocab_size + 1} of "
             f"{model.hidden_size}: vocab_size + 1 of hidden_size"
         )
-    expected = embedding.rows * embedding.width * ELEMENT_BYTES[embedding.dtype]
+    expected = embedding.rows * embedding.width * ITEM_BYTES[embedding.dtype]
     if manifest.files[embedding.file].size != expected:
         yield f"{embedding.file} has {manifest.files[embedding.file].size} bytes, expected {expected} by its shape"
 

@@ -1,84 +1,79 @@
-"""The decode loop, in layers: token ids from the backend, then text and regions from token ids."""
+"""The decode loop: token ids from a backend, one at a step or, with drafts, several."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
-from varco_runtime.answer.answer import Piece
-from varco_runtime.backend import (
-    Array,
-    Backend,
-    GreedyBackend,
-    GreedyVerifyingBackend,
-    SamplingBackend,
-    VerifyingBackend,
-)
+from varco_runtime.backend import Backend, GreedyBackend, GreedyVerifyingBackend, SamplingBackend, VerifyingBackend
+from varco_runtime.dtypes import Array
 from varco_runtime.generation.sampling import Sampler
 from varco_runtime.generation.speculation import Drafter
-from varco_runtime.generation.stopping import StopStrings
-from varco_runtime.markup.parser import Parsed, Region, StreamParser
-from varco_runtime.prompt.tokenizer import StreamDecoder, Tokenizer
 
 
-def generate_tokens(
-    backend: Backend,
-    logits: Array,
-    position: int,
-    sampler: Sampler,
-    eos_token_ids: Collection[int],
-    max_new_tokens: int,
-    on_token: Callable[[int], None],
-    drafter: Drafter | None = None,
-) -> Iterator[int]:
-    """Yield token ids from the prompt's last logits `[vocab]` on, an end token included.
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """An answer to decode behind a prompt that is in the backend's cache.
 
-    `position` is where the first new token goes. `on_token` is called with each id once it is in the cache. Where the
-    choice needs nothing but the largest logit, a device that can makes it. With a `drafter`, steps may hold several
-    tokens; the tokens that come out are those of the same logits, as far as a longer step gives the same logits.
+    Args:
+        backend: Takes the steps.
+        logits: The prompt's last logits, `[vocab]` fp32.
+        position: Where the first new token goes in the cache.
+        sampler: Chooses the tokens. A device that can do so chooses in its place.
+        eos_token_ids: The tokens that end an answer.
+        max_new_tokens: The most tokens of the answer, at least 1.
+        on_token: Called with each token id once it is in the cache.
+        drafter: Guesses at the next tokens, so that a step may hold several; for a `VerifyingBackend` alone. The
+            tokens of the answer are those of the same logits, as far as a longer step gives the same logits.
     """
-    if drafter is not None and isinstance(backend, VerifyingBackend):
-        yield from _generate_verified(
-            backend, drafter, logits, position, sampler, eos_token_ids, max_new_tokens, on_token
-        )
+
+    backend: Backend
+    logits: Array
+    position: int
+    sampler: Sampler
+    eos_token_ids: Collection[int]
+    max_new_tokens: int
+    on_token: Callable[[int], None]
+    drafter: Drafter | None = None
+
+
+def generate_tokens(decoding: Decoding) -> Iterator[int]:
+    """Yield the token ids of an answer, an end token included."""
+    backend, sampler, position = decoding.backend, decoding.sampler, decoding.position
+    if decoding.drafter is not None and isinstance(backend, VerifyingBackend):
+        yield from _generate_verified(decoding, backend, decoding.drafter)
         return
-    token = sampler.next(logits)
-    for index in range(max_new_tokens):
+    token = sampler.next(decoding.logits)
+    for index in range(decoding.max_new_tokens):
         yield token
-        if token in eos_token_ids or index + 1 == max_new_tokens:
+        if token in decoding.eos_token_ids or index + 1 == decoding.max_new_tokens:
             return
         if sampler.is_greedy and isinstance(backend, GreedyBackend):
             chosen = backend.decode_greedy(token, position)
         elif isinstance(backend, SamplingBackend):
-            chosen = backend.decode_sampled(token, position, sampler.draw(len(logits)))
+            chosen = backend.decode_sampled(token, position, sampler.draw(len(decoding.logits)))
             sampler.accept(chosen)
         else:
             chosen = sampler.next(backend.decode_step(token, position))
-        on_token(token)
+        decoding.on_token(token)
         token = chosen
         position += 1
 
 
-def _generate_verified(
-    backend: VerifyingBackend,
-    drafter: Drafter,
-    logits: Array,
-    position: int,
-    sampler: Sampler,
-    eos_token_ids: Collection[int],
-    max_new_tokens: int,
-    on_token: Callable[[int], None],
-) -> Iterator[int]:
-    """`generate_tokens` with drafts. A rejected guess stays in the cache behind the last position, where the next step
-    overwrites it."""
-    left = max_new_tokens
-    chosen = [sampler.next(logits)]
+def _generate_verified(decoding: Decoding, backend: VerifyingBackend, drafter: Drafter) -> Iterator[int]:
+    """Yield the token ids of an answer with drafts.
+
+    A rejected guess stays in the cache behind the last position, where the next step overwrites it.
+    """
+    sampler, position, left = decoding.sampler, decoding.position, decoding.max_new_tokens
+    chosen = [sampler.next(decoding.logits)]
     while True:
         for token in chosen:
             drafter.feed(token)
             yield token
             left -= 1
-            if token in eos_token_ids or left == 0:
+            if token in decoding.eos_token_ids or left == 0:
                 return
         guesses = drafter.propose(left - 1)
         put = [token, *(guess.token for guess in guesses)]
@@ -91,61 +86,10 @@ def _generate_verified(
         seconds = time.perf_counter() - started
         chosen = [next(choices)]
         for guess in guesses:
-            if guess.token != chosen[-1] or guess.token in eos_token_ids:
+            if guess.token != chosen[-1] or guess.token in decoding.eos_token_ids:
                 break
             chosen.append(next(choices))
         drafter.count(guesses, len(chosen) - 1, seconds)
         for known in put[: len(chosen)]:
-            on_token(known)
+            decoding.on_token(known)
         position += len(chosen)
-
-
-class Transcript:
-    """Token ids on their way to text, plain text and regions.
-
-    Holds back what may still change: bytes of an unfinished character, a possible beginning of a stop string or tag.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Collection[int], stop: tuple[str, ...]) -> None:
-        self._decoder = StreamDecoder(tokenizer)
-        self._eos = eos_token_ids
-        self._stop = StopStrings(stop)
-        self._parser = StreamParser()
-        self.token_ids: list[int] = []
-        self.token_times: list[float] = []
-        self._texts: list[str] = []
-        self.finish_reason: str | None = None
-
-    def feed(self, token: int) -> Piece:
-        """Take one token; sets `finish_reason` when it ended the answer."""
-        self.token_ids.append(token)
-        self.token_times.append(time.perf_counter())
-        if token in self._eos:
-            self.finish_reason = "stop"
-            return Piece("", "", ())
-        return self._advance(self._stop.feed(self._decoder.feed(token)))
-
-    def finish(self, reason: str) -> Piece:
-        """Let out what was held back; `reason` counts unless the answer ended by itself."""
-        rest = "" if self._stop.stopped else self._stop.feed(self._decoder.finish()) + self._stop.finish()
-        self.finish_reason = self.finish_reason or reason
-        return self._advance(rest, final=True)
-
-    @property
-    def text(self) -> str:
-        return "".join(self._texts)
-
-    @property
-    def parsed(self) -> Parsed:
-        """Plain text, regions and warnings; final after `finish`."""
-        return self._parser.parsed
-
-    def _advance(self, text: str, final: bool = False) -> Piece:
-        if self._stop.stopped:
-            self.finish_reason = "stop_string"
-        self._texts.append(text)
-        events = self._parser.feed(text)
-        if final:
-            events += self._parser.finish()
-        plain_text = "".join(event for event in events if isinstance(event, str))
-        return Piece(text, plain_text, tuple(event for event in events if isinstance(event, Region)))

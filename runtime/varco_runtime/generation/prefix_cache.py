@@ -1,5 +1,8 @@
-"""What is kept between questions: the sequence in the key/value cache, and for other pictures their image tokens and
-the keys and values of their prompts, so that coming back to a picture computes none of it again."""
+"""The cache of earlier prompts, so that a question about a picture seen before computes none of it again.
+
+Kept are the ids of the sequence in the key/value cache, and for other pictures their image tokens and the keys and
+values of their prompts.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ class Sequence:
     digest: str | None = None
 
     def common_prefix(self, ids: list[int], digest: str | None, image_token_id: int) -> int:
-        """How many leading positions of a new prompt need not be computed. The last one always is, for its logits."""
+        """Return how many leading positions of a new prompt need not be computed.
+
+        The last position always is computed, for its logits.
+        """
         limit = min(len(self.ids), len(ids) - 1)
         same = next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
         if self.digest != digest and image_token_id in ids[:same]:
@@ -42,6 +48,11 @@ class Memory:
 
     The image tokens of the latest picture are kept whatever their size. A backend that is no `KeepsPrefixes` holds one
     picture at a time in its own memory, so that nothing else is kept for it.
+
+    Args:
+        backend: Holds the key/value cache.
+        image_token_id: The id that stands for a picture in prompts.
+        max_bytes: Bytes of the store, 0 for none.
     """
 
     def __init__(self, backend: Backend, image_token_id: int, max_bytes: int) -> None:
@@ -54,13 +65,13 @@ class Memory:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of everything in the store."""
+        """Return the bytes of everything in the store."""
         return sum(kept.num_bytes for kept in self._kept.values())
 
     # -- image tokens -----------------------------------------------------------------------------------------------
 
     def image_tokens(self, digest: str) -> Any | None:
-        """The image tokens of a picture seen before, or None."""
+        """Return the image tokens of a picture seen before, or None."""
         if self._latest is None or self._latest[0] != digest:
             kept = self._kept.get(("tokens", digest))
             if kept is None:
@@ -70,10 +81,11 @@ class Memory:
         return self._latest[1]
 
     def make_room(self) -> None:
-        """Before a new picture is encoded: the latest one's tokens are dropped, unless they are in the store."""
+        """Drop the latest picture's tokens, unless they are in the store, before a new picture is encoded."""
         self._latest = None
 
     def keep_image_tokens(self, digest: str, tokens: Any) -> None:
+        """Keep the image tokens of the latest picture, in the store too if it has room."""
         self._latest = (digest, tokens)
         if self._max_bytes:
             self._keep("tokens", digest, tokens, tokens.nbytes)
@@ -81,7 +93,9 @@ class Memory:
     # -- keys and values --------------------------------------------------------------------------------------------
 
     def prepare(self, ids: list[int], digest: str | None, num_logits: int) -> int:
-        """Make the key/value cache hold as much of a new prompt as is known; returns how many positions that is.
+        """Make the key/value cache hold as much of a new prompt as is known, and return how many positions that is.
+
+        The last `num_logits` positions are left to compute.
 
         A picture's prompt that would be overwritten is copied out first; one that was copied out before is copied back
         where it holds more than the cache does.
@@ -103,7 +117,7 @@ class Memory:
         return same
 
     def _keep_prefix(self, same: int) -> None:
-        """Copy out what the cache holds of a picture's prompt, up to its last image token, if that is to go."""
+        """Copy what the cache holds of a picture's prompt, up to its last image token, if that will be overwritten."""
         ids, digest = self.sequence.ids, self.sequence.digest
         if not self._max_bytes or digest is None or self._image_token_id not in ids[same:]:
             return
@@ -118,7 +132,7 @@ class Memory:
         self._keep("prefix", digest, (Sequence(ids[:end], digest), prefix), prefix.nbytes)
 
     def forget_sequence(self) -> None:
-        """What a failed step left in the cache is not trusted."""
+        """Take the cache for empty: what a failed step left in it is not trusted."""
         self.sequence = Sequence()
 
     # -- the store --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The next token from the logits.
+"""Choosing the next token from the logits.
 
 Repetition penalty, temperature, top-k, top-p and min-p follow transformers' `generation/logits_process.py` in meaning,
 order and edge cases (ties at the k-th place stay, top-p keeps at least one, min-p is relative to the most probable).
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from varco_runtime.backend import GREEDY, Draw
 from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.errors import BackendError, UsageError
 
@@ -28,10 +29,18 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How to choose. Raises `UsageError` for a value out of range.
+    """How to choose tokens.
 
-    `temperature` 0 is greedy, and top-k (0: off), top-p (1: off) and min-p (0: off) then have no effect.
-    `repetition_penalty` None is the bundle's; 1 is off. `seed` None draws anew each time.
+    Args:
+        temperature: 0 is greedy, and top-k, top-p and min-p then have no effect; else 0.001 to 1000.
+        top_k: Draw from so many of the likeliest tokens; 0 is off.
+        top_p: Draw from the likeliest tokens that make up this probability; 1 is off.
+        min_p: Draw from tokens with this part of the likeliest one's probability; 0 is off.
+        repetition_penalty: 0.001 to 1000; None is the bundle's, 1 is off.
+        seed: 0 to 2^64 - 1; None draws anew each time.
+
+    Raises:
+        UsageError: A value is out of range.
     """
 
     temperature: float = 0.0
@@ -54,35 +63,13 @@ class SamplingSettings:
         _expect("seed", seed, "a whole number from 0 to 2^64 - 1", _is_whole(seed) and 0 <= seed < 1 << 64)
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """What a device needs to choose as `Sampler.next` would.
-
-    penalty: the repetition penalty, for the ids `seen`.
-    temperature: what scores are divided by.
-    top_k: how many scores stay, with all that equal the least of them; at least 1, and the vocabulary's size for all.
-    cut: the part of the probability that top-p removes, from the least score on; below 1.
-    min_p: the least probability that stays, relative to the greatest.
-    place: the place of the draw among what stays, in 0 .. 1, ids in ascending order; below 1.
-    """
-
-    penalty: float
-    seen: npt.NDArray[np.int64]
-    temperature: float
-    top_k: int
-    cut: float
-    min_p: float
-    place: float
-
-
-FIRST_OF_THE_GREATEST = Draw(1.0, np.empty(0, np.int64), 1.0, 1, 0.0, 0.0, 0.0)
-"""The greedy choice: of the scores that equal the greatest, the first."""
-
-
 class Sampler:
     """Chooses the tokens of one answer, and counts those that the repetition penalty is for.
 
-    `prompt_ids` count for the penalty when the checkpoint's generation does so (`GenerationSettings`).
+    Args:
+        settings: What the question asks for.
+        generation: What the bundle says where the question does not.
+        prompt_ids: The prompt's tokens, for which the penalty counts where the checkpoint's generation does so.
     """
 
     def __init__(
@@ -100,12 +87,16 @@ class Sampler:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the next token is always the one with the largest logit."""
+        """Return whether the next token is always the one with the largest logit."""
         return self._settings.temperature == 0 and self.repetition_penalty == 1.0
 
     def next(self, logits: FloatArray) -> int:
-        """The next token id for logits `[vocab]`, which stay as they are. Raises `BackendError` for NaN or infinity."""
-        scores = self._penalised(logits)
+        """Choose a token from logits `[vocab]`, which stay as they are, and return its id.
+
+        Raises:
+            BackendError: The largest logit is no finite number.
+        """
+        scores = self._penalized(logits)
         # The first NaN if there is one, else the largest, the first of equals as in torch.
         best = int(np.argmax(scores))
         if not math.isfinite(scores[best]):
@@ -118,17 +109,17 @@ class Sampler:
         return token
 
     def draw(self, vocab_size: int) -> Draw:
-        """The next choice for a device to make from `vocab_size` logits; tell `accept` what it chose."""
+        """Return the next choice for a device to make from `vocab_size` logits; tell `accept` what it chose."""
         settings, penalty = self._settings, self.repetition_penalty
         if settings.temperature == 0:
-            return replace(FIRST_OF_THE_GREATEST, penalty=penalty, seen=self._seen_ids)
+            return replace(GREEDY, penalty=penalty, seen=self._seen_ids)
         top_k = settings.top_k if 0 < settings.top_k < vocab_size else vocab_size
         cut = min(float(np.float32(1 - settings.top_p)), _BELOW_ONE)
         place = min(self._random.random(), _BELOW_ONE)
         return Draw(penalty, self._seen_ids, settings.temperature, top_k, cut, settings.min_p, place)
 
-    def _penalised(self, logits: FloatArray) -> FloatArray:
-        """The logits after the repetition penalty; a copy only if there is something to change."""
+    def _penalized(self, logits: FloatArray) -> FloatArray:
+        """Return the logits after the repetition penalty; a copy only if there is something to change."""
         if self._seen_ids.size == 0:
             return logits
         if self._scores is None or self._scores.shape != logits.shape:
@@ -153,7 +144,10 @@ class Sampler:
 
 
 def candidates(scores: FloatArray, settings: SamplingSettings) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """The ids that may be drawn, ascending, and their probabilities, which sum to 1."""
+    """Return the ids that may be drawn, ascending, and their probabilities, which sum to 1.
+
+    `scores` are the logits `[vocab]` after the repetition penalty.
+    """
     scores = scores / np.float32(settings.temperature)
     if 0 < settings.top_k < scores.size:
         smallest = np.partition(scores, scores.size - settings.top_k)[scores.size - settings.top_k]

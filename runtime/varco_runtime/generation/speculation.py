@@ -47,16 +47,18 @@ class Chances:
     _num_tokens: int = 0
 
     def of(self, source: str) -> float:
+        """Return the mean of a source, 0 to 1."""
         start = _FIRST_CHANCES.get(source, _FIRST_CHANCE)
         mean, at = self._means.get(source, (start, 0))
         return start + (mean - start) * (1 - _DRIFT) ** (self._num_tokens - at)
 
     def count(self, source: str, right: bool) -> None:
+        """Take note of one guess of a source."""
         chance = self.of(source)
         self._means[source] = chance + _RATE * (float(right) - chance), self._num_tokens
 
     def drift(self) -> None:
-        """One token has passed."""
+        """Take note that one token has passed."""
         self._num_tokens += 1
 
 
@@ -72,6 +74,7 @@ class StepCosts:
     taken: set[int] = field(default_factory=set)
 
     def count(self, num_tokens: int, seconds: float) -> None:
+        """Take note of what a step of `num_tokens` tokens took."""
         if num_tokens not in self.taken:  # the first of a length allocates its buffers
             self.taken.add(num_tokens)
         elif num_tokens == 1:
@@ -81,11 +84,11 @@ class StepCosts:
             self.slope += _RATE * (min(slope, 1.5) - self.slope)
 
     def drift(self) -> None:
-        """As with `Chances`: one slow moment must not end all drafts."""
+        """Take the slope a little back to its start, with every token: one slow moment must not end all drafts."""
         self.slope += _SLOPE_DRIFT * (_FIRST_SLOPE - self.slope)
 
     def of(self, num_tokens: int) -> float:
-        """Relative to a step of one token."""
+        """Return what a step of `num_tokens` tokens costs, relative to a step of one."""
         return 1 + self.slope * (num_tokens - 1)
 
 
@@ -98,7 +101,18 @@ class Guess:
 
 
 class Drafter:
-    """Drafts for one answer. Feed it every token of the text, `prompt_ids` (without image tokens) first."""
+    """Drafts for one answer. Feed it every token of the answer, once it is chosen.
+
+    Args:
+        tokenizer: The model's.
+        prompt_ids: The prompt's tokens, without image tokens.
+        chances: How often each source of guesses is right, shared by all answers of a model.
+        costs: What steps take, shared likewise.
+
+    Attributes:
+        drafted: How many tokens were guessed.
+        accepted: How many of them were right.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int], chances: Chances, costs: StepCosts) -> None:
         self._chances = chances
@@ -111,14 +125,14 @@ class Drafter:
         self.accepted = 0
 
     def feed(self, token: int) -> None:
-        """The next token of the text."""
+        """Take the next token of the answer."""
         self._repeats.feed(token)
         self._boxes.feed(token)
         self._chances.drift()
         self._costs.drift()
 
     def propose(self, limit: int) -> list[Guess]:
-        """The draft, at most `limit` tokens, that promises the most tokens per time; often none."""
+        """Return the draft, at most `limit` tokens, that promises the most tokens per time; often an empty one."""
         boxes = copy.copy(self._boxes)
         tail = self._repeats.tail()
         guesses: list[Guess] = []
@@ -140,7 +154,13 @@ class Drafter:
         return guesses[: min(best, limit, MAX_STEP_TOKENS - 1)]
 
     def count(self, guesses: Sequence[Guess], num_accepted: int, seconds: float) -> None:
-        """What became of a draft, empty ones included: the first `num_accepted` guesses were right."""
+        """Take note of what became of a draft, an empty one included.
+
+        Args:
+            guesses: The draft.
+            num_accepted: How many of its guesses, from the first on, were right.
+            seconds: What the step took that verified it.
+        """
         self._costs.count(len(guesses) + 1, seconds)
         for index, guess in enumerate(guesses[: num_accepted + 1]):
             self._chances.count(guess.source, index < num_accepted)
@@ -149,7 +169,7 @@ class Drafter:
 
 
 class Repeats:
-    """What followed the last time the same two or three tokens stood there; after a tag, that tag alone is enough."""
+    """Guesses what followed the last time the same two or three tokens stood there; after a tag, that tag is enough."""
 
     def __init__(self, tags: frozenset[int]) -> None:
         self._tags = tags
@@ -213,7 +233,7 @@ class BoxGrammar:
             self._numbers = (*self._numbers[:-1], *before, number)
 
     def next(self) -> list[Guess]:
-        """The next tokens by the grammar, or the next digit by another box; none outside of boxes."""
+        """Return the next tokens by the grammar, or the next digit by another box; none outside of boxes."""
         if self._after_label and self._open is not None:
             return [Guess(self._open, "open")]
         slot = len(self._numbers) - 1
@@ -230,7 +250,7 @@ class BoxGrammar:
         return self._guess(", ", "comma") if slot < 3 else [Guess(self._close, "close")]
 
     def _digit(self, slot: int, number: str) -> list[Guess]:
-        """The digit of the number that this one is likely to resemble, if all digits so far agree."""
+        """Return the digit of the number that this one is likely to resemble, if all digits so far agree."""
         numbers, model = (self._numbers, 0) if slot == 2 else (self._previous, {0: 2, 1: 1, 3: 3}[slot])
         like = numbers[model].strip() if model < len(numbers) else ""
         if len(like) <= len(number) or not like.startswith(number):

@@ -1,4 +1,4 @@
-"""Stop strings over streamed text.
+"""Stop strings, found in text that comes in pieces.
 
 Text that may be the beginning of a stop string is held back until it is clear, so nothing of a stop string is ever
 given out, however it is cut into pieces. Of several, the one that ends first counts, of those that end together the
@@ -16,9 +16,16 @@ MAX_STOP_CHARS = 1024
 
 
 class StopStrings:
-    """Cuts a stream of text before the first stop string. Raises `UsageError` for stop strings out of bounds.
+    """Cuts a stream of text before the first stop string.
 
-    `stopped` is the stop string that was found, or None.
+    Args:
+        stops: At most 64 strings of 1 to 1,024 characters.
+
+    Raises:
+        UsageError: There are more, or longer ones, or an empty one.
+
+    Attributes:
+        stopped: The stop string that was found, or None.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -34,7 +41,7 @@ class StopStrings:
         self.stopped: str | None = None
 
     def feed(self, text: str) -> str:
-        """The text that can be given out now; nothing more once `stopped` is set."""
+        """Take more text, and return the text that can be given out now; nothing more once `stopped` is set."""
         if self.stopped is not None:
             return ""
         self._held += text
@@ -45,7 +52,7 @@ class StopStrings:
         return self._give_out(len(self._held) - max((self._begun(stop) for stop in self._stops), default=0))
 
     def finish(self) -> str:
-        """What was held back, when no more text comes."""
+        """Return what was held back, when no more text comes."""
         return "" if self.stopped is not None else self._give_out(len(self._held))
 
     def _give_out(self, num_chars: int) -> str:
@@ -53,6 +60,6 @@ class StopStrings:
         return given
 
     def _begun(self, stop: str) -> int:
-        """How many characters of `stop` the held text ends with, less than all of them."""
+        """Return how many characters of `stop` the held text ends with, less than all of them."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

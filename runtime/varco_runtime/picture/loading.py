@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from varco_runtime.errors import ImageError
+from varco_runtime.errors import ImageError, one_line
 from varco_runtime.picture import jpeg2000
 from varco_runtime.picture.bounds import MAX_PIXELS, check_structure
 from varco_runtime.picture.quiet_decoders import quiet_libtiff, quiet_pillow
@@ -358,6 +358,6 @@ def _picture(image: Image.Image) -> Picture:
 
 def _reason(error: Exception) -> str:
     """What an unforeseen exception says, as at most 120 characters of one line, without its last full stop."""
-    text = " ".join(str(error).split()) or "no reason given"
+    text = one_line(error, 120) or "no reason given"
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return f"{text[:120].rstrip('.')} ({type(error).__name__})"
+    return f"{text.rstrip('.')} ({type(error).__name__})"

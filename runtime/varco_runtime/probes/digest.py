@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from varco_runtime.dtypes import Array
 from varco_runtime.picture.packing import PackingPlan
-
-Array = np.ndarray[Any, Any]
 
 NUM_GROUPS, GROUP_SIZE = 3, 128
 _SEED = 20241105

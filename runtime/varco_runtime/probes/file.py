@@ -11,11 +11,10 @@ import numpy as np
 
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.schema import is_shallow
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import BackendError
 from varco_runtime.probes.digest import GROUP_SIZE, NUM_GROUPS
 from varco_runtime.probes.limits import FEATURE_LIMITS, FORMATS
-
-Array = np.ndarray[Any, Any]
 
 VERSION = 2
 """Version 1 has one number of noise, counted over all tokens, and neither facts nor divergences."""

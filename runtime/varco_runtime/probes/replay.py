@@ -35,9 +35,10 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Backend, NormalisesPixels, PromptInputs, ShowsFeatures, StopsRounding
+from varco_runtime.backend import Backend, NormalizesPixels, PromptInputs, ShowsFeatures, StopsRounding
 from varco_runtime.bundle.opening import Bundle
-from varco_runtime.errors import BundleError, ImageError, PromptError
+from varco_runtime.dtypes import Array
+from varco_runtime.errors import BundleError, ImageError, PromptError, one_line
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.picture.packing import normalise, packing_plan, tile
 from varco_runtime.probes.digest import digest, digest_error, newline_digest
@@ -58,8 +59,6 @@ from varco_runtime.probes.limits import (
 )
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
-
-Array = np.ndarray[Any, Any]
 
 NUM_STEPS = 8
 """Answer positions taken with `decode_step`, the rest of the answer comes out of prefill."""
@@ -240,7 +239,7 @@ def _see(probe: ProbePicture, bundle: Bundle, backend: Backend, errors: dict[str
         ("newlines", newline_digest(seen.image_tokens, plan), probe.newlines),
     ):
         errors.setdefault(component, []).append(digest_error(got, expected))
-    if isinstance(backend, NormalisesPixels):  # the answers' way to their picture
+    if isinstance(backend, NormalizesPixels):  # the answers' way to their picture
         return backend.pack(backend.encode_pixels(tiles), plan), plan.num_tokens
     return seen.packed, plan.num_tokens
 
@@ -320,7 +319,7 @@ def probe_tasks(content: str) -> list[str]:
     try:
         return [str(probe["task"]) for probe in json.loads(content)["probes"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise BundleError(f"The bundle's probes are no file of probes ({reason}). Export it again.") from None
 
 
@@ -337,5 +336,5 @@ def read_probes(bundle: Bundle) -> Probes:
     try:
         return probes_of(json.loads(bundle.text(name)), bundle.manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise BundleError(f"{name} is not a file of probes ({reason}). Export the bundle again.") from None

@@ -17,7 +17,7 @@ import jinja2.meta
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 
-from varco_runtime.errors import BundleError, PromptError
+from varco_runtime.errors import BundleError, PromptError, one_line
 from varco_runtime.prompt.template_meter import Meter
 from varco_runtime.prompt.template_sandbox import MAX_OUTPUT_CHARS, Environment
 
@@ -41,7 +41,7 @@ class ChatTemplate:
             self._template = jinja2.Template.from_code(self._environment, code, self._environment.globals)
         except Exception as error:
             raise BundleError(
-                f"The chat template cannot be used ({_one_line(error)}), expected a Jinja template as transformers "
+                f"The chat template cannot be used ({_named(error)}), expected a Jinja template as transformers "
                 "renders them. Export the checkpoint with another template."
             ) from None
 
@@ -70,11 +70,11 @@ class ChatTemplate:
                     pieces.append(piece)
             except Exception as error:
                 raise PromptError(
-                    f"The chat template refused the messages ({_one_line(error)}), expected messages that it can "
+                    f"The chat template refused the messages ({_named(error)}), expected messages that it can "
                     "render. Change the messages."
                 ) from None
         return "".join(pieces)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+def _named(error: BaseException) -> str:
+    return one_line(f"{type(error).__name__}: {error}", 200)

@@ -24,8 +24,9 @@ from varco_export.engines.builder import Builder
 from varco_export.engines.callbacks import build_monitor, engine_writer
 from varco_export.engines.log import open_log, process_logger
 from varco_export.writing.whole_folder import HashedFile
-from varco_runtime.backends.tensorrt.contract import Tensor, contract
+from varco_runtime.backends.tensorrt.contract import contract
 from varco_runtime.bundle.opening import read_manifest
+from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.errors import ExportError
 from varco_runtime.system import peak_memory
 

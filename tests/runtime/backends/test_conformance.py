@@ -108,7 +108,7 @@ def cuda_subject(cuda_bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -
             {
                 backend.GreedyBackend,
                 backend.GreedyVerifyingBackend,
-                backend.NormalisesPixels,
+                backend.NormalizesPixels,
                 backend.SamplingBackend,
                 backend.ShowsFeatures,
                 backend.VerifyingBackend,

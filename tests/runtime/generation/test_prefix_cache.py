@@ -65,17 +65,17 @@ def test_without_memory_only_the_latest_picture_is_kept(
         answer = varco.ask(noise_picture(seed), question, max_new_tokens=16)
         assert answer.token_ids == fresh_answers[seed, question]
     assert answer.usage.cached_tokens >= answer.usage.image_tokens
-    assert varco._memory.num_bytes == 0
+    assert varco.session.memory.num_bytes == 0
 
 
 def test_the_least_recently_used_picture_goes_first(varco: Varco, num_encoded: list[int]) -> None:
     varco.ask(noise_picture(0), QUESTION, max_new_tokens=1)
-    one = varco._memory.num_bytes  # image tokens alone: the keys and values are still in the cache
+    one = varco.session.memory.num_bytes  # image tokens alone: the keys and values are still in the cache
     prefix = varco.backend.prefix_bytes_per_position * 80  # type: ignore[attr-defined]
-    varco._memory._max_bytes = 2 * (one + prefix)
+    varco.session.memory._max_bytes = 2 * (one + prefix)
     for seed in (1, 0, 2, 3):
         varco.ask(noise_picture(seed), QUESTION, max_new_tokens=1)
-        assert varco._memory.num_bytes <= varco._memory._max_bytes
+        assert varco.session.memory.num_bytes <= varco.session.memory._max_bytes
     before = len(num_encoded)
     varco.ask(noise_picture(1), QUESTION, max_new_tokens=1)
     assert len(num_encoded) == before + 1
@@ -117,7 +117,7 @@ def test_a_backend_that_cannot_copy_keeps_nothing_else(varco: Varco) -> None:
 
 
 def test_the_system_message_is_in_the_cache_before_the_first_question(varco: Varco) -> None:
-    opening = len(varco._memory.sequence.ids)
+    opening = len(varco.session.memory.sequence.ids)
     assert opening > 0
     assert varco.ask(None, "Hello", max_new_tokens=1).usage.cached_tokens >= opening
     assert varco.ask(noise_picture(0), QUESTION, max_new_tokens=1).usage.cached_tokens >= opening

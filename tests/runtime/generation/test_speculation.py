@@ -24,7 +24,7 @@ def varco(tiny_bundle: Path) -> Varco:
 
 @pytest.fixture(scope="module")
 def tokenizer(varco: Varco) -> Tokenizer:
-    return varco._tokenizer
+    return varco.session.tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -176,7 +176,7 @@ class Scripted:
 
 def scripted(tokenizer: Tokenizer, max_new_tokens: int) -> tuple[list[int], list[int], list[int], list[int], Drafter]:
     from varco_runtime.bundle.settings import GenerationSettings
-    from varco_runtime.generation.loop import generate_tokens
+    from varco_runtime.generation.loop import Decoding, generate_tokens
     from varco_runtime.generation.sampling import Sampler, SamplingSettings
 
     eos = tokenizer.added_token_ids["<|im_end|>"]
@@ -185,9 +185,17 @@ def scripted(tokenizer: Tokenizer, max_new_tokens: int) -> tuple[list[int], list
     drafter = Drafter(tokenizer, (), Chances(), StepCosts(1.0, 0.0))
     sampler = Sampler(SamplingSettings(), GenerationSettings((eos,), 1.0, False))
     put: list[int] = []
-    told = list(
-        generate_tokens(backend, backend.after(10), 10, sampler, (eos,), max_new_tokens, put.append, drafter)  # type: ignore[arg-type]
+    decoding = Decoding(
+        backend,  # type: ignore[arg-type]
+        logits=backend.after(10),
+        position=10,
+        sampler=sampler,
+        eos_token_ids=(eos,),
+        max_new_tokens=max_new_tokens,
+        on_token=put.append,
+        drafter=drafter,
     )
+    told = list(generate_tokens(decoding))
     return told, script, put, backend.steps, drafter
 
 

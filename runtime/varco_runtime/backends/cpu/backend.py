@@ -21,14 +21,12 @@ from varco_runtime.bundle.graph_contract import SILENT, check_graph_contract, gr
 from varco_runtime.bundle.graph_nodes import unrounded
 from varco_runtime.bundle.manifest import Component
 from varco_runtime.bundle.opening import Bundle
+from varco_runtime.dtypes import STORAGE, Array
 from varco_runtime.errors import BackendError, first_line
 from varco_runtime.picture.packing import PackingPlan, pack
 from varco_runtime.system.libraries import import_onnxruntime
 from varco_runtime.system.processor import overflows_in_pairs, usable_cores
 
-Array = np.ndarray[Any, Any]
-
-_NUMPY_TYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 CHUNK_TOKENS = 512
 """Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run
 needs grows with the chunk and not with the context; 512 rows keep the matrix products busy."""
@@ -62,9 +60,9 @@ class OnnxRuntimeBackend:
         self._newline = self._embedding.newline
         self._vision = self._session(bundle, "vision")
         self._projector = self._session(bundle, "projector")
-        self._vision_type = _NUMPY_TYPES[manifest.vision.compute]
+        self._vision_type = np.dtype(STORAGE[manifest.vision.compute])
         self._decoder = self._session(bundle, "decoder")
-        self._decoder_type = _NUMPY_TYPES[manifest.decoder.compute]
+        self._decoder_type = np.dtype(STORAGE[manifest.decoder.compute])
         self.progress: Progress | None = None
         self._allocate()
 

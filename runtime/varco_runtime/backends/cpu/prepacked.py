@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Array
 from varco_runtime.bundle.manifest import Component, FileFacts
 from varco_runtime.bundle.opening import Bundle, check_file
 from varco_runtime.bundle.verified import Remembered
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import BundleError
 from varco_runtime.system.cache_folder import (
     MAKING,

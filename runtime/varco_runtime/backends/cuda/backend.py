@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import MAX_STEP_TOKENS, Array, Features, PromptInputs
+from varco_runtime.backend import GREEDY, MAX_STEP_TOKENS, Draw, Features, PromptInputs
 from varco_runtime.backends.cuda.driver import GpuFacts, find_gpu
 from varco_runtime.backends.cuda.library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.backends.cuda.memory import buffer_shapes, buffer_sizes, check_memory, shortage, sizes_of
@@ -31,9 +31,8 @@ from varco_runtime.backends.tensorrt.memory import Sizes
 from varco_runtime.bundle.graph_contract import check_graph_contract, graph_contract
 from varco_runtime.bundle.manifest import Embedding, Manifest
 from varco_runtime.bundle.opening import Bundle
-from varco_runtime.dtypes import to_stored
+from varco_runtime.dtypes import Array, to_stored
 from varco_runtime.errors import BackendError, ShortageError
-from varco_runtime.generation.sampling import FIRST_OF_THE_GREATEST, Draw
 from varco_runtime.picture.packing import PackingPlan
 from varco_runtime.system.libraries import import_onnxruntime
 from varco_runtime.system.processor import usable_cores
@@ -118,7 +117,7 @@ class CudaBackend:
         self.prefill(PromptInputs(ids, self._manifest.prompt.image_token_id, None), 0, self._sizes.num_logits)
         for num_tokens in range(1, MAX_STEP_TOKENS + 1):
             self._run_step((0,) * num_tokens, 0)
-        self._sampling.run(FIRST_OF_THE_GREATEST)
+        self._sampling.run(GREEDY)
 
     def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
         """One network. Without CUDA's libraries it would run on the CPU unasked, or fail for the lack of a kernel."""

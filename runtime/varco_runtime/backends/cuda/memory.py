@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from varco_runtime.backends.cuda.driver import GpuFacts
-from varco_runtime.backends.tensorrt.contract import ITEM_BYTES
 from varco_runtime.backends.tensorrt.memory import Sizes, largest_picture
 from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.dtypes import ITEM_BYTES
 from varco_runtime.errors import ShortageError
 
 BATCH_TILES = 16

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from varco_runtime.backend import Draw
 from varco_runtime.backends.cuda.session import Buffer, Device, Network
 from varco_runtime.bundle.graph_contract import NUM_SETTINGS
-from varco_runtime.generation.sampling import Draw
 
 GRAPH_ID = 1
 

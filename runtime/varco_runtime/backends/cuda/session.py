@@ -18,15 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backends.tensorrt.contract import ITEM_BYTES
 from varco_runtime.bundle.graph_contract import SILENT
-from varco_runtime.dtypes import STORAGE
+from varco_runtime.dtypes import ITEM_BYTES, ONNX_TYPES, STORAGE, Array
 from varco_runtime.errors import BackendError, ShortageError, first_line
 
-Array = np.ndarray[Any, Any]
-
-ONNX_TYPES = {"fp32": 1, "uint8": 2, "int32": 6, "int64": 7, "bool": 9, "fp16": 10, "fp64": 11, "bf16": 16}
-"""`TensorProto.DataType`, by our names."""
 GRAPH_KEY = "gpu_graph_id"
 NO_GRAPH = "-1"
 """The provider's word for a run that is neither captured nor replayed."""
@@ -102,7 +97,9 @@ class Device:
             if self.place == "cpu":  # the array itself, whose pages cost nothing before they are used
                 value = self.ort.OrtValue.ortvalue_from_numpy(array)
             else:
-                value = self.ort.OrtValue.ortvalue_from_shape_and_type(list(shape), STORAGE[dtype].type, self.place, 0)
+                value = self.ort.OrtValue.ortvalue_from_shape_and_type(
+                    list(shape), np.dtype(STORAGE[dtype]).type, self.place, 0
+                )
                 value.update_inplace(array)
                 ARENA.count(value, array.nbytes)
         except Exception as error:  # onnxruntime raises its own types, which share no base

@@ -11,16 +11,13 @@ inputs. The token that the device chose is therefore handed back to it by the ho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from varco_runtime.backends.cuda.session import Binding, Buffer, Device, Network
-from varco_runtime.backends.tensorrt.contract import cache_names
-from varco_runtime.bundle.manifest import Manifest
-from varco_runtime.dtypes import STORAGE
+from varco_runtime.bundle.manifest import Manifest, cache_names
+from varco_runtime.dtypes import STORAGE, Array
 
-Array = np.ndarray[Any, Any]
 TokenRows = Callable[[Array], Array]
 """Token ids to their rows, as the device takes them."""
 

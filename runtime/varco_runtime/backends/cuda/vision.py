@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Array, Features
+from varco_runtime.backend import Features
 from varco_runtime.backends.cuda.memory import PACK_TOKENS
 from varco_runtime.backends.cuda.session import Buffer, Device, Network
 from varco_runtime.backends.tensorrt.memory import Sizes
 from varco_runtime.bundle.manifest import Manifest
-from varco_runtime.dtypes import from_stored
+from varco_runtime.dtypes import Array, from_stored
 from varco_runtime.errors import ContextError
 from varco_runtime.picture.packing import PackingPlan
 

@@ -15,16 +15,18 @@ import weakref
 
 import numpy as np
 
-from varco_runtime.backend import Array, Features, PromptInputs
+from varco_runtime.backend import Features, PromptInputs
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
-from varco_runtime.backends.tensorrt.contract import COMPONENTS, ITEM_BYTES, cache_names, contract
+from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.engine import Engine, Pass
 from varco_runtime.backends.tensorrt.engine_choice import choose_engines, choose_max_context
 from varco_runtime.backends.tensorrt.memory import DeviceMemory, Sizes
 from varco_runtime.backends.tensorrt.step import DECODE, DecodeStep, bind_caches
 from varco_runtime.backends.tensorrt.vision import DeviceFeatures, DeviceImageTokens, TensorRtVision
+from varco_runtime.bundle.manifest import cache_names
 from varco_runtime.bundle.opening import Bundle
+from varco_runtime.dtypes import ITEM_BYTES, Array
 from varco_runtime.errors import BackendError, BundleError
 from varco_runtime.picture.packing import PackingPlan
 

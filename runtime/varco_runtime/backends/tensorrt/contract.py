@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Manifest, cache_names
+from varco_runtime.bundle.tensor import Tensor
 
 COMPONENTS = ("vision", "projector", "packing", "embedding", "decoder")
-ITEM_BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "uint8": 1, "int32": 4, "int64": 8, "bool": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """An input or output. A name in `shape` stands for a length that each run chooses."""
-
-    dtype: str
-    shape: tuple[int | str, ...]
-    is_input: bool
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether every run has the same shape."""
-        return not any(isinstance(length, str) for length in self.shape)
-
-    def __str__(self) -> str:
-        return f"{self.dtype} [{', '.join(str(length) for length in self.shape)}]"
-
-
-def cache_names(num_layers: int) -> list[str]:
-    """The caches, without `past.` and `present.`."""
-    return [f"{layer}.{kind}" for layer in range(num_layers) for kind in ("key", "value")]
 
 
 def contract(manifest: Manifest, max_context: int) -> dict[str, dict[str, Tensor]]:

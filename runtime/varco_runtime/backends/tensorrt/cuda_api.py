@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import BackendError
 from varco_runtime.system.libraries import needs_extra
-
-Array = np.ndarray[Any, Any]
 
 ALIGNMENT = 256
 """What TensorRT asks of every address; cudaMalloc gives it."""

@@ -15,11 +15,12 @@ import mmap
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.backends.tensorrt.contract import ITEM_BYTES, Tensor
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.kernel_cache import KernelCache
 from varco_runtime.bundle.manifest import EngineFacts
-from varco_runtime.errors import BackendError, BundleError
+from varco_runtime.bundle.tensor import Tensor
+from varco_runtime.dtypes import ITEM_BYTES
+from varco_runtime.errors import BackendError, BundleError, first_line
 from varco_runtime.extras import install_command
 from varco_runtime.system.libraries import is_interrupt
 
@@ -48,7 +49,7 @@ class Library:
         if engine is None:
             reason = self._errors[0] if self._errors else "no reason was given"
             raise BackendError(
-                f"{self.product} {self.version} could not load {path}: {_first_line(reason)}. "
+                f"{self.product} {self.version} could not load {path}: {_reason(reason)}. "
                 "Build it again with: varco engines BUNDLE"
             )
         loaded = Engine(self, cuda, path.name, facts, engine, sha256)
@@ -61,7 +62,7 @@ class Library:
 
     def last_error(self) -> str:
         """What TensorRT logged last, as one line."""
-        return _first_line(self._errors[-1]) if self._errors else "no reason was given"
+        return _reason(self._errors[-1]) if self._errors else "no reason was given"
 
     def release(self) -> None:
         """Keep what was compiled, let go of contexts, then engines, then the library, while their memory is there."""
@@ -242,7 +243,7 @@ def find_module(builder: str) -> tuple[Any, str]:
                 raise KeyboardInterrupt from None
             is_missing = isinstance(error, ModuleNotFoundError) and error.name == name
             if not is_missing:  # it is there, what it needs is not
-                reason = _first_line(str(error))
+                reason = _reason(str(error))
     return None, reason
 
 
@@ -289,5 +290,5 @@ def _described(name: str, tensor: Tensor | None) -> str:
     return f"{'input' if tensor.is_input else 'output'} {name} {tensor}"
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0].rstrip(".") if text.strip() else "no reason was given"
+def _reason(text: str) -> str:
+    return first_line(text, "no reason was given").rstrip(".")

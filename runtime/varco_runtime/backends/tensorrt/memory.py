@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from varco_runtime.backends.tensorrt.contract import ITEM_BYTES, cache_names
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.engine_choice import Engines
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Manifest, cache_names
 from varco_runtime.bundle.settings import ImageSettings
+from varco_runtime.dtypes import ITEM_BYTES
 from varco_runtime.errors import BackendError
 
 SHRUNK_TOKENS = 1.21

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backends.tensorrt.contract import ITEM_BYTES, cache_names
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.engine import Engine, Pass
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Manifest, cache_names
+from varco_runtime.dtypes import ITEM_BYTES
 
 BUCKET_POSITIONS = 512
 """Reading 256 positions too many on average is 50 MB of the 14B's caches, beside 8 GB of int4 weights."""

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from varco_runtime.backend import Array, Features
-from varco_runtime.backends.tensorrt.contract import ITEM_BYTES
+from varco_runtime.backend import Features
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.engine import Engine, Pass
 from varco_runtime.backends.tensorrt.memory import Sizes
 from varco_runtime.bundle.manifest import Manifest
-from varco_runtime.dtypes import STORAGE, from_stored, to_stored
+from varco_runtime.dtypes import ITEM_BYTES, STORAGE, Array, from_stored, to_stored
 from varco_runtime.errors import ContextError, ImageError
 from varco_runtime.picture.packing import PackingPlan
 

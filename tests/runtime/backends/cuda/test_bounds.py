@@ -29,7 +29,7 @@ def test_buffers_are_allocated_at_loading_alone_and_hold_finite_numbers(
 ) -> None:
     varco = Varco.load(bundle)
     backend = backend_of(varco)
-    opening = len(varco._memory.sequence.ids)  # what every question begins with, prefilled at loading
+    opening = len(varco.session.memory.sequence.ids)  # what every question begins with, prefilled at loading
     beyond = [buffer.value.inner.numpy()[:, :, opening:] for buffer in backend._caches.values()]
     assert all(np.isfinite(values).all() for values in beyond), "nothing times NaN is NaN"
     gpu.asked.clear()

@@ -191,5 +191,5 @@ def test_a_nan_in_the_caches_is_seen_at_once_and_does_not_reach_the_next_answer(
     else:
         assert np.isnan(backend.decode_step(3, 61)).any(), "left to the sampler, which refuses it"
     assert not any(np.isnan(buffer.read()).any() for buffer in backend._caches.values())
-    varco._memory.forget_sequence()  # as an answer that fails does
+    varco.session.memory.forget_sequence()  # as an answer that fails does
     assert varco.ask(None, "Hello", max_new_tokens=8).token_ids == cpu.ask(None, "Hello", max_new_tokens=8).token_ids

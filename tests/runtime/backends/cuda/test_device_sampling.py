@@ -15,11 +15,12 @@ import pytest
 from varco_export.dialects.largest import block_width
 from varco_export.networks.sampling import SETTINGS, emit_sampling
 from varco_export.writing.graph import Graph
+from varco_runtime.backend import Draw
 from varco_runtime.backends.cuda.sampling import NUM_SETTINGS, SamplingStep
 from varco_runtime.backends.cuda.session import Buffer, Device, Network
 from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.errors import ShortageError
-from varco_runtime.generation.sampling import Draw, Sampler, SamplingSettings, candidates
+from varco_runtime.generation.sampling import Sampler, SamplingSettings, candidates
 
 Array = np.ndarray[Any, Any]
 GENERATION = GenerationSettings((0,), 1.0, penalise_prompt=True)
@@ -94,7 +95,7 @@ def test_every_setting_draws_the_tokens_of_the_host(drawing: Callable[[int], Dra
         host, asking = (Sampler(settings, GENERATION, prompt) for _ in range(2))
         for turn in range(3):  # the draws go on from one another, and so does what was seen
             row = logits[(index + turn) % len(logits)]
-            scores, draw = asking._penalised(row).copy(), asking.draw(vocab_size)
+            scores, draw = asking._penalized(row).copy(), asking.draw(vocab_size)
             expected, got = host.next(row), device(row, draw)
             if got != expected:
                 assert got in drawn_nearby(scores, settings, draw.place), (settings, row[got], row[expected])

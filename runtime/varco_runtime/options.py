@@ -1,0 +1,90 @@
+"""The options of a question: their names, their checks, and what they say once they are checked."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TypedDict
+
+from varco_runtime.errors import UsageError
+from varco_runtime.generation.sampling import SamplingSettings
+
+MAX_NEW_TOKENS = 1024
+
+
+class Options(TypedDict, total=False):
+    """How to answer; see `Varco.ask`."""
+
+    system: str | None
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | tuple[str, ...] | list[str] | None
+    speculate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """Options that were checked."""
+
+    sampling: SamplingSettings
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    speculate: bool
+
+    @property
+    def may_draft(self) -> bool:
+        """Return whether drafts are asked for and possible: they are confirmed by greedy choices alone."""
+        return self.speculate and not self.sampling.temperature
+
+
+def check_names(options: Options) -> None:
+    """Check that every option is one: a misspelled one would silently change nothing.
+
+    Raises:
+        UsageError: It names an option that is none, and the one that may be meant.
+    """
+    known = Options.__annotations__
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"Did you mean {close[0]}?" if close else f"Expected one of: {', '.join(known)}."
+            raise UsageError(f"{name} is no option of a question. {hint}")
+
+
+def answer_settings(options: Options) -> AnswerSettings:
+    """Return what the options say, with the defaults for those that are not given.
+
+    Raises:
+        UsageError: A value is out of range or of another type.
+    """
+    sampling = _sampling(options)
+    stop = _stop_strings(options)
+    max_new_tokens = options.get("max_new_tokens", MAX_NEW_TOKENS)
+    if not isinstance(max_new_tokens, Integral):
+        raise UsageError(f"max_new_tokens={max_new_tokens!r} is no whole number. Expected at least 1.")
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens} is too few. Expected at least 1.")
+    return AnswerSettings(sampling, stop, max_new_tokens, options.get("speculate", True))
+
+
+def _sampling(options: Options) -> SamplingSettings:
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    return SamplingSettings(**{name: options[name] for name in names if name in options})  # type: ignore[literal-required]
+
+
+def _stop_strings(options: Options) -> tuple[str, ...]:
+    """Return the strings that end an answer; None, as other libraries spell it, is none."""
+    stop = options.get("stop")
+    try:
+        strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    except TypeError:  # not even a list
+        strings = (stop,)  # type: ignore[assignment]
+    if not all(isinstance(string, str) for string in strings):
+        raise UsageError(f"stop={stop!r} is no text. Expected a string, a list of strings, or None.")
+    return strings

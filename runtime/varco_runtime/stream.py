@@ -1,0 +1,204 @@
+"""An answer on its way: a question becomes a request, the request a stream of pieces, and at its end an `Answer`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from varco_runtime.answer.answer import Answer, Piece, Timings, Usage
+from varco_runtime.backend import Progress, reporting
+from varco_runtime.errors import UsageError
+from varco_runtime.generation.loop import Decoding, generate_tokens
+from varco_runtime.generation.sampling import Sampler
+from varco_runtime.generation.speculation import Drafter
+from varco_runtime.generation.transcript import Transcript
+from varco_runtime.options import AnswerSettings, Options, answer_settings, check_names
+from varco_runtime.picture.loading import Picture, Source, load_picture
+from varco_runtime.prompt.prompter import Message
+from varco_runtime.session import Prefilled, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question that is ready to run.
+
+    Args:
+        ids: The prompt's token ids.
+        num_image_tokens: How many of them stand for the picture.
+        settings: How to answer.
+        max_new_tokens: The most tokens of the answer: what the settings say, or what the context has room for.
+        picture: What is asked about, or None.
+        started: When the question was asked, on the clock of `time.perf_counter`.
+    """
+
+    ids: list[int]
+    num_image_tokens: int
+    settings: AnswerSettings
+    max_new_tokens: int
+    picture: Picture | None
+    started: float
+
+
+def start_stream(session: Session, image: Source | None, messages: Sequence[Message], options: Options) -> Stream:
+    """Return the stream that answers a conversation. Nothing is computed before its first piece is asked for.
+
+    Raises:
+        UsageError: An option is unknown or out of range.
+        ImageError: The picture cannot be opened.
+        PromptError: The messages cannot be encoded.
+        ContextError: They leave no room for an answer.
+    """
+    started = time.perf_counter()
+    session.bundle.check_mapped()
+    check_names(options)
+    picture = None if image is None else load_picture(image)
+    settings = answer_settings(options)
+    ids, num_image_tokens = session.prompt_ids(messages, picture)
+    max_new_tokens = min(settings.max_new_tokens, session.room(len(ids), num_image_tokens))
+    return Stream(session, Request(ids, num_image_tokens, settings, max_new_tokens, picture, started))
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """An answer whose prompt is in the cache: `tokens` computes the next token when it is asked for one."""
+
+    prefilled: Prefilled
+    drafter: Drafter | None
+    tokens: Iterator[int]
+
+
+class Stream:
+    """An answer on its way: iterate over its `Piece`s, then read `answer`. `cancel` ends it early.
+
+    A newer question to the same `Varco` ends an unfinished stream. Threads that read one stream share its pieces.
+    `Varco.stream` makes streams.
+
+    Args:
+        session: The model that answers.
+        request: The question.
+
+    Attributes:
+        progress: If it is set before the first piece is read, called while the picture and the prompt are read, where
+            the backend can tell how far it is.
+    """
+
+    progress: Progress | None = None
+
+    def __init__(self, session: Session, request: Request) -> None:
+        self._session = session
+        self._request = request
+        eos_token_ids = session.bundle.manifest.generation.eos_token_ids
+        self._transcript = Transcript(session.tokenizer, eos_token_ids, request.settings.stop)
+        self._pieces = self._run()
+        self._reading = threading.Lock()
+        self._answer: Answer | None = None
+        self._cancelled = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        with self._reading:  # a generator refuses a second thread with an error of Python's
+            return next(self._pieces)
+
+    def cancel(self) -> None:
+        """End the answer after the current token; `answer` then says `cancelled`. Any thread may call it.
+
+        A stream that has not begun never begins, and does not end another one.
+        """
+        self._cancelled = True
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Return the number of the prompt's tokens, the picture's included."""
+        return len(self._request.ids)
+
+    @property
+    def answer(self) -> Answer:
+        """Return the whole answer, once the stream has ended.
+
+        Raises:
+            UsageError: It has not.
+        """
+        if self._answer is None:
+            raise UsageError("The answer is not complete yet. Iterate over the stream to its end first.")
+        return self._answer
+
+    def run(self) -> Answer:
+        """Read the stream to its end and return the answer."""
+        for _ in self:
+            pass
+        return self.answer
+
+    def _run(self) -> Iterator[Piece]:
+        session, transcript = self._session, self._transcript
+        running: _Running | None = None
+        while transcript.finish_reason is None and not self._cancelled:
+            with session.lock:
+                if self._cancelled:  # while it waited for the lock
+                    break
+                if running is None:
+                    with reporting(session.backend, self.progress):
+                        running = self._begin()
+                token = session.next_token(running.prefilled, running.tokens)
+            if token is None:
+                break
+            piece = transcript.feed(token)
+            if piece.text or piece.plain_text or piece.regions:
+                yield piece
+        last = transcript.finish("cancelled" if self._cancelled else "length")
+        self._answer = self._finished(running)
+        if last.text or last.plain_text or last.regions:
+            yield last
+
+    def _begin(self) -> _Running:
+        """Put the prompt into the cache. The caller holds the session's lock."""
+        session, request = self._session, self._request
+        prefilled = session.prefill(request.ids, request.picture)
+        generation = session.bundle.manifest.generation
+        drafter = session.drafter(request.ids) if request.settings.may_draft else None
+        decoding = Decoding(
+            session.backend,
+            logits=prefilled.logits[-1],
+            position=len(request.ids),
+            sampler=Sampler(request.settings.sampling, generation, request.ids),
+            eos_token_ids=generation.eos_token_ids,
+            max_new_tokens=request.max_new_tokens,
+            on_token=session.count_token,
+            drafter=drafter,
+        )
+        return _Running(prefilled, drafter, generate_tokens(decoding))
+
+    def _finished(self, running: _Running | None) -> Answer:
+        """Return the whole answer; `running` is None for a stream that was cancelled before it began."""
+        request, transcript = self._request, self._transcript
+        prefilled = None if running is None else running.prefilled
+        picture = None if prefilled is None else prefilled.picture
+        drafter = None if running is None else running.drafter
+        num_cached = 0 if prefilled is None else prefilled.num_cached
+        times = transcript.token_times or [time.perf_counter()]
+        steps = len(times) - 1
+        parsed = transcript.parsed
+        return Answer(
+            text=transcript.text,
+            plain_text=parsed.plain_text,
+            token_ids=tuple(transcript.token_ids),
+            regions=parsed.regions,
+            warnings=parsed.warnings,
+            finish_reason=transcript.finish_reason or "length",
+            usage=Usage(len(request.ids), request.num_image_tokens, len(transcript.token_ids), num_cached),
+            timings=Timings(
+                load_s=self._session.load_s,
+                preprocess_s=0.0 if picture is None else picture.preprocess_s,
+                vision_s=0.0 if picture is None else picture.vision_s,
+                prefill_s=0.0 if prefilled is None else prefilled.prefill_s,
+                ttft_s=times[0] - request.started,
+                tpot_s=(times[-1] - times[0]) / steps if steps else 0.0,
+                total_s=time.perf_counter() - request.started,
+                drafted=0 if drafter is None else drafter.drafted,
+                accepted=0 if drafter is None else drafter.accepted,
+            ),
+            picture=request.picture,
+        )
