@@ -120,7 +120,7 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
     from varco_export.checkpoint.checkpoint import Checkpoint
     from varco_export.dialects.tensorrt import OPSET, TensorRtDialect
     from varco_export.networks.decoder import emit_decoder
-    from varco_export.precision_gpu import gpu_precisions
+    from varco_export.precision import gpu_precisions
     from varco_export.writing.graph import DTYPES, Graph
 
     started = time.perf_counter()

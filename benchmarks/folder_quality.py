@@ -30,7 +30,9 @@ from varco_export.quantize.calibration import Sample
 from varco_runtime import Varco
 from varco_runtime.bundle.opening import read_manifest
 from varco_runtime.errors import InputError, VarcoError
-from varco_runtime.markup.parser import OCR_PROMPT, Box, Region, parse
+from varco_runtime.markup.parser import parse
+from varco_runtime.markup.questions import OCR_PROMPT
+from varco_runtime.markup.regions import Box, Region
 
 GIVEN, REFERENCE = "the folder's answers", "the full-precision answers"
 

@@ -39,7 +39,8 @@ from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 
 FAST = BUNDLES["int4-a8-head4"][1]
 # (layers, hidden size, intermediate size): about 60, 170 and 320 MB per token, more than the caches hold

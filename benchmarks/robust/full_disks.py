@@ -58,7 +58,7 @@ def _small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
 @contextlib.contextmanager
 def _simulated_disk(num_bytes: int) -> Iterator[None]:
     """All hashed files together take `num_bytes`; what is over fails as a full disk does."""
-    from varco_export.writing import whole_folder as output
+    from varco_export.writing import hashed_file as output
 
     left = num_bytes
 

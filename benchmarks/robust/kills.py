@@ -104,7 +104,7 @@ def _forked(checkpoint: Path, target: Path, overwrite: bool, kill_at: int, count
 
 def _count_moments(folder: Path, kill_at: int) -> Callable[[], int]:
     """Count what this process does to `folder` from now on, and kill it at the moment asked for."""
-    from varco_export.writing.whole_folder import HashedFile
+    from varco_export.writing.hashed_file import HashedFile
 
     moments = itertools.count(1)
     last = 0

@@ -18,7 +18,7 @@ from varco_runtime.bench.memory import peak_memory_bytes
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import tile
+from varco_runtime.picture.tiles import tile
 
 MAX_GROWTH_BYTES = 100_000_000
 _GRIDS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))

@@ -59,7 +59,7 @@ class ExportProgress(_Bars):
 
 
 class EngineProgress(_Bars):
-    """A bar per engine with the phase its build is in; a context manager. See `varco_export.engines.build.Progress`."""
+    """A bar per engine with the phase of its build (`varco_export.progress.EngineProgress`); a context manager."""
 
     @contextmanager
     def engine(self, name: str, target: str) -> Iterator[Callable[[str, int, int], None]]:

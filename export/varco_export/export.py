@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
-from varco_export.config.prompts import load_prompts
-from varco_export.dialects.cuda import CudaDialect, HostRowsCudaDialect
+from varco_export.config.prompts import PromptAssets, load_prompts
 from varco_export.dialects.dialect import Dialect
-from varco_export.dialects.onnxruntime import OnnxRuntimeDialect
-from varco_export.dialects.tensorrt import OPSET as TENSORRT_OPSET
-from varco_export.dialects.tensorrt import TensorRtDialect
 from varco_export.networks.decoder import emit_decoder
 from varco_export.networks.embedding import emit_embedding
 from varco_export.networks.packing import emit_packing
@@ -22,233 +19,214 @@ from varco_export.networks.pixels import emit_pixels
 from varco_export.networks.projector import emit_projector
 from varco_export.networks.sampling import emit_sampling
 from varco_export.networks.vision import emit_vision
-from varco_export.precision import Precision, check_decoder_options, decoder_precision, vision_precision
-from varco_export.precision_gpu import GPU_DEVICES, check_gpu_options, gpu_precisions
+from varco_export.options import ExportOptions, Plan, check_options, make_plan
+from varco_export.precision import GPU_DEVICES, Precision
 from varco_export.probes.make import PROBES_BELOW_PARAMETERS, write_probes
-from varco_export.progress import Progress
-from varco_export.writing.graph import DTYPES, OPSET, Graph
-from varco_export.writing.whole_folder import HashedFile, whole_folder
+from varco_export.progress import SILENT, Progress
+from varco_export.writing.graph import DTYPES, Graph
+from varco_export.writing.hashed_file import HashedFile
+from varco_export.writing.whole_folder import whole_folder
 from varco_runtime import __version__
 from varco_runtime.bundle.manifest import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts
 from varco_runtime.bundle.opening import write_manifest
-from varco_runtime.errors import ExportError, UsageError
 
-DEFAULT_MAX_CONTEXT = 10_240
-"""The largest picture is 8,829 image tokens; prompt and 1,024 new tokens fit beside it."""
+__all__ = ["ExportOptions", "export"]
 
-
-DIALECTS: dict[str, tuple[type[Dialect], int]] = {
-    "cpu": (OnnxRuntimeDialect, OPSET),
-    "cuda": (CudaDialect, OPSET),
-    "tensorrt": (TensorRtDialect, TENSORRT_OPSET),
-}
-"""By device: the operators and their opset."""
-EMBEDDING_PLACES = {"cpu": ("host",), "cuda": ("device", "host"), "tensorrt": ("device",)}
-"""By device: where the token rows can lie; the first is the default."""
+Emit = Callable[[Dialect, Callable[[], None]], None]
+"""Writes one network in a dialect's operators; calls its second argument after each step."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """The command line's options, with its defaults."""
-
-    device: str = "cpu"
-    decoder: str = "auto"
-    vision: str = "auto"
-    lm_head: str = "auto"
-    block_size: int = 32
-    activations: str = "float"
-    max_context: int | None = None
-    overwrite: bool = False
-    vision_from: str | None = None
-    probes: bool | None = None
-    embedding: str = "auto"
-
-
-def export(source: str | Path, target: Path, options: ExportOptions, progress: Progress) -> Manifest:
-    """Write the bundle `target` from a checkpoint folder or Hugging Face repository.
-
-    Raises `CheckpointError` (naming the tensor or setting), `UsageError` or `ExportError`; then nothing is left behind.
-    """
-    _check_precisions(options)
-    checkpoint = Checkpoint.open(source, vision_source=options.vision_from)
-    _check_head_dim(checkpoint, options.device)
-    decoder, vision = _precisions(options, checkpoint)
-    max_context = choose_max_context(options.max_context, checkpoint.config.text.max_position_embeddings)
-    with whole_folder(target, options.overwrite) as folder:
-        return _write(checkpoint, folder, decoder, vision, max_context, options, progress)
-
-
-def _check_precisions(options: ExportOptions) -> None:
-    """Refuse what no checkpoint could be exported with."""
-    asked = options.decoder, options.lm_head, options.block_size, options.activations
-    if options.device in GPU_DEVICES:
-        check_gpu_options(options.device, *asked, options.vision)
-    else:
-        check_decoder_options(*asked, options.device)
-        vision_precision(options.vision)
-    places = EMBEDDING_PLACES[options.device]
-    if options.embedding not in ("auto", *places):
-        raise UsageError(
-            f"--embedding {options.embedding} does not go with --device {options.device}. Expected one of: "
-            f"{', '.join(('auto', *places))}."
-        )
-
-
-def _check_head_dim(checkpoint: Checkpoint, device: str) -> None:
-    """Refuse a language model for whose attention the device's operators have no kernel."""
-    head_dim, unit = checkpoint.config.text.head_dim, DIALECTS[device][0].head_dim_unit
-    if head_dim % unit:
-        raise ExportError(
-            f"The language model's attention heads have {head_dim} features, expected a multiple of {unit}: "
-            f"onnxruntime's GroupQueryAttention, which --device {device} runs on, has no kernel for others. Export "
-            "another model."
-        )
-
-
-def _precisions(options: ExportOptions, checkpoint: Checkpoint) -> tuple[Precision, Precision]:
-    """The decoder's formats, and those of the other networks."""
-    decoder, lm_head, block_size, stored = options.decoder, options.lm_head, options.block_size, checkpoint.stored
-    if options.device in GPU_DEVICES:
-        weights = checkpoint.tensors["language_model.embed_tokens.weight"].dtype
-        return gpu_precisions(options.device, decoder, lm_head, block_size, options.vision, weights, stored)
-    own = decoder_precision(decoder, lm_head, block_size, options.activations, options.device, stored=stored)
-    return own, vision_precision(options.vision)
-
-
-def choose_max_context(asked: int | None, max_position_embeddings: int) -> int:
-    """The longest context of the bundle: as asked, else 10,240, at most what the model was made for."""
-    if asked is None:
-        return min(DEFAULT_MAX_CONTEXT, max_position_embeddings)
-    if not 16 <= asked <= max_position_embeddings:
-        raise UsageError(
-            f"--max-context {asked} is out of range. Expected 16 to {max_position_embeddings}, the model's maximum."
-        )
-    return asked
-
-
-def _write(
-    checkpoint: Checkpoint,
-    folder: Path,
-    decoder: Precision,
-    vision: Precision,
-    max_context: int,
-    options: ExportOptions,
-    progress: Progress,
+def export(
+    source: str | Path,
+    target: Path,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
+    progress: Progress = SILENT,
 ) -> Manifest:
-    config = checkpoint.config
-    files: dict[str, FileFacts] = {}
-    dialect, opset = DIALECTS[options.device]
-    place = EMBEDDING_PLACES[options.device][0] if options.embedding == "auto" else options.embedding
-    if options.device == "cuda" and place == "host":
-        dialect = HostRowsCudaDialect
+    """Write a bundle from a checkpoint. It is whole or absent: on an error nothing is left behind.
 
-    def network(
-        name: str,
-        precision: Precision,
-        steps: int,
-        emit: Callable[[Dialect, Callable[[], None]], None],
-        label: str | None = None,
-    ) -> Component:
-        with progress.component(label or name, steps) as advance, Graph(name, folder, opset) as graph:
-            emit(dialect(graph, precision), advance)
-            files.update(graph.save())
+    Args:
+        source: The checkpoint's folder, or a Hugging Face repository id.
+        target: The bundle's folder, made here.
+        options: What is asked for.
+        progress: Who is told how far the export is.
+
+    Returns:
+        What the bundle's `bundle.json` says.
+
+    Raises:
+        UsageError: The options contradict each other or the checkpoint.
+        CheckpointError: The checkpoint cannot be read; the message names the tensor or the setting.
+        ExportError: The device cannot run this model, `target` exists, or the disk refuses.
+    """
+    check_options(options)
+    checkpoint = Checkpoint.open(source, vision_source=options.vision_from)
+    plan = make_plan(options, checkpoint)
+    with whole_folder(target, options.overwrite) as folder:
+        stages = _Stages(checkpoint, plan, folder, progress)
+        prompts = stages.write_prompts()
+        vision = stages.write_vision_networks()
+        embedding = stages.write_embedding()
+        language = stages.write_language_networks()
+        checkpoint.finish()
+        manifest = stages.make_manifest(prompts, vision | language, embedding)
+        automatic = checkpoint.num_parameters < PROBES_BELOW_PARAMETERS
+        if automatic if options.probes is None else options.probes:
+            manifest = write_probes(checkpoint, folder, manifest, progress)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+class _Stages:
+    """The stages of one export, which write into `folder` and note the size and hash of every file."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, folder: Path, progress: Progress) -> None:
+        self._checkpoint = checkpoint
+        self._config = checkpoint.config
+        self._plan = plan
+        self._folder = folder
+        self._progress = progress
+        self._files: dict[str, FileFacts] = {}
+
+    def write_prompts(self) -> PromptAssets:
+        """Write the tokenizer and the chat template."""
+        assets = load_prompts(
+            self._checkpoint.folder,
+            family=self._config.family,
+            image_token_id=self._config.image_token_id,
+            eos_token_id=self._config.eos_token_id,
+            vocab_size=self._config.text.vocab_size,
+        )
+        for name, text in (("tokenizer.json", assets.tokenizer_json), ("chat_template.jinja", assets.chat_template)):
+            with HashedFile(self._folder / name) as file:
+                file.write(text.encode())
+            self._files[name] = file.facts()
+        return assets
+
+    # -- networks ---------------------------------------------------------------------------------------------------
+
+    def write_vision_networks(self) -> dict[str, Component]:
+        """Write the graphs that make image tokens of a picture, and return them by the manifest's names."""
+        checkpoint, precision = self._checkpoint, self._plan.vision
+        num_layers = self._config.vision.num_hidden_layers
+        networks = {
+            "vision": self._network("vision", precision, num_layers, partial(emit_vision, checkpoint)),
+            "projector": self._network("projector", precision, 1, partial(emit_projector, checkpoint)),
+        }
+        if self._plan.device in GPU_DEVICES:  # which pack patches themselves
+            networks["packing"] = self._network("packing", precision, 1, partial(emit_packing, checkpoint))
+        return networks
+
+    def write_language_networks(self) -> dict[str, Component]:
+        """Write the graphs that answer, and those around them that the device needs; by the manifest's names."""
+        networks = {}
+        if self._plan.device == "tensorrt":
+            networks["token_lookup"] = self._write_token_lookup()
+        networks["decoder"] = self._write_decoder()
+        if self._plan.device == "cuda":
+            networks |= self._write_cuda_networks()
+        return networks
+
+    def _write_token_lookup(self) -> Component:
+        checkpoint = self._checkpoint
+        made = self._network("embedding", self._plan.vision, 1, partial(emit_embedding, checkpoint), "token lookup")
+        return replace(made, weight_bytes=self._row_bytes)
+
+    def _write_decoder(self) -> Component:
+        checkpoint, plan, text = self._checkpoint, self._plan, self._config.text
+        made = self._network(
+            "decoder",
+            plan.decoder,
+            text.num_hidden_layers + 1,
+            lambda ops, step: emit_decoder(checkpoint, ops, plan.max_context, step),
+        )
+        if plan.device == "cuda" and plan.embedding == "device":
+            # The decoder holds the token rows, of which a step reads one.
+            unread = (text.vocab_size - 1) * self._row_bytes
+            made = replace(made, weight_bytes=made.weight_bytes - unread)
+        return made
+
+    def _write_cuda_networks(self) -> dict[str, Component]:
+        """Write what CUDA does itself before the vision tower and after the decoder, in exact types."""
+        exact, config = Precision("fp32", "fp32", "fp32"), self._config
+        return {
+            "pixels": self._network("pixels", exact, 1, lambda ops, step: emit_pixels(ops.graph, config.image, step)),
+            "sampling": self._network(
+                "sampling", exact, 1, lambda ops, step: emit_sampling(ops.graph, config.text.vocab_size, step)
+            ),
+        }
+
+    def _network(self, name: str, precision: Precision, steps: int, emit: Emit, label: str = "") -> Component:
+        """Write the graph `name`, shown as `label`, and its weights; `emit` takes `steps` steps."""
+        with (
+            self._progress.component(label or name, steps) as advance,
+            Graph(name, self._folder, self._plan.opset) as graph,
+        ):
+            emit(self._plan.dialect(graph, precision), advance)
+            self._files.update(graph.save())
         return Component(
             graph.path.name, graph.data_path.name, precision.compute, precision.describe(), graph.weight_bytes
         )
 
-    assets = load_prompts(
-        checkpoint.folder,
-        family=config.family,
-        image_token_id=config.image_token_id,
-        eos_token_id=config.eos_token_id,
-        vocab_size=config.text.vocab_size,
-    )
-    for name, text in (("tokenizer.json", assets.tokenizer_json), ("chat_template.jinja", assets.chat_template)):
-        with HashedFile(folder / name) as file:
-            file.write(text.encode())
-        files[name] = file.facts()
+    @property
+    def _row_bytes(self) -> int:
+        """Return the bytes of one token's row in a graph."""
+        return self._config.text.hidden_size * DTYPES[self._plan.vision.compute][1].itemsize
 
-    vision_component = network(
-        "vision", vision, config.vision.num_hidden_layers, lambda ops, advance: emit_vision(checkpoint, ops, advance)
-    )
-    projector_component = network("projector", vision, 1, lambda ops, advance: emit_projector(checkpoint, ops, advance))
-    embedding = None
-    if place == "host":
-        with progress.component("embedding", 1) as advance:
-            embedding = write_embedding(checkpoint, folder, files)
+    # -- token rows and manifest ------------------------------------------------------------------------------------
+
+    def write_embedding(self) -> Embedding | None:
+        """Write the token rows, and image_newline as one more row, where the host looks them up; else return None.
+
+        They stay in the type that they are stored in, the wider one of the two.
+        """
+        if self._plan.embedding != "host":
+            return None
+        rows = self._checkpoint.tensor("language_model.embed_tokens.weight")
+        newline = self._checkpoint.tensor("image_newline")
+        dtype = rows.dtype if rows.dtype == newline.dtype else "fp32"
+        numpy_type = DTYPES[dtype][1]
+        name = "embedding.bin"
+        with self._progress.component("embedding", 1) as advance:
+            with HashedFile(self._folder / name) as file:
+                for tensor in (rows, newline):
+                    for block in tensor.blocks():
+                        file.write(np.ascontiguousarray(block, dtype=numpy_type).view(np.uint8).reshape(-1).data)
+            self._files[name] = file.facts()
             advance()
-    packing = token_lookup = pixels = sampling = None
-    row_bytes = config.text.hidden_size * DTYPES[vision.compute][1].itemsize
-    if options.device in GPU_DEVICES:  # which pack patches themselves
-        packing = network("packing", vision, 1, lambda ops, advance: emit_packing(checkpoint, ops, advance))
-    if options.device == "tensorrt":
-        token_lookup = network(
-            "embedding", vision, 1, lambda ops, advance: emit_embedding(checkpoint, ops, advance), label="token lookup"
+        return Embedding(name, dtype, rows.shape[0] + 1, rows.shape[1])
+
+    def make_manifest(
+        self, prompts: PromptAssets, networks: dict[str, Component], embedding: Embedding | None
+    ) -> Manifest:
+        """Return what `bundle.json` is to say of the files written so far."""
+        provenance = self._checkpoint.provenance
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            model=_model_facts(self._checkpoint),
+            device=self._plan.device,
+            max_context=self._plan.max_context,
+            image=self._config.image,
+            prompt=prompts.prompt,
+            generation=prompts.generation,
+            vision=networks["vision"],
+            projector=networks["projector"],
+            decoder=networks["decoder"],
+            packing=networks.get("packing"),
+            token_lookup=networks.get("token_lookup"),
+            pixels=networks.get("pixels"),
+            sampling=networks.get("sampling"),
+            embedding=embedding,
+            tokenizer="tokenizer.json",
+            chat_template="chat_template.jinja",
+            license=str(provenance["license"]),
+            provenance={
+                **provenance,
+                "notes": [*self._config.notes, *prompts.notes],
+                "exported_by": f"varco-edge {__version__}",
+            },
+            engines=(),
+            files=self._files,
         )
-        token_lookup = replace(token_lookup, weight_bytes=row_bytes)
-    decoder_component = network(
-        "decoder",
-        decoder,
-        config.text.num_hidden_layers + 1,
-        lambda ops, advance: emit_decoder(checkpoint, ops, max_context, advance),
-    )
-    if options.device == "cuda":
-        exact = Precision("fp32", "fp32", "fp32")
-        pixels = network("pixels", exact, 1, lambda ops, advance: emit_pixels(ops.graph, config.image, advance))
-        sampling = network(
-            "sampling", exact, 1, lambda ops, advance: emit_sampling(ops.graph, config.text.vocab_size, advance)
-        )
-        if place == "device":  # the decoder holds the token rows, of which a step reads one
-            unread = (config.text.vocab_size - 1) * row_bytes
-            decoder_component = replace(decoder_component, weight_bytes=decoder_component.weight_bytes - unread)
-    checkpoint.finish()
-
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        model=_model_facts(checkpoint),
-        device=options.device,
-        max_context=max_context,
-        image=config.image,
-        prompt=assets.prompt,
-        generation=assets.generation,
-        vision=vision_component,
-        projector=projector_component,
-        decoder=decoder_component,
-        packing=packing,
-        token_lookup=token_lookup,
-        pixels=pixels,
-        sampling=sampling,
-        embedding=embedding,
-        tokenizer="tokenizer.json",
-        chat_template="chat_template.jinja",
-        license=str(checkpoint.provenance["license"]),
-        provenance={
-            **checkpoint.provenance,
-            "notes": [*config.notes, *assets.notes],
-            "exported_by": f"varco-edge {__version__}",
-        },
-        engines=(),
-        files=files,
-    )
-    automatic = checkpoint.num_parameters < PROBES_BELOW_PARAMETERS
-    if automatic if options.probes is None else options.probes:
-        manifest = write_probes(checkpoint, folder, manifest, progress)
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def write_embedding(checkpoint: Checkpoint, folder: Path, files: dict[str, FileFacts]) -> Embedding:
-    """Write the token rows as they are stored, and image_newline as one more row, in the wider type of the two."""
-    rows, newline = checkpoint.tensor("language_model.embed_tokens.weight"), checkpoint.tensor("image_newline")
-    dtype = rows.dtype if rows.dtype == newline.dtype else "fp32"
-    numpy_type = DTYPES[dtype][1]
-    name = "embedding.bin"
-    with HashedFile(folder / name) as file:
-        for tensor in (rows, newline):
-            for block in tensor.blocks():
-                file.write(np.ascontiguousarray(block, dtype=numpy_type).view(np.uint8).reshape(-1).data)
-    files[name] = file.facts()
-    return Embedding(name, dtype, rows.shape[0] + 1, rows.shape[1])
 
 
 def _model_facts(checkpoint: Checkpoint) -> ModelFacts:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from varco_runtime.answer.answer import Answer, Piece
     from varco_runtime.chat import Chat
     from varco_runtime.errors import VarcoError
-    from varco_runtime.markup.parser import Box, Region, parse, render
+    from varco_runtime.markup.parser import parse
+    from varco_runtime.markup.regions import Box, Region
+    from varco_runtime.markup.writer import render
     from varco_runtime.stream import Stream
     from varco_runtime.varco import Varco
 
@@ -25,15 +27,15 @@ __all__ = ["Answer", "Box", "Chat", "Piece", "Region", "Stream", "Varco", "Varco
 
 _HOMES = {
     "Answer": "answer.answer",
-    "Box": "markup.parser",
+    "Box": "markup.regions",
     "Chat": "chat",
     "Piece": "answer.answer",
-    "Region": "markup.parser",
+    "Region": "markup.regions",
     "Stream": "stream",
     "Varco": "varco",
     "VarcoError": "errors",
     "parse": "markup.parser",
-    "render": "markup.parser",
+    "render": "markup.writer",
 }
 
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
-from varco_runtime.picture.packing import PackingPlan, normalise
+from varco_runtime.picture.packing import PackingPlan
+from varco_runtime.picture.tiles import normalise
 
 MAX_STEP_TOKENS = 9
 """The most tokens that one step of the decode loop may put: one that is certain and eight drafted ones."""

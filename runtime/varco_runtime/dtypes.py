@@ -53,6 +53,34 @@ ONNX_TYPES = {name: row.onnx for name, row in FORMATS.items()}
 """A format's number in `onnx.TensorProto.DataType`."""
 
 
+_INFINITY = {"bf16": 0x7F80, "fp16": 0x7C00, "fp32": 0x7F800000, "fp8": 0x7F}
+"""The bits of infinity: beyond them, the sign aside, is nothing but NaN. FP8 has no infinity; these are its NaN."""
+_CHECKED_BYTES = 1 << 20  # at a time, so that the second look at them comes out of the processor's cache
+
+
+def is_finite(array: Array, dtype: str) -> bool:
+    """Return whether contiguous numbers hold neither infinity nor NaN; integers never do.
+
+    Two maxima over the bits as integers: several times as fast as `numpy.isfinite`, and without memory of its own.
+
+    Args:
+        array: The numbers, in any type of numpy that holds their bits.
+        dtype: Their format.
+    """
+
+    if dtype not in _INFINITY:
+        return True
+    infinity, num_bits = _INFINITY[dtype], FORMATS[dtype].bits
+    minus_infinity = infinity | 1 << (num_bits - 1)
+    bits = array.reshape(-1).view(f"uint{num_bits}")
+    step = _CHECKED_BYTES // bits.itemsize
+    for start in range(0, len(bits), step):
+        part = bits[start : start + step]
+        if part.max() >= minus_infinity or part.view(f"int{num_bits}").max() >= infinity:
+            return False
+    return True
+
+
 def to_stored(values: Array, dtype: str) -> Array:
     """Return fp32 values as a device takes them: bf16 as its bits, rounded to nearest even.
 

@@ -18,7 +18,8 @@ from varco_runtime.errors import ContextError, UsageError
 from varco_runtime.generation.prefix_cache import Memory
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
 from varco_runtime.picture.loading import Picture
-from varco_runtime.picture.packing import packing_plan, tile
+from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.tiles import tile
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 

@@ -21,7 +21,8 @@ from varco_runtime.chat import Chat
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import ImageError, UsageError
 from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB
-from varco_runtime.markup.parser import OCR_PROMPT, Box, ground_prompt, refer_prompt
+from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt, refer_prompt
+from varco_runtime.markup.regions import Box
 from varco_runtime.options import Options
 from varco_runtime.picture.loading import Source, load_picture
 from varco_runtime.prompt.prompter import Message

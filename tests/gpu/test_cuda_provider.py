@@ -21,7 +21,8 @@ from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
 from varco_runtime.backends.cuda.backend import CudaBackend, runs_on_cpu
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 from varco_runtime.probes.replay import FEATURE_LIMITS, LOGIT_LIMITS, read_probes, replay
 
 Array = np.ndarray[Any, Any]

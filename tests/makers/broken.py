@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from varco_export.dialects.linear import quantise_rows
+from varco_export.dialects.linear import quantize_rows
 from varco_export.quantized.integers import pack, unpack
 from varco_runtime.bundle.manifest import FileFacts
 from varco_runtime.bundle.opening import read_manifest, write_manifest
@@ -79,7 +79,7 @@ def _transpose(folder: Path, component: str, name: str) -> None:
         packed, scales = weights.read(f"{name}.weight_int{bits}"), weights.read(f"{name}.scales")
         values = unpack(packed, bits, block_size).astype(np.float32) - (1 << (bits - 1))
         matrix = (values * scales[:, :, None].astype(np.float32)).reshape(len(scales), -1)
-        values, new_scales = quantise_rows(np.ascontiguousarray(matrix[:, : attributes["K"]].T), bits, block_size)
+        values, new_scales = quantize_rows(np.ascontiguousarray(matrix[:, : attributes["K"]].T), bits, block_size)
         weights.write(f"{name}.weight_int{bits}", pack(values, bits))
         weights.write(f"{name}.scales", new_scales)
 
@@ -90,7 +90,7 @@ def _transpose_split(weights: _Weights, name: str, block_size: int) -> None:
     high, low = np.split(unpack(weights.read(f"{name}.weight_int8"), 4, block_size), 2, axis=1)
     values = (high << 4 | low).astype(np.float32) - 128
     matrix = (values * scales[:, :, None].astype(np.float32)).reshape(len(scales), -1)[:, : len(scales)]
-    values, new_scales = quantise_rows(np.ascontiguousarray(matrix.T), 8, block_size)
+    values, new_scales = quantize_rows(np.ascontiguousarray(matrix.T), 8, block_size)
     weights.write(f"{name}.weight_int8", pack(np.concatenate([values >> 4, values & 15], axis=1), 4))
     weights.write(f"{name}.scales", np.concatenate([16 * new_scales, new_scales], axis=1))
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, helper
 
 from tests.conftest import export_bundle
-from varco_export.export import gpu_precisions
+from varco_export.options import gpu_precisions
 from varco_export.precision import Precision
 from varco_runtime.bundle.manifest import FileFacts
 from varco_runtime.bundle.opening import read_manifest, write_manifest
@@ -25,7 +25,7 @@ def export_in_fp32(checkpoint: Path, target: Path, **options: object) -> Path:
 
     FP8 products, which the CPU lacks, are spelled out: dequantised weights, and inputs rounded where the operator does.
     """
-    with mock.patch("varco_export.export.gpu_precisions", _in_fp32):
+    with mock.patch("varco_export.options.gpu_precisions", _in_fp32):
         export_bundle(checkpoint, target, **{"device": "cuda", "max_context": 512, **options})
     spell_out_fp8(target)
     return target

@@ -29,7 +29,8 @@ from varco_runtime.backends.cuda.memory import PREFILL_TOKENS
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import PackingPlan, normalise, packing_plan, tile
+from varco_runtime.picture.packing import PackingPlan, packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 
 LOAD = "load"
 DRAFTS = (2, MAX_STEP_TOKENS)

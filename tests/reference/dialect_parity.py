@@ -26,7 +26,8 @@ from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, ShowsFeatures
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 from varco_runtime.prompt.prompter import Message
 
 Load = Callable[..., Varco]

@@ -11,7 +11,8 @@ import pytest
 
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, num_image_tokens, pack, packing_plan, tile, tile_plan
+from varco_runtime.picture.packing import num_image_tokens, pack, packing_plan
+from varco_runtime.picture.tiles import normalise, tile, tile_plan
 
 torch = pytest.importorskip("torch", reason="the reference needs torch (extra 'quantize')")
 pytest.importorskip("transformers", reason="the reference needs transformers (extra 'quantize')")

@@ -21,7 +21,8 @@ from varco_export.reading.names import disk_name
 from varco_export.tiny import make_tiny
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
+from varco_runtime.picture.packing import pack, packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 from varco_runtime.probes.grade import grade_of
 from varco_runtime.probes.replay import read_probes
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from varco_runtime.answer.answer import Answer
-    from varco_runtime.markup.parser import Kind, Region
+    from varco_runtime.markup.regions import Kind, Region
     from varco_runtime.varco import Varco
 
 BUNDLE = Path(varco_runtime.__file__).parent / "demo_bundle"
@@ -142,7 +142,7 @@ def draw_sign() -> tuple[Image.Image, list[Region]]:
     from PIL import Image, ImageDraw, ImageFont
 
     from varco_runtime.answer.draw import FONT_FILE
-    from varco_runtime.markup.parser import Box, Region
+    from varco_runtime.markup.regions import Box, Region
 
     sign = Image.new("RGB", (SIGN_PX, SIGN_PX), (38, 60, 92))
     pen = ImageDraw.Draw(sign)

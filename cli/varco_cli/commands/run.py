@@ -214,7 +214,7 @@ def _check_output(output: str, save: Path | None, no_image: bool) -> None:
 
 def user_turn(task: str, prompt: str | None, text: str | None, box: str | None) -> str:
     """Return the text of the user's turn. Raises `UsageError`."""
-    from varco_runtime.markup.parser import OCR_PROMPT, ground_prompt, refer_prompt
+    from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt, refer_prompt
 
     if task == "ocr":
         return OCR_PROMPT

@@ -1,7 +1,7 @@
 """The weights of a checkpoint under canonical names, so that nothing after this file knows where a weight was.
 
 `Checkpoint.open` reads the headers only and compares them with the configuration: a tensor that is missing, unknown, of
-the wrong shape or dtype ends the export here, before a byte is written. Quantised linears are found here too, and stand
+the wrong shape or dtype ends the export here, before a byte is written. Quantized linears are found here too, and stand
 beside the plain tensors from then on.
 """
 
@@ -20,11 +20,12 @@ from varco_export.checkpoint.text_model import check_same_model, join_text_model
 from varco_export.config.config_reader import read_config
 from varco_export.config.model_config import ModelConfig
 from varco_export.precision import Stored
-from varco_export.quantized.entries import QuantisedEntries
-from varco_export.quantized.method import Quantisation, read_quantisation, refuse_unstated, stored_format
-from varco_export.quantized.weights import QuantisedWeight
+from varco_export.quantized.entries import QuantizedEntries
+from varco_export.quantized.method import Quantization, read_quantization, refuse_unstated, stored_format
+from varco_export.quantized.weights import QuantizedWeight
 from varco_export.reading.names import canonical_name
-from varco_export.reading.shards import Entry, locate, read_shards, short, some
+from varco_export.reading.quoting import short, some
+from varco_export.reading.shards import Entry, locate, read_shards
 from varco_export.reading.tensor import FLOAT_DTYPES, SAFETENSORS_DTYPES, Tensor
 from varco_runtime.errors import CheckpointError
 
@@ -50,7 +51,7 @@ _WRAPPERS = {
 class Checkpoint:
     """A checkpoint whose every tensor is known, has the shape that the configuration asks for, and is used once read.
 
-    `tensors` holds the plain ones by name, `quantised` the quantised linears, without a `.weight` behind the name.
+    `tensors` holds the plain ones by name, `quantized` the quantized linears, without a `.weight` behind the name.
     `skipped` maps what is deliberately left out to the reason; `finish` complains about everything else not read.
     """
 
@@ -59,18 +60,26 @@ class Checkpoint:
     provenance: dict[str, Any]
     tensors: dict[str, Tensor]
     skipped: dict[str, str]
-    quantised: dict[str, QuantisedWeight] = field(default_factory=dict)
-    quantisation: Quantisation | None = None
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+    quantization: Quantization | None = None
     _used: set[str] = field(default_factory=set)
 
     @classmethod
     def open(
         cls, source: str | Path, revision: str | None = None, vision_source: str | Path | None = None
     ) -> Checkpoint:
-        """A local folder of safetensors, or a Hugging Face repo id. Raises CheckpointError, all in one line.
+        """Open a checkpoint: read its headers and configuration, and check that they agree.
 
-        With `vision_source`, `source` holds the language model alone; everything else, configuration and tokenizer
-        included, comes from there.
+        Args:
+            source: A local folder of safetensors, or a Hugging Face repository id. With `vision_source` it holds the
+                language model alone.
+            revision: The repository's commit, branch or tag; None for the newest, and for a folder.
+            vision_source: Where everything else comes from, configuration and tokenizer included; None for a whole
+                checkpoint.
+
+        Raises:
+            CheckpointError: A file is missing or malformed, or a tensor is missing, unknown, or of the wrong shape or
+                dtype.
         """
         folder, repo_id = locate(source, revision)
         shards = read_shards(folder)
@@ -85,11 +94,11 @@ class Checkpoint:
         shapes = expected_shapes(config)
         if vision_source is not None:
             check_same_model(folder, config)
-        quantisation = read_quantisation(folder)
-        parts = QuantisedEntries(entries, shapes)
-        if quantisation is None:
+        quantization = read_quantization(folder)
+        parts = QuantizedEntries(entries, shapes)
+        if quantization is None:
             refuse_unstated(parts)
-        weights = {} if quantisation is None else quantisation.take(parts)
+        weights = {} if quantization is None else quantization.take(parts)
         plain = {name: shape for name, shape in shapes.items() if name.removesuffix(".weight") not in weights}
         skipped = _find_skipped(entries, config, plain) | _zero_biases(entries, plain, weights)
         tensors = _checked(entries, plain, skipped, config)
@@ -97,25 +106,33 @@ class Checkpoint:
         provenance = read_provenance(folder, repo_id, list(shards), config)
         if vision_source is not None:
             provenance["vision_source"] = home_id or home.resolve().name
-        return cls(home, config, provenance, tensors, skipped, weights, quantisation)
+        return cls(home, config, provenance, tensors, skipped, weights, quantization)
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the exported network: a tied head counts once, skipped tensors not at all."""
-        return sum(math.prod(weight.shape) for weight in (*self.tensors.values(), *self.quantised.values()))
+        """Return the parameters of the exported network: a tied head counts once, skipped tensors not at all."""
+        return sum(math.prod(weight.shape) for weight in (*self.tensors.values(), *self.quantized.values()))
 
     @property
     def stored(self) -> Stored | None:
-        """The formats of the quantised linears, None where there are none."""
-        if self.quantisation is None or not self.quantised:
+        """Return the formats of the quantized linears, None where there are none."""
+        if self.quantization is None or not self.quantized:
             return None
-        return stored_format(self.quantised, self.quantisation.method)
+        return stored_format(self.quantized, self.quantization.method)
 
     def has(self, name: str) -> bool:
+        """Return whether there is a plain tensor of a canonical name."""
         return self._resolve(name) in self.tensors
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of a canonical name, counted as used. A tied `lm_head.weight` is the embedding table."""
+        """Return a plain tensor and count it as used.
+
+        Args:
+            name: Its canonical name. A tied `lm_head.weight` is the embedding table.
+
+        Raises:
+            CheckpointError: There is none of that name.
+        """
         found = self.tensors.get(self._resolve(name))
         if found is None:
             raise CheckpointError(
@@ -124,9 +141,16 @@ class Checkpoint:
         self._used.add(found.name)
         return found
 
-    def weight(self, linear: str) -> Tensor | QuantisedWeight:
-        """The weight of a linear, as plain or quantised as it is stored, counted as used."""
-        found = self.quantised.get(linear)
+    def weight(self, linear: str) -> Tensor | QuantizedWeight:
+        """Return the weight of a linear, as plain or quantized as it is stored, and count it as used.
+
+        Args:
+            linear: Its canonical name, without `.weight`.
+
+        Raises:
+            CheckpointError: There is none of that name.
+        """
+        found = self.quantized.get(linear)
         if found is None:
             return self.tensor(f"{linear}.weight")
         self._used.add(linear)
@@ -139,7 +163,7 @@ class Checkpoint:
 
     def finish(self) -> None:
         """Raise CheckpointError naming every tensor that was neither used nor skipped."""
-        unused = (self.tensors.keys() | self.quantised.keys()) - self._used - self.skipped.keys()
+        unused = (self.tensors.keys() | self.quantized.keys()) - self._used - self.skipped.keys()
         if unused:
             raise CheckpointError(
                 f"{some(sorted(unused))} never used by the export of {self.folder.name}, expected every tensor to be. "
@@ -155,7 +179,7 @@ class Checkpoint:
 
 
 def _canonical_entries(found: list[Entry]) -> dict[str, Entry]:
-    """Entries by canonical name; unknown prefixes keep their own name and are refused later, with the shapes."""
+    """Return entries by canonical name. Unknown names are kept, and refused later together with the shapes."""
     entries: dict[str, Entry] = {}
     for entry in found:
         _refuse_wrapped(entry.disk_name)
@@ -171,11 +195,11 @@ def _canonical_entries(found: list[Entry]) -> dict[str, Entry]:
 
 
 def _refuse_wrapped(name: str) -> None:
-    """Refuse by what it is the name of a tensor that belongs to an adapter or to a wrapper of the model."""
-    for prefix, (wrapper, step) in _WRAPPERS.items():
+    """Refuse a tensor that belongs to an adapter or to a wrapper of the model, by what its name tells."""
+    for prefix, (wrapper, advice) in _WRAPPERS.items():
         if name.startswith(prefix):
             raise CheckpointError(
-                f"{short(name)} begins with {prefix!r}, as {wrapper} names it, expected the model's own names. {step}"
+                f"{short(name)} begins with {prefix!r}, as {wrapper} names it, expected the model's own names. {advice}"
             )
     if any(part in name for part in _ADAPTER):
         raise CheckpointError(f"{short(name)} is part of an adapter, expected a model's own weights alone. {_MERGE}")
@@ -199,9 +223,12 @@ def _find_skipped(entries: dict[str, Entry], config: ModelConfig, shapes: dict[s
 
 
 def _zero_biases(
-    entries: dict[str, Entry], shapes: dict[str, tuple[int, ...]], weights: dict[str, QuantisedWeight]
+    entries: dict[str, Entry], shapes: dict[str, tuple[int, ...]], weights: dict[str, QuantizedWeight]
 ) -> dict[str, str]:
-    """Biases that some packers give to every linear they quantise, and that are nothing but zeros."""
+    """Return the biases, all zeros, that some packers give to every linear they quantize, with the reason to skip them.
+
+    Raises `CheckpointError` for one that is not zero.
+    """
     skipped: dict[str, str] = {}
     for name, weight in weights.items():
         entry = entries.get(f"{name}.bias")
@@ -220,7 +247,7 @@ def _zero_biases(
 def _checked(
     entries: dict[str, Entry], shapes: dict[str, tuple[int, ...]], skipped: dict[str, str], config: ModelConfig
 ) -> dict[str, Tensor]:
-    """The tensors that the network needs. Raises CheckpointError naming all that are missing, unknown or odd."""
+    """Return the tensors that the network needs. Raises CheckpointError naming all that are missing, unknown or odd."""
     missing = [name for name in shapes if name not in entries]
     if missing == ["lm_head.weight"]:
         raise CheckpointError(
@@ -248,13 +275,16 @@ def _checked(
         )
     for name, shape in shapes.items():
         entry = entries[name]
-        step = "Export the checkpoint that it was made from."
-        tensors[name] = entry.to_tensor(name, shape, FLOAT_DTYPES, step)
+        advice = "Export the checkpoint that it was made from."
+        tensors[name] = entry.to_tensor(name, shape, FLOAT_DTYPES, advice)
     return tensors
 
 
 def _check_tied_head(entries: dict[str, Entry], tensors: dict[str, Tensor], config: ModelConfig) -> None:
-    """A head on disk beside `tie_word_embeddings` must equal the embedding: transformers 4 drops it, 5 would use it."""
+    """Check that a head on disk beside `tie_word_embeddings` equals the embedding table.
+
+    transformers 4 drops such a head and transformers 5 would use it, so one that differs is refused.
+    """
     head = entries.get("lm_head.weight")
     if head is None or not config.text.tie_word_embeddings:
         return

@@ -6,7 +6,7 @@ from varco_export.config.model_config import ModelConfig, TextConfig, VisionConf
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of every tensor that the network needs, in the order of its forward pass."""
+    """Return the shape of every tensor that the network needs by canonical name, in the order of its forward pass."""
     vision, text = config.vision, config.text
     shapes = _vision_shapes(vision)
     for name, columns in (("linear_1", vision.hidden_size), ("linear_2", text.hidden_size)):

@@ -13,7 +13,14 @@ _HEAD_BYTES = 64 << 10
 
 
 def read_provenance(folder: Path, repo_id: str | None, shards: list[Path], config: ModelConfig) -> dict[str, Any]:
-    """Source, revision, shards, licence and notes of the checkpoint in `folder`; `repo_id` where it was downloaded."""
+    """Return source, revision, format, shards, licence and notes of a checkpoint, as the manifest tells them.
+
+    Args:
+        folder: The checkpoint.
+        repo_id: The Hugging Face repository that it was downloaded from, or None.
+        shards: The files that hold its tensors.
+        config: Its configuration.
+    """
     source = repo_id or folder.resolve().name
     return {
         "source": source,
@@ -26,7 +33,7 @@ def read_provenance(folder: Path, repo_id: str | None, shards: list[Path], confi
 
 
 def find_license(folder: Path, source: str) -> str:
-    """The licence as README.md's front matter names it, as its LICENSE file reads, or "unknown"."""
+    """Return the licence as README.md's front matter names it, as its LICENSE file reads, or "unknown"."""
     front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---", read_head(folder / "README.md", _HEAD_BYTES), re.DOTALL)
     if front:
         for key in ("license_name", "license"):

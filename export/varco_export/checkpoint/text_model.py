@@ -1,4 +1,4 @@
-"""A language model quantised apart, joined with the vision side of the checkpoint that it came from."""
+"""A language model quantized apart, joined with the vision side of the checkpoint that it came from."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 from varco_export.config.config_reader import read_text_config
 from varco_export.config.model_config import ModelConfig
-from varco_export.reading.shards import Entry, short
+from varco_export.reading.quoting import short
+from varco_export.reading.shards import Entry
 from varco_runtime.errors import CheckpointError
 
 _TEXT = ("language_model.", "lm_head.")
 
 
 def join_text_model(text: dict[str, Entry], whole: dict[str, Entry]) -> dict[str, Entry]:
-    """The entries of `text`, which may only be a language model's, and the vision side of `whole`."""
+    """Return the entries of `text`, which may only be a language model's, and the vision side of `whole`."""
     for name, entry in text.items():
         if not name.startswith(_TEXT):
             raise CheckpointError(

@@ -39,7 +39,15 @@ _CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 def read_hf(folder: Path, config: Fields) -> ModelConfig:
-    """What config.json (`config`) and the processor's file in `folder` say. Raises `CheckpointError`."""
+    """Return the configuration that config.json and the processor's file in `folder` state.
+
+    Args:
+        folder: The checkpoint.
+        config: Its config.json.
+
+    Raises:
+        CheckpointError: A key is missing, malformed, or asks for what is not implemented.
+    """
     text_fields = config.sub("text_config")
     text_fields.expect("model_type", "qwen2", "only Qwen2 language models are implemented")
     tied = config.flag("tie_word_embeddings", False) or text_fields.flag("tie_word_embeddings", False)
@@ -78,8 +86,10 @@ def read_hf(folder: Path, config: Fields) -> ModelConfig:
 
 
 def _layers_that_run(config: Fields, num_hidden_layers: int) -> int:
-    """Return how many layers the features take, by `vision_feature_layer`: an index into [embeddings, layer 1, ...,
-    layer N], or a list of one."""
+    """Return how many layers of the vision tower the features take, by `vision_feature_layer`.
+
+    That is an index into [embeddings, layer 1, ..., layer N], or a list of one.
+    """
     value = config.values.get("vision_feature_layer", -1)
     layer = value[0] if isinstance(value, list) and len(value) == 1 else value
     if type(layer) is not int or not 1 <= abs(layer) <= num_hidden_layers:

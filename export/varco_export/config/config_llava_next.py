@@ -21,16 +21,19 @@ from varco_export.config.config_parts import (
     read_pinpoints,
     refuse_other_vision,
 )
-from varco_export.config.fields import REQUIRED, Fields, show
+from varco_export.config.fields import REQUIRED, Fields
 from varco_export.config.model_config import ModelConfig, Shapes, TextConfig, VisionConfig
+from varco_export.reading.quoting import show
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
 class VisionTower:
-    """What the shapes of a vision tower's weights cannot tell. `num_hidden_layers`: of the tower as published, of
-    which LLaVA-NeXT deletes the last one."""
+    """Facts of a vision tower that the shapes of its weights cannot tell.
+
+    `num_hidden_layers` counts the layers of the tower as published, of which LLaVA-NeXT deletes the last one.
+    """
 
     num_hidden_layers: int
     num_attention_heads: int
@@ -43,7 +46,15 @@ VISION_TOWERS = {"siglip-so400m-patch14-384": VisionTower(27, 16, 384, 1e-6)}
 
 
 def read_llava_next(config: Fields, shapes: Shapes) -> ModelConfig:
-    """What config.json (`config`) says and the weights' `shapes` tell. Raises `CheckpointError`."""
+    """Return the configuration that config.json states and the weights' shapes tell.
+
+    Args:
+        config: The checkpoint's config.json.
+        shapes: Shapes of all tensors by canonical name.
+
+    Raises:
+        CheckpointError: A key is missing, malformed, or asks for what is not implemented.
+    """
     config.expect("mm_projector_type", "mlp2x_gelu", "only the two-layer projector is implemented")
     config.expect(
         "mm_patch_merge_type", "spatial_unpad", "only un-padding with one newline per row is implemented", absent="flat"
@@ -110,7 +121,10 @@ def _vision_from_weights(config: Fields, shapes: Shapes) -> VisionConfig:
 
 
 def _text_from_weights(config: Fields, shapes: Shapes) -> tuple[TextConfig, tuple[str, ...]]:
-    """LLaVA-NeXT resizes the embedding for its own tokens: where config.json disagrees, the weights win."""
+    """Return the language model's configuration, and a note where the embedding has other rows than config.json says.
+
+    LLaVA-NeXT resizes the embedding for its own tokens, so the weights win.
+    """
     rows, _ = _shape(shapes, "language_model.embed_tokens.weight", 2)
     stated = config.values.get("vocab_size")
     notes: tuple[str, ...] = ()
@@ -123,7 +137,7 @@ def _text_from_weights(config: Fields, shapes: Shapes) -> tuple[TextConfig, tupl
 
 
 def _llava_next_pinpoints(config: Fields, tile_px: int) -> tuple[tuple[int, int], ...]:
-    """(height, width) pairs; LLaVA-NeXT writes (width, height), as a list or as "(1x1),...,(6x6)" in tiles.
+    """Return (height, width) pairs. LLaVA-NeXT writes (width, height), as a list or as "(1x1),...,(6x6)" in tiles.
 
     Source of the string form: LLaVA-NeXT, mm_utils.py `process_anyres_image` (all pairs from the first to the last).
     """

@@ -20,7 +20,7 @@ _DEFAULT_PINPOINTS = [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 
 
 
 def read_language_model(fields: Fields, tie_word_embeddings: bool) -> TextConfig:
-    """The Qwen2 model that `fields` describe; any other, or another attention, is refused by its key."""
+    """Return the Qwen2 model that `fields` describe; any other, or another attention, is refused by its key."""
     fields.expect("hidden_act", "silu", "only gated SiLU is implemented")
     fields.expect("attention_bias", None, "Qwen2 has bias on q, k and v alone", also=(True,))
     fields.expect("mlp_bias", None, "Qwen2 has no bias in its MLP", also=(False,))
@@ -77,7 +77,7 @@ def _refuse_sliding_attention(fields: Fields, num_layers: int, num_positions: in
 
 
 def _rope_theta(fields: Fields) -> float:
-    """`rope_theta` beside the widths, or in transformers 5's `rope_parameters`; any scaling is refused."""
+    """Return `rope_theta`, read beside the widths or in transformers 5's `rope_parameters`; any scaling is refused."""
     theta = fields.number("rope_theta", _ROPE_THETA)
     for key in ("rope_scaling", "rope_parameters"):
         rope = fields.sub(key)
@@ -110,7 +110,7 @@ def check_vision(vision: VisionConfig) -> None:
 
 
 def read_image_token_id(config: Fields, vocab_size: int, default: int | None) -> int | None:
-    """The id that stands for a picture, below `vocab_size`; None where neither the file nor `default` names one."""
+    """Return the id that stands for a picture, below `vocab_size`; None where neither file nor `default` names one."""
     key = "image_token_id" if config.values.get("image_token_id") is not None else "image_token_index"
     value = config.values.get(key, default)
     if value is None:
@@ -121,7 +121,7 @@ def read_image_token_id(config: Fields, vocab_size: int, default: int | None) ->
 
 
 def read_eos_token_ids(*configs: Fields) -> tuple[int, ...]:
-    """The end tokens of the first object that names any, else none."""
+    """Return the end tokens of the first object that names any, else none."""
     for config in configs:
         value = config.values.get("eos_token_id")
         if value is not None:
@@ -133,7 +133,7 @@ def read_eos_token_ids(*configs: Fields) -> tuple[int, ...]:
 
 
 def read_max_grid_tiles(config: Fields, key: str, default: object) -> int | None:
-    """The 9 of "anyres_max_9"; None for plain "anyres", where no grid is ever shrunk."""
+    """Return the 9 of "anyres_max_9"; None for plain "anyres", where no grid is ever shrunk."""
     value = config.values.get(key, default)
     if value == "anyres":
         return None
@@ -144,7 +144,10 @@ def read_max_grid_tiles(config: Fields, key: str, default: object) -> int | None
 
 
 def read_pinpoints(config: Fields, value: object, tile_px: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of pixels in the file's order, multiples of the tile size; 1 to 6 tiles of 384 without a `value`."""
+    """Return pairs of pixels in the file's order, multiples of the tile size.
+
+    Without a `value` they are all grids of 1 to 6 tiles of 384 pixels, transformers' default.
+    """
     pairs = _DEFAULT_PINPOINTS if value is None else value
     expected = (
         f"1 to {_MAX_PINPOINTS} pairs of multiples of the tile size {tile_px}, at most {_MAX_GRID_TILES} tiles each"

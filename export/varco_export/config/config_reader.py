@@ -7,14 +7,23 @@ from pathlib import Path
 from varco_export.config.config_hf import read_hf
 from varco_export.config.config_llava_next import read_llava_next
 from varco_export.config.config_parts import read_language_model
-from varco_export.config.fields import Fields, as_list, show
+from varco_export.config.fields import Fields, as_list
 from varco_export.config.model_config import ModelConfig, Shapes, TextConfig
 from varco_export.reading.json_file import read_json
+from varco_export.reading.quoting import show
 from varco_runtime.errors import CheckpointError
 
 
 def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
-    """The configuration of the checkpoint in `folder`, whose tensors have `shapes` (by canonical name)."""
+    """Return the configuration of a checkpoint of either family.
+
+    Args:
+        folder: The checkpoint.
+        shapes: Shapes of its tensors by canonical name.
+
+    Raises:
+        CheckpointError: The model is another one, or a key is missing, malformed, or asks for what is not implemented.
+    """
     config = Fields(read_json(folder / "config.json"), "config.json")
     match config.values.get("model_type"):
         case "llava_onevision":
@@ -33,7 +42,7 @@ def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
 
 
 def read_text_config(folder: Path) -> TextConfig:
-    """The language model that config.json describes, on its own or as part of a whole."""
+    """Return the language model that config.json describes, on its own or as part of a whole."""
     config = Fields(read_json(folder / "config.json"), "config.json")
     fields = config.sub("text_config") if "text_config" in config.values else config
     if fields.values.get("model_type") not in ("qwen2", "llava_qwen"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from varco_export.reading.quoting import show
 from varco_runtime.errors import CheckpointError
 
 REQUIRED = object()
@@ -20,31 +20,35 @@ class Fields:
     where: str
 
     def sub(self, key: str) -> Fields:
-        """The object under `key`; empty where the file has none."""
+        """Return the object under `key`; an empty one where the file has none."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.refusal(key, value, "an object")
         return Fields(value or {}, f"{self.where}: {key}")
 
     def whole(self, key: str, default: object, maximum: int) -> int:
+        """Return a whole number from 1 to `maximum`."""
         value = self._get(key, default)
         if type(value) is not int or not 1 <= value <= maximum:
             raise self.refusal(key, value, f"a whole number from 1 to {maximum}")
         return value
 
     def number(self, key: str, default: object) -> float:
+        """Return a positive number."""
         value = self._get(key, default)
         if not _is_number(value) or value <= 0:
             raise self.refusal(key, value, "a positive number, 1e-30 to 1e30")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
+        """Return a truth."""
         value = self._get(key, default)
         if type(value) is not bool:
             raise self.refusal(key, value, "true or false")
         return value
 
     def triple(self, key: str, default: list[float], positive: bool = False) -> tuple[float, float, float]:
+        """Return three numbers, one per color."""
         value = self._get(key, default)
         numbers = as_list(value)
         if len(numbers) != 3 or not all(_is_number(x) for x in numbers):
@@ -54,13 +58,14 @@ class Fields:
         return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
     def expect(self, key: str, only: Any, reason: str, also: tuple[Any, ...] = (), absent: Any = REQUIRED) -> Any:
-        """The value under `key`; any but `only` is refused with the reason. `absent` stands for a key left out."""
+        """Return the value under `key`, any but `only` refused with the reason. `absent` stands for a missing key."""
         value = self.values.get(key, only if absent is REQUIRED else absent)
         if not any(type(value) is type(good) and value == good for good in (only, *also)):
             raise self.refusal(key, value, f"{show(only)} ({reason})")
         return value
 
     def refusal(self, key: str, got: object, expected: str) -> CheckpointError:
+        """Return the error that names the key, what it is and what was expected."""
         shown = "null" if got is None and key in self.values else show(got)
         return CheckpointError(
             f"{self.where}: {key} is {shown}, expected {expected}. Compare the file with its original repository; "
@@ -80,25 +85,5 @@ def _is_number(value: Any) -> bool:
 
 
 def as_list(value: object) -> list[Any]:
-    """A list as it is, anything else as the only item of one."""
+    """Return a list as it is, anything else as the only item of one."""
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def show(value: object) -> str:
-    """A value as JSON spells it, cut to one short line."""
-    try:
-        text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        text = repr(type(value))
-    text = "missing" if value is None else text
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def one_line(value: object, length: int) -> str:
-    """A value in one line of at most `length` characters that a terminal can print."""
-    try:
-        text = " ".join(str(value).split())
-    except RecursionError:
-        text = f"a deeply nested {type(value).__name__}"
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= length else text[: length - 3] + "..."

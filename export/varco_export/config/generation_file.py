@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from varco_export.config.fields import show
 from varco_export.reading.json_file import is_there, read_json
+from varco_export.reading.quoting import show
 from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.errors import CheckpointError
 

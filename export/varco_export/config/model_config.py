@@ -18,8 +18,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The SigLIP tower. `num_hidden_layers` counts the layers that run: the features are what the last of them gives,
-    before post_layernorm."""
+    """The SigLIP tower.
+
+    `num_hidden_layers` counts the layers that run: the features are the output of the last of them, before
+    post_layernorm.
+    """
 
     hidden_size: int
     num_hidden_layers: int

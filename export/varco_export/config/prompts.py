@@ -24,7 +24,7 @@ from varco_export.config.tokenizer_file import make_tokenizer_json, named_tokens
 from varco_export.reading.json_file import MAX_SETTINGS_BYTES, is_there, read_json, read_text
 from varco_runtime.bundle.settings import GenerationSettings, PromptSettings
 from varco_runtime.errors import BundleError, CheckpointError, PromptError
-from varco_runtime.markup.parser import MARKUP_TOKENS
+from varco_runtime.markup.regions import MARKUP_TOKENS
 from varco_runtime.prompt.chat_template import ChatTemplate
 from varco_runtime.prompt.tokenizer import Tokenizer
 
@@ -60,10 +60,17 @@ def load_prompts(
     eos_token_id: int | tuple[int, ...] | None,
     vocab_size: int | None = None,
 ) -> PromptAssets:
-    """Read a checkpoint's prompt files. `image_token_id` and `eos_token_id` are those of config.json.
+    """Read a checkpoint's prompt files.
 
-    `vocab_size` is the number of rows of the embedding table; with it, ids beyond it are refused.
-    Raises `CheckpointError` for files that are missing, malformed or contradict each other.
+    Args:
+        folder: The checkpoint.
+        family: Whose format it has.
+        image_token_id: The id that config.json names.
+        eos_token_id: The id or ids that config.json names.
+        vocab_size: Rows of the embedding table; with it, ids beyond it are refused.
+
+    Raises:
+        CheckpointError: A file is missing, malformed, or contradicts another.
     """
     config = read_json(folder / "tokenizer_config.json", required=False)
     named = named_tokens(folder, config)
@@ -97,7 +104,7 @@ def load_prompts(
 
 
 def _chat_template(folder: Path, family: str, config: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """The template that the family is documented with."""
+    """Return the template that the family is documented with."""
     path = folder / "chat_template.jinja"
     own = read_text(path, MAX_SETTINGS_BYTES) if is_there(path) else None
     if family == "hf":
@@ -129,7 +136,7 @@ def _chat_template(folder: Path, family: str, config: dict[str, Any], tokenizer:
 
 
 def _content_format(template: ChatTemplate, image_token: str) -> str:
-    """The form of a message's content that makes both the picture and the text come out, each once."""
+    """Return the form of a message's content that makes both the picture and the text come out, each once."""
     question = "question 5a3d81"  # words that no template holds
     parts = [{"type": "image"}, {"type": "text", "text": question}]
     problem = "the picture or the text is left out"
@@ -155,12 +162,12 @@ def _parsed(chat_template: str) -> ChatTemplate:
 
 
 def _settings(names: Iterable[str], named: dict[str, str]) -> str:
-    """Lines that set the special tokens among `names`, which transformers passes in."""
+    """Return lines that set the special tokens among `names`, which transformers passes in."""
     return "".join(f"{{% set {name} = {_literal(named[name])} %}}\n" for name in sorted(named.keys() & names))
 
 
 def _literal(text: str) -> str:
-    """A text as Jinja reads it: JSON's escapes, and Python's beyond the basic plane, where JSON's are two halves."""
+    """Return a text as Jinja reads it, in JSON's escapes, or Python's for a character that JSON would write as two."""
     return '"' + "".join(json.dumps(c)[1:-1] if c <= "\uffff" else f"\\U{ord(c):08x}" for c in text) + '"'
 
 

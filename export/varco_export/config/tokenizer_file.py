@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from varco_runtime.errors import CheckpointError
 
 MAX_TOKENIZER_BYTES = 64 << 20
 
-# transformers, models/qwen2/tokenization_qwen2.py
+# Qwen2's own pattern: contractions, words, single digits, punctuation, line breaks, spaces. Source: transformers,
+# models/qwen2/tokenization_qwen2.py.
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -27,9 +28,15 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def make_tokenizer_json(folder: Path, config: dict[str, Any], named: dict[str, str]) -> str:
-    """The text of the tokenizer, as found if nothing has to be added to it.
+    """Return the text of `tokenizer.json`, as found if nothing has to be added to it.
 
-    `config` is tokenizer_config.json, `named` what `named_tokens` finds. Raises `CheckpointError`.
+    Args:
+        folder: The checkpoint.
+        config: Its tokenizer_config.json.
+        named: Special tokens by name, as `named_tokens` finds them.
+
+    Raises:
+        CheckpointError: A file is missing or malformed, or contradicts another.
     """
     path = folder / "tokenizer.json"
     text = read_text(path, MAX_TOKENIZER_BYTES) if is_there(path) else None
@@ -54,7 +61,7 @@ def make_tokenizer_json(folder: Path, config: dict[str, Any], named: dict[str, s
 
 
 def _build(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """A `tokenizer.json` from vocab.json and merges.txt, as transformers' Qwen2Tokenizer."""
+    """Return a `tokenizer.json` made of vocab.json and merges.txt, as transformers' Qwen2Tokenizer."""
     missing = [name for name in ("vocab.json", "merges.txt") if not is_there(folder / name)]
     if missing:
         raise CheckpointError(
@@ -68,26 +75,54 @@ def _build(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             "Save the tokenizer as tokenizer.json with transformers."
         )
     vocab = read_json(folder / "vocab.json", max_bytes=MAX_TOKENIZER_BYTES)
+    return qwen_tokenizer(
+        vocab,
+        _merges(folder / "merges.txt", vocab),
+        byte_level(bool(config.get("add_prefix_space")), trim_offsets=True),
+        post_processor=None,
+        decoder=byte_level(add_prefix_space=True, trim_offsets=True, use_regex=True),
+    )
+
+
+def byte_level(add_prefix_space: bool, trim_offsets: bool, use_regex: bool = False) -> dict[str, Any]:
+    """Return the part of a `tokenizer.json` that turns bytes into letters, or back."""
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": add_prefix_space,
+        "trim_offsets": trim_offsets,
+        "use_regex": use_regex,
+    }
+
+
+def qwen_tokenizer(
+    vocab: dict[str, Any],
+    merges: Sequence[Any],
+    letters: dict[str, Any],
+    *,
+    post_processor: dict[str, Any] | None,
+    decoder: dict[str, Any],
+    added_tokens: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return a `tokenizer.json` with Qwen2's words and a byte-level BPE.
+
+    Args:
+        vocab: Ids by token.
+        merges: Pairs of tokens, or strings of two tokens with a blank between them, in order.
+        letters: What turns bytes into letters, of `byte_level`.
+        post_processor: What is done to the ids of a text, or None.
+        decoder: What turns letters into bytes, of `byte_level`.
+        added_tokens: Entries with `id`, `content` and flags.
+    """
+    split = {"type": "Split", "pattern": {"Regex": _QWEN_WORDS}, "behavior": "Isolated", "invert": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [],
+        "added_tokens": list(added_tokens),
         "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": _QWEN_WORDS}, "behavior": "Isolated", "invert": False},
-                {
-                    "type": "ByteLevel",
-                    "add_prefix_space": bool(config.get("add_prefix_space")),
-                    "trim_offsets": True,
-                    "use_regex": False,
-                },
-            ],
-        },
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, letters]},
+        "post_processor": post_processor,
+        "decoder": decoder,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -98,13 +133,13 @@ def _build(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": _merges(folder / "merges.txt", vocab),
+            "merges": list(merges),
         },
     }
 
 
 def _merges(path: Path, vocab: dict[str, Any]) -> list[str]:
-    """The merges in order. A line `#version` is no merge; `# #` is one."""
+    """Return the merges in order. A line `#version` is no merge; `# #` is one."""
     merges: list[str] = []
     for number, line in enumerate(read_text(path, MAX_TOKENIZER_BYTES).split("\n"), 1):
         line = line.rstrip("\r")
@@ -150,7 +185,7 @@ class _AddedTokens:
         self.entries.setdefault(content, {"id": id_, "content": content, **flags})
 
     def add_named(self, content: str) -> None:
-        """A special token that is known by name only: an entry of the vocabulary, or the next free id."""
+        """Take a special token that is known by name only: an entry of the vocabulary, or the next free id."""
         if content not in self.entries:
             known = self._id(content)
             id_ = self._num_ids if known is None else known
@@ -163,7 +198,7 @@ class _AddedTokens:
 def _other_added_tokens(
     folder: Path, config: dict[str, Any], special: set[str]
 ) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Added tokens outside tokenizer.json, each with its file's name and id."""
+    """Yield the added tokens outside tokenizer.json, each with its file's name and id."""
     decoder = config.get("added_tokens_decoder")
     if decoder is not None and not isinstance(decoder, dict):
         raise CheckpointError(
@@ -181,7 +216,7 @@ def _other_added_tokens(
 
 
 def named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Special tokens by name (`eos_token`, ...), then the additional ones, in the order transformers adds them."""
+    """Return special tokens by name (`eos_token`, ...), then the additional ones, in transformers' order."""
     values = dict(config)
     if not config.get("added_tokens_decoder"):
         values |= read_json(folder / "special_tokens_map.json", required=False)

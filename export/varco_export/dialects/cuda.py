@@ -21,13 +21,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from varco_export.dialects.dialect import Array
 from varco_export.dialects.fp8 import round_to_fp8, slabs
 from varco_export.dialects.largest import block_width, infinite_for_nan, infinity, largest
 from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Linear, Part
 from varco_export.dialects.onnxruntime import OnnxRuntimeDialect
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, MICROSOFT, Shape
+from varco_runtime.dtypes import Array
 
 FUSED_BLOCK_SIZE = 32
 FUSED_ROWS = {4: 64, 8: 32}

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from varco_export.dialects.linear import Linear, Part
 from varco_export.precision import Precision
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph, Shape
-
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +42,7 @@ class Dialect(ABC):
     # -- inputs and outputs -----------------------------------------------------------------------------------------
 
     def host_input(self, name: str, shape: Shape) -> str:
-        """A float input that the host fills, for use in the compute type."""
+        """Declare a float input that the host fills, and return it for use in the compute type."""
         return self.graph.input(name, self.precision.compute, shape)
 
     def output(self, name: str, x: str, shape: Shape) -> None:
@@ -56,43 +52,50 @@ class Dialect(ABC):
     # -- small pieces -----------------------------------------------------------------------------------------------
 
     def vector(self, tensor: Tensor) -> str:
-        """A small weight (norm, bias, position table) in the compute type."""
+        """Return a small weight (norm, bias, position table) in the compute type, written once."""
         if self.graph.has_weight(tensor.name):
             return tensor.name
         return self.graph.weight(tensor.name, self.precision.compute, tensor.shape, tensor.blocks())
 
     def add(self, a: str, b: str) -> str:
+        """Return a + b."""
         return self.graph.node("Add", [a, b])
 
     def linear(self, x: str, weights: Linear, head: bool = False) -> str:
-        """x W^T + b, part by part (`Linear.parts`). `head`: plain weights get the precision of `lm_head`."""
+        """Return x W^T + b, part by part (`Linear.parts`).
+
+        Args:
+            x: Activations `[..., in_features]`.
+            weights: W and b.
+            head: Whether plain weights get the precision of `lm_head` instead of the other linears'.
+        """
         precision = self.precision.head if head else self.precision.weights
         products = [self._product(x, part, precision) for part in weights.parts()]
         y = products[0] if len(products) == 1 else self.graph.node("Concat", products, axis=-1)
         return self.graph.node("Add", [y, self._bias(weights)]) if weights.biases else y
 
     def _bias(self, weights: Linear) -> str:
-        """The bias of all parts together."""
+        """Return the bias of all parts together."""
         name = f"{weights.name}.bias"
         return self.graph.weight(name, self.precision.compute, (weights.out_features,), [weights.bias()])
 
     def weighted_sum(self, rows: str, weights: str, output: str) -> None:
-        """Rows `[N, 4, D]` times `weights` `[N, 4]`, summed to `output` `[N, D]`."""
+        """Sum rows `[N, 4, D]` times `weights` `[N, 4]` to the output `output` `[N, D]`."""
         scaled = self.graph.node("Mul", [rows, self.graph.node("Unsqueeze", [weights, self.graph.ints(-1)])])
         self.graph.node("ReduceSum", [scaled, self.graph.ints(1)], output=output, keepdims=0)
 
     @abstractmethod
     def _product(self, x: str, part: Part, precision: str) -> str:
-        """x W^T of one part, in the format it is stored in, or for plain floats in the one that was asked for."""
+        """Return x W^T of one part, in the format it is stored in, or for plain floats in the one asked for."""
 
     def gelu(self, x: str, approximate: str) -> str:
-        """`approximate` is `none` (the exact erf form) or `tanh`."""
+        """Return the GELU of x. `approximate` is `none` (the exact erf form) or `tanh`."""
         return self.graph.node("Gelu", [x], approximate=approximate)
 
     # -- vision -----------------------------------------------------------------------------------------------------
 
     def patches(self, pixel_values: str, weight: Tensor, bias: Tensor, num_patches: int) -> str:
-        """A convolution whose stride is its kernel: `[T, 3, H, W]` to `[T, num_patches, features]`."""
+        """Return a convolution whose stride is its kernel: `[T, 3, H, W]` to `[T, num_patches, features]`."""
         stride = list(weight.shape[2:])
         inputs = [pixel_values, self.vector(weight), self.vector(bias)]
         grid = self.graph.node(
@@ -102,36 +105,41 @@ class Dialect(ABC):
         return self.graph.node("Transpose", [flat], perm=[0, 2, 1])  # [T, P, C]
 
     def layer_norm(self, x: str, weight: Tensor, bias: Tensor, epsilon: float) -> str:
+        """Return the layer norm of x over its last axis."""
         inputs = [x, self.vector(weight), self.vector(bias)]
         return self.graph.node("LayerNormalization", inputs, axis=-1, epsilon=epsilon)
 
     def add_linear_norm(
         self, residual: str, x: str, weights: Linear, weight: Tensor, bias: Tensor, epsilon: float
     ) -> tuple[str, str]:
-        """The layer norm of residual + x W^T + b, and that sum itself."""
+        """Return the layer norm of residual + x W^T + b, and that sum itself."""
         total = self.add(residual, self.linear(x, weights))
         return self.layer_norm(total, weight, bias, epsilon), total
 
     def linear_gelu(self, x: str, weights: Linear) -> str:
-        """The GELU, in its tanh form, of x W^T + b."""
+        """Return the GELU, in its tanh form, of x W^T + b."""
         return self.gelu(self.linear(x, weights), "tanh")
 
     @abstractmethod
     def attention(self, qkv: tuple[str, str, str], num_heads: int) -> str:
-        """Every position sees every other; q, k, v `[T, P, features]`."""
+        """Return attention in which every position sees every other, for q, k, v `[T, P, features]`."""
 
     # -- language model ---------------------------------------------------------------------------------------------
 
     def embeddings(self, table: Tensor) -> str:
-        """What enters the first layer, `[1, S, hidden]`; `table` are the token rows, for dialects that look them up."""
+        """Return what enters the first layer, `[1, S, hidden]`.
+
+        `table` holds the token rows, for dialects whose graph looks them up.
+        """
         return self.graph.input("inputs_embeds", self.precision.compute, [1, "sequence", table.shape[1]])
 
     def rms_norm(self, x: str, weight: Tensor, epsilon: float) -> str:
+        """Return the RMS norm of x over its last axis."""
         return self.graph.node("RMSNormalization", [x, self.vector(weight)], axis=-1, epsilon=epsilon)
 
     @abstractmethod
     def add_rms_norm(self, x: str, residual: str, weight: Tensor, epsilon: float) -> tuple[str, str]:
-        """The norm of x + residual, and x + residual itself."""
+        """Return the norm of x + residual, and x + residual itself."""
 
     def silu_gate(self, gate_up: str, width: int) -> str:
         """silu(gate) * up, where `gate_up` `[1, S, 2 * width]` holds gate and then up."""
@@ -147,13 +155,30 @@ class Dialect(ABC):
         `cos_sin` are two tables `[max_context, head_dim / 2]`, position by position.
         """
 
+    def _declare_caches(self, heads: AttentionHeads, length: int | str, cos_sin: tuple[Array, Array]) -> None:
+        """Declare a key and a value cache per layer, of `length` positions, and write the rotary tables.
+
+        Past and present are separate values of the graph; the runtime binds both to the same memory.
+        """
+        graph, dtype = self.graph, self.precision.compute
+        shape = [1, heads.num_key_value_heads, length, heads.head_dim]
+        for layer in range(heads.num_layers):
+            for kind in ("key", "value"):
+                graph.input(f"past.{layer}.{kind}", dtype, shape)
+                graph.output(f"present.{layer}.{kind}", dtype, shape)
+        for name, table in zip(("cos_cache", "sin_cache"), cos_sin, strict=True):
+            graph.weight(name, dtype, table.shape, [table])
+        self._heads = heads
+
     @abstractmethod
     def cached_attention(self, qkv: str, layer: int) -> str:
-        """Rotate q and k, append k and v to the layer's cache, attend causally to the cache so far."""
+        """Return causal attention to the cache so far, after rotating q and k and appending k and v to the layer's
+        cache.
+        """
 
     @abstractmethod
     def last_tokens(self, x: str) -> str:
-        """The last positions of x, or those that are asked for: the ones whose logits are computed."""
+        """Return the last positions of x, or those that are asked for: the ones whose logits are computed."""
 
     @abstractmethod
     def logits(self, x: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 FP8_MAX = 448
 """The largest E4M3 number."""
@@ -18,7 +17,7 @@ _SLAB_VALUES = 2 << 20
 
 
 def slabs(blocks: Iterable[Array], width: int) -> Iterator[Array]:
-    """Blocks of rows cut to 8 MiB of fp32: the work arrays stay in reach of the caches and far below a large tensor."""
+    """Cut blocks of rows to 8 MiB of fp32: work arrays stay in reach of the caches and far below a large tensor."""
     step = max(1, _SLAB_VALUES // width)
     for block in blocks:
         for start in range(0, len(block), step):
@@ -26,9 +25,12 @@ def slabs(blocks: Iterable[Array], width: int) -> Iterator[Array]:
 
 
 def round_to_fp8(blocks: Iterable[Array], scales: Array) -> Iterator[Array]:
-    """Floats `[rows, k]` rounded to the nearest FP8; the largest of a row becomes 448.
+    """Yield floats `[rows, k]` rounded to the nearest FP8; the largest of a row becomes 448.
 
-    Fills `scales` `[out_features]`, one per row, whose type the rounding takes into account.
+    Args:
+        blocks: Blocks of rows.
+        scales: Filled with one scale per row, `[out_features]`. Its type is the one that the scales are kept in, which
+            the rounding takes into account.
     """
     row = 0
     for block in blocks:

@@ -8,25 +8,21 @@ that is one part. A dialect turns each part into its operators and puts the resu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from varco_export.quantized.integers import bytes_per_row, fit_rows
-from varco_export.quantized.integers import pack as pack_values
-from varco_export.quantized.weights import Activations, Fp8Weight, IntegerWeight, QuantisedWeight
+from varco_export.quantized.weights import Activations, Fp8Weight, IntegerWeight, QuantizedWeight
 from varco_export.reading.tensor import Tensor
+from varco_runtime.dtypes import Array
 
-__all__ = ["FloatPart", "Fp8Part", "IntegerPart", "Linear", "Part", "Weight", "pack_values", "quantise_rows"]
-
-Array = np.ndarray[Any, Any]
-Weight = Tensor | QuantisedWeight
+Weight = Tensor | QuantizedWeight
 
 
 class _Rows:
-    """What has rows of weights, one after another: W `[out_features, in_features]`."""
+    """Base of what holds rows of weights, one after another: W `[out_features, in_features]`."""
 
     __slots__ = ()
     weights: tuple[Weight, ...]
@@ -49,7 +45,7 @@ class Linear(_Rows):
     biases: tuple[Tensor, ...] = ()
 
     def parts(self) -> list[Part]:
-        """The longest runs of weights of one kind, in order."""
+        """Return the longest runs of weights of one kind, in order."""
         runs: list[list[Weight]] = [[self.weights[0]]]
         for before, weight in pairwise(self.weights):
             if _fit_together(before, weight):
@@ -60,7 +56,7 @@ class Linear(_Rows):
         return [_part(name, run) for name, run in zip(names, runs, strict=True)]
 
     def bias(self) -> Array:
-        """The bias `[out_features]` in fp32."""
+        """Return the bias `[out_features]` in fp32."""
         return np.concatenate([tensor.read().astype(np.float32) for tensor in self.biases])
 
 
@@ -72,7 +68,7 @@ class FloatPart(_Rows):
     weights: tuple[Tensor, ...]
 
     def blocks(self) -> Iterator[Array]:
-        """Blocks of rows `[rows, in_features]` in the checkpoint's own type."""
+        """Yield blocks of rows `[rows, in_features]` in the checkpoint's own type."""
         for tensor in self.weights:
             yield from tensor.blocks()
 
@@ -101,18 +97,21 @@ class IntegerPart(_Rows):
         return self.weights[0].input_order
 
     def packed_blocks(self, num_features: int) -> Iterator[Array]:
-        """Blocks of rows `[rows, num_features * bits / 8]` uint8, low nibble first, filled up behind `in_features`."""
+        """Yield blocks of rows `[rows, num_features * bits / 8]` uint8, low nibble first.
+
+        Beyond `in_features` a row is filled up with zeros.
+        """
         num_bytes = bytes_per_row(num_features, self.bits)
         for weight in self.weights:
             for block in weight.packed_blocks():
                 yield fit_rows(block, num_bytes)
 
     def scales(self) -> Array:
-        """`[out_features, groups]` in fp32, exactly as stored."""
+        """Return scales `[out_features, groups]` in fp32, exactly as stored."""
         return np.concatenate([weight.scales() for weight in self.weights])
 
     def zeros(self) -> Array | None:
-        """`[out_features, groups]` uint8, or None where every zero point is 2^(bits-1)."""
+        """Return zero points `[out_features, groups]` uint8, or None where every one is 2^(bits-1)."""
         zeros = [weight.zeros() for weight in self.weights]
         if all(rows is None for rows in zeros):
             return None
@@ -137,16 +136,16 @@ class Fp8Part(_Rows):
 
     @property
     def input_scale(self) -> float | None:
-        """Where `activations` is `tensor`."""
+        """Return the one scale of the input where `activations` is `tensor`, else None."""
         return self.weights[0].input_scale
 
     def blocks(self) -> Iterator[Array]:
-        """Blocks of rows `[rows, in_features]` in float8."""
+        """Yield blocks of rows `[rows, in_features]` in float8."""
         for weight in self.weights:
             yield from weight.values.blocks()
 
     def scales(self) -> Array:
-        """One scale per row, `[out_features]` in fp32."""
+        """Return one scale per row, `[out_features]` in fp32."""
         rows = [np.broadcast_to(weight.scales(), (weight.shape[0],)) for weight in self.weights]
         return np.concatenate(rows)
 
@@ -155,7 +154,7 @@ Part = FloatPart | IntegerPart | Fp8Part
 
 
 def _fit_together(a: Weight, b: Weight) -> bool:
-    """Whether one matrix product can hold both: one kind, one group size, one order and rounding of the input."""
+    """Return whether one matrix product can hold both: of one kind, group size, order and rounding of the input."""
     match a, b:
         case Tensor(), Tensor():
             return True
@@ -177,13 +176,40 @@ def _part(name: str, weights: list[Weight]) -> Part:
     return FloatPart(name, tensors) if tensors else IntegerPart(name, integers) if integers else Fp8Part(name, fp8)
 
 
-def quantise_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
-    """Round rows `[n, k]` to symmetric integers in blocks of `block_size` along k, each with one scale.
+def fold_order(producer: Linear, consumer: Linear) -> tuple[Linear, Linear]:
+    """Let `producer` give its features in the order in which `consumer` reads them, where both can.
 
-    Returns values `[n, ceil(k / block_size), block_size]` uint8, with zero stored as 2^(bits-1), and scales
-    `[n, ceil(k / block_size)]` fp32. The scale is the entry of largest magnitude, sign included, over -2^(bits-1), so
-    that this entry is exact and all 2^bits levels are used (the rule of llama.cpp's Q4_0). A short last block is filled
-    with zeros.
+    Each weight of the producer (gate, up) gives what the consumer (down) takes, feature by feature. Where the consumer
+    has no order of its own, or the producer is not quantized, both come back as they are, and the dialect gathers.
+    """
+    (weight,) = consumer.weights
+    if not isinstance(weight, IntegerWeight) or weight.input_order is None:
+        return producer, consumer
+    order = weight.input_order
+    moved = []
+    for part in producer.weights:
+        if not isinstance(part, IntegerWeight):
+            return producer, consumer
+        assert part.shape[0] == len(order), f"Bug: {part.name} gives {part.shape[0]} features, {len(order)} are read"
+        moved.append(replace(part, rows=order))
+    assert not producer.biases, "Bug: a bias would have to be reordered too"
+    return replace(producer, weights=tuple(moved)), replace(consumer, weights=(replace(weight, sorted_input=True),))
+
+
+def quantize_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
+    """Round rows to symmetric integers in blocks of input features, each block with one scale.
+
+    The scale is the entry of largest magnitude, sign included, over -2^(bits-1), so that this entry is exact and all
+    2^bits levels are used (the rule of llama.cpp's Q4_0). A short last block is filled with zeros.
+
+    Args:
+        rows: Floats `[n, k]`.
+        bits: 4 or 8.
+        block_size: Input features of a block.
+
+    Returns:
+        Values `[n, ceil(k / block_size), block_size]` uint8, with zero stored as 2^(bits-1), and scales `[n, ceil(k /
+        block_size)]` fp32.
     """
     num_rows, width = rows.shape
     num_blocks = -(-width // block_size)

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.dialects.dialect import Array, AttentionHeads, Dialect
-from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part, pack_values, quantise_rows
+from varco_export.dialects.dialect import AttentionHeads, Dialect
+from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part, quantize_rows
 from varco_export.dialects.row_product import RowProduct
-from varco_export.precision import QUANTISED_BITS, Precision
+from varco_export.precision import QUANTIZED_BITS, Precision
+from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, MICROSOFT, Graph
+from varco_runtime.dtypes import Array
 
 MAX_BLOCK_SIZE = 128
 
@@ -45,8 +47,8 @@ class OnnxRuntimeDialect(Dialect):
                 return self._fp8_product(x, part)
         if precision == "int8" and self.precision.row_scales:
             return self._rows.product(x, part)
-        if precision in QUANTISED_BITS:
-            return self._rounded_product(x, part, QUANTISED_BITS[precision])
+        if precision in QUANTIZED_BITS:
+            return self._rounded_product(x, part, QUANTIZED_BITS[precision])
         w = self.graph.weight(f"{part.name}.weight", precision, (part.out_features, part.in_features), part.blocks())
         return self.graph.node("FusedMatMul", [x, w], domain=MICROSOFT, transB=1)
 
@@ -64,7 +66,7 @@ class OnnxRuntimeDialect(Dialect):
                 step = max(1, (2 << 20) // k)
                 for start in range(0, len(block), step):
                     rows = block[start : start + step]
-                    values, block_scales = quantise_rows(rows, bits, block_size)
+                    values, block_scales = quantize_rows(rows, bits, block_size)
                     with np.errstate(over="ignore"):  # `Graph.weight` names them
                         scales[row : row + len(rows)] = block_scales
                     row += len(rows)
@@ -238,19 +240,9 @@ class OnnxRuntimeDialect(Dialect):
         return normed, total
 
     def begin_cache(self, heads: AttentionHeads, cos_sin: tuple[Array, Array]) -> None:
-        """Past and present are separate values of the graph; the runtime binds both to the same memory, of any length
-        up to max_context."""
-        graph, dtype = self.graph, self.precision.compute
-        graph.input("seqlens_k", "int32", [1])
-        graph.input("total_sequence_length", "int32", [])
-        shape: list[int | str] = [1, heads.num_key_value_heads, "max_context", heads.head_dim]
-        for layer in range(heads.num_layers):
-            for kind in ("key", "value"):
-                graph.input(f"past.{layer}.{kind}", dtype, shape)
-                graph.output(f"present.{layer}.{kind}", dtype, shape)
-        for name, table in zip(("cos_cache", "sin_cache"), cos_sin, strict=True):
-            graph.weight(name, dtype, table.shape, [table])
-        self._heads = heads
+        self.graph.input("seqlens_k", "int32", [1])
+        self.graph.input("total_sequence_length", "int32", [])
+        self._declare_caches(heads, "max_context", cos_sin)  # of any length: the graph names none
 
     def cached_attention(self, qkv: str, layer: int) -> str:
         past = [f"past.{layer}.key", f"past.{layer}.value"]

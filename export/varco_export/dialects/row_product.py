@@ -7,27 +7,25 @@ symmetric, to -127 .. 127 of the largest magnitude in the row.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from varco_export.dialects.linear import FloatPart
 from varco_export.writing.graph import MICROSOFT, Graph
+from varco_runtime.dtypes import Array
 
-Array = np.ndarray[Any, Any]
 LARGEST = 127
 ZERO = np.array(128, np.uint8)
 
 
 class RowProduct:
-    """Emits such linears into one graph. Values that share an input share its rounding."""
+    """Writer of linears in int8 into one graph. Linears that share an input share its rounding."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._rounded: tuple[str, str, str, str] | None = None
 
     def product(self, x: str, part: FloatPart) -> str:
-        """x W^T for x `[B, S, K]` fp32: int8 products, int32 sums, then the scales of column and row."""
+        """Return x W^T for x `[B, S, K]` fp32: int8 products, int32 sums, then the scales of column and row."""
         graph, n, k = self._graph, part.out_features, part.in_features
         values, scales = round_rows(part)
         w = graph.weight(f"{part.name}.weight_int8", "int8", (k, n), [values.T])
@@ -39,7 +37,7 @@ class RowProduct:
         return graph.node("Mul", [graph.node("Reshape", [y, shape]), row_scales])
 
     def _round(self, x: str, width: int) -> tuple[str, str, str]:
-        """x as bytes `[B * S, K]`, the scales of its rows `[B, S, 1]`, and B and S.
+        """Return x as bytes `[B * S, K]`, the scales of its rows `[B, S, 1]`, and B and S.
 
         Bytes and not int8, 128 being zero: onnxruntime multiplies bytes by int8 with the processor's own instructions
         (VNNI), int8 by int8 some ten times slower.
@@ -59,7 +57,7 @@ class RowProduct:
 
 
 def round_rows(part: FloatPart) -> tuple[Array, Array]:
-    """The rows of a weight as int8 `[N, K]`, and their scales `[N]` fp32."""
+    """Return the rows of a weight as int8 `[N, K]`, and their scales `[N]` fp32."""
     values = np.empty((part.out_features, part.in_features), dtype=np.int8)
     scales = np.empty(part.out_features, dtype=np.float32)
     row = 0

@@ -14,12 +14,14 @@ from collections.abc import Iterable, Iterator
 import ml_dtypes
 import numpy as np
 
-from varco_export.dialects.dialect import Array, AttentionHeads, Dialect
+from varco_export.dialects.dialect import AttentionHeads, Dialect
 from varco_export.dialects.fp8 import FP8_MAX, SMALLEST_SCALE, round_to_fp8, slabs
-from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part, pack_values
-from varco_export.precision import QUANTISED_BITS, Precision
+from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part
+from varco_export.precision import QUANTIZED_BITS, Precision
+from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import ExportError
 
 OPSET = 24
@@ -33,7 +35,7 @@ class TensorRtDialect(Dialect):
     """Standard operators, batch of one, caches of `max_context` positions. See `Dialect` for the methods.
 
     Linears hold their weight as the checkpoint does, `[out, in]`, so that rows stream through unchanged; TensorRT folds
-    the transposition into the product. Quantised ones are DequantizeLinear on the weight, which it folds too: the
+    the transposition into the product. Quantized ones are DequantizeLinear on the weight, which it folds too: the
     engine holds the packed values.
     """
 
@@ -42,14 +44,14 @@ class TensorRtDialect(Dialect):
         super().__init__(graph, precision)
 
     def _product(self, x: str, part: Part, precision: str) -> str:
-        """x W^T of one part, in the format it is stored in, or for plain floats in the one that was asked for."""
+        """Return x W^T of one part, in the format it is stored in, or for plain floats in the one asked for."""
         match part:
             case IntegerPart():
                 return self._matmul(self._ordered(x, part), self._stored_integers(part))
             case Fp8Part():
                 return self._fp8_product(x, part)
-        if precision in QUANTISED_BITS:
-            return self._matmul(x, self._rounded_integers(part, QUANTISED_BITS[precision]))
+        if precision in QUANTIZED_BITS:
+            return self._matmul(x, self._rounded_integers(part, QUANTIZED_BITS[precision]))
         if precision == "fp8":
             return self._matmul(x, self._rounded_fp8(part))
         shape = (part.out_features, part.in_features)
@@ -61,7 +63,7 @@ class TensorRtDialect(Dialect):
     # -- integers: symmetric, signed, in blocks of input features ---------------------------------------------------
 
     def _rounded_integers(self, part: FloatPart, bits: int) -> str:
-        """Floats rounded to the nearest integers on their way."""
+        """Return floats rounded to the nearest integers while they are written."""
         k, block_size = part.in_features, self.precision.block_size
         scales = np.empty((part.out_features, k // block_size), dtype=np.float32)
 
@@ -74,10 +76,10 @@ class TensorRtDialect(Dialect):
 
         _check_blocks(part, block_size)
         weight = self._integers(part, bits, packed_rows())
-        return self._dequantised(weight, part, [scales], scales.shape, block_size)
+        return self._dequantized(weight, part, [scales], scales.shape, block_size)
 
     def _stored_integers(self, part: IntegerPart) -> str:
-        """Integers as they are stored. A group larger than a block becomes several with the same scale."""
+        """Return integers as they are stored. A group larger than a block becomes several with the same scale."""
         if part.zeros() is not None:
             raise ExportError(
                 f"{part.name} is stored in asymmetric int{part.bits} (with zero points), TensorRT takes symmetric "
@@ -98,21 +100,21 @@ class TensorRtDialect(Dialect):
         scales = np.repeat(np.maximum(stored, SMALLEST_SCALE), per_group, axis=1)[:, : shape[1]]
         blocks = (block ^ _SIGN[part.bits] for block in part.packed_blocks(part.in_features))
         weight = self._integers(part, part.bits, blocks)
-        return self._dequantised(weight, part, [scales], shape, block_size)
+        return self._dequantized(weight, part, [scales], shape, block_size)
 
     def _integers(self, part: FloatPart | IntegerPart, bits: int, blocks: Iterable[Array]) -> str:
         shape = (part.out_features, part.in_features)
         return self.graph.weight(f"{part.name}.weight_int{bits}", f"int{bits}", shape, blocks)
 
-    def _dequantised(
+    def _dequantized(
         self, weight: str, part: Part, scales: list[Array], shape: tuple[int, ...], block_size: int
     ) -> str:
-        """`[out, in]` in the compute type; the scales are written after the weight whose rows made them."""
+        """Return `[out, in]` in the compute type; the scales are written after the weight whose rows made them."""
         names = [weight, self.graph.weight(f"{part.name}.scales", self.precision.compute, shape, scales)]
         return self.graph.node("DequantizeLinear", names, axis=1, block_size=block_size)
 
     def _ordered(self, x: str, part: IntegerPart) -> str:
-        """x with its features in the order in which the part reads them."""
+        """Return x with its features in the order in which the part reads them."""
         if part.input_order is None:
             return x
         order = part.input_order
@@ -122,7 +124,7 @@ class TensorRtDialect(Dialect):
     # -- FP8: E4M3 with a scale per output feature ------------------------------------------------------------------
 
     def _rounded_fp8(self, part: FloatPart) -> str:
-        """Floats rounded to the nearest FP8 on their way; the largest of a row becomes 448, the largest FP8."""
+        """Return floats rounded to the nearest FP8 while they are written; the largest of a row becomes 448."""
         scales = np.empty(part.out_features, dtype=self._numpy_type)
         rows = round_to_fp8(slabs(part.blocks(), part.in_features), scales)
         return self._fp8_rows(part, rows, scales)
@@ -136,9 +138,9 @@ class TensorRtDialect(Dialect):
         return self.graph.node("DequantizeLinear", names, axis=0)
 
     def _fp8_product(self, x: str, part: Fp8Part) -> str:
-        """FP8 as it is stored, and an input that is rounded to FP8 where the checkpoint asks for it.
+        """Multiply by FP8 as it is stored, the input rounded to FP8 where the checkpoint asks for it.
 
-        TensorRT quantises activations by one fixed scale. Where each token has its own, x is divided by the token's
+        TensorRT quantizes activations by one fixed scale. Where each token has its own, x is divided by the token's
         largest entry before, and the product multiplied by it after.
         """
         rows = self._fp8_rows(part, part.blocks(), np.maximum(part.scales(), SMALLEST_SCALE))
@@ -155,11 +157,11 @@ class TensorRtDialect(Dialect):
         return self.graph.node("Mul", [self._matmul(unit, rows), largest])
 
     def _through_fp8(self, x: str, name: str, scale: float) -> str:
-        """x rounded to multiples of `scale` that FP8 can express."""
+        """Return x rounded to multiples of `scale` that FP8 can express."""
         step = self.graph.constant(f"{name}.input_scale", np.array(scale, self._numpy_type))
         zero = self.graph.constant("fp8_zero", np.array(0, ml_dtypes.float8_e4m3fn))
-        quantised = self.graph.node("QuantizeLinear", [x, step, zero])
-        return self.graph.node("DequantizeLinear", [quantised, step])
+        quantized = self.graph.node("QuantizeLinear", [x, step, zero])
+        return self.graph.node("DequantizeLinear", [quantized, step])
 
     # -- vision -----------------------------------------------------------------------------------------------------
 
@@ -168,12 +170,12 @@ class TensorRtDialect(Dialect):
         return self._from_heads(self.graph.node("Attention", heads))
 
     def _to_heads(self, x: str, num_heads: int) -> str:
-        """`[B, S, heads * D]` to `[B, heads, S, D]`."""
+        """Turn `[B, S, heads * D]` into `[B, heads, S, D]`."""
         split = self.graph.node("Reshape", [x, self.graph.ints(0, 0, num_heads, -1)])
         return self.graph.node("Transpose", [split], perm=[0, 2, 1, 3])
 
     def _from_heads(self, x: str) -> str:
-        """`[B, heads, S, D]` to `[B, S, heads * D]`."""
+        """Turn `[B, heads, S, D]` into `[B, S, heads * D]`."""
         merged = self.graph.node("Transpose", [x], perm=[0, 2, 1, 3])
         return self.graph.node("Reshape", [merged, self.graph.ints(0, 0, -1)])
 
@@ -184,22 +186,17 @@ class TensorRtDialect(Dialect):
         return self.rms_norm(total, weight, epsilon), total
 
     def begin_cache(self, heads: AttentionHeads, cos_sin: tuple[Array, Array]) -> None:
-        """Positions, where to write, and a mask `[1, 1, S, total]` whose width is the length of the context so far."""
-        graph, dtype = self.graph, self.precision.compute
-        max_context = len(cos_sin[0])
+        """Declare positions, where to write, a mask `[1, 1, S, total]` as wide as the context so far, and the caches.
+
+        The caches have a static length, that of the rotary tables.
+        """
+        graph = self.graph
         graph.input("position_ids", "int64", [1, "sequence"])
         graph.input("write_indices", "int64", [1])
         graph.input("attention_mask", "bool", [1, 1, "sequence", "total"])
-        shape = [1, heads.num_key_value_heads, max_context, heads.head_dim]
-        for layer in range(heads.num_layers):
-            for kind in ("key", "value"):
-                graph.input(f"past.{layer}.{kind}", dtype, shape)
-                graph.output(f"present.{layer}.{kind}", dtype, shape)
-        for name, table in zip(("cos_cache", "sin_cache"), cos_sin, strict=True):
-            graph.weight(name, dtype, table.shape, [table])
+        self._declare_caches(heads, len(cos_sin[0]), cos_sin)
         # A slice's length must come from a tensor of static shape [1]: this one does.
         self._total = graph.node("Shape", ["attention_mask"], start=3, end=4)
-        self._heads = heads
 
     def cached_attention(self, qkv: str, layer: int) -> str:
         graph, heads = self.graph, self._heads
@@ -224,7 +221,7 @@ class TensorRtDialect(Dialect):
         return self.graph.node("Gather", [x, self.graph.input("logit_positions", "int64", ["num_logits"])], axis=1)
 
     def logits(self, x: str) -> None:
-        """The logits, and the token of each position's largest one: the next token without a copy to the host."""
+        """Declare the logits, and each position's most likely token: the next one without a copy to the host."""
         logits = self.graph.node("Cast", [x], output="logits", to=DTYPES["fp32"][0])
         self.graph.node("ArgMax", [logits], output="next_token", axis=-1, keepdims=0)
         self.graph.output("next_token", "int64", [1, "num_logits"])
@@ -234,7 +231,7 @@ def _round_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
     """Round rows `[n, k]` to signed symmetric integers in blocks along k, each with one positive scale.
 
     Returns values `[n, blocks, block_size]` as the low bits of uint8, and scales `[n, blocks]` fp32. No rule with
-    negative scales here (`quantise_rows`), which use one level more: TensorRT's parser refuses them.
+    negative scales here (`quantize_rows`), which use one level more: TensorRT's parser refuses them.
     """
     half = 1 << (bits - 1)
     values = rows.astype(np.float32).reshape(len(rows), -1, block_size)
@@ -245,7 +242,7 @@ def _round_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:
 
 
 def _check_blocks(part: FloatPart | IntegerPart, block_size: int) -> None:
-    """TensorRT's blocks divide the input features evenly and have at least 16 of them."""
+    """Check that blocks divide the input features evenly and have at least 16 of them, as TensorRT's do."""
     if block_size < MIN_BLOCK_SIZE or part.in_features % block_size:
         raise ExportError(
             f"{part.name} has {part.in_features} input features in blocks of {block_size}, TensorRT takes blocks of 16 "

@@ -6,24 +6,22 @@ are complete. A manifest that names old engines loses them first, since their fi
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from varco_export.engines.builder import Builder, Built, Lengths
-from varco_export.engines.callbacks import OnStep
-from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
+from varco_export.progress import SILENT, EngineProgress
+from varco_export.writing.disk import disk_errors
+from varco_export.writing.lock import locked
 from varco_runtime.backends.tensorrt.cuda_api import Cuda
-from varco_runtime.backends.tensorrt.memory import largest_picture
+from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.bundle.manifest import EngineFacts, FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.errors import BackendError, BundleError, ExportError, MissingExtraError, UsageError
+from varco_runtime.picture.packing import largest_picture
 
 PREFILL_TOKENS = 512
 """Prompt positions in one run: enough to keep a GPU's matrix units busy, and few enough for its memory."""
@@ -35,10 +33,18 @@ rows in every matrix product of the 14B's tower, enough for any GPU here, so lar
 several runs. TensorRT for RTX 1.7 reports 73 MB of scratch memory for 5 tiles, 117 for 8 and 543 for 37, the largest
 picture; the buffers of a batch take another 10 MB a tile."""
 
+_WRITABLE = "Expected a writable bundle with enough space."
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """The command line's options, with its defaults: the GPU that is there, the bundle's context, `USUAL_TILES`."""
+    """What a build of engines is asked for; the defaults are those of the command `varco engines`.
+
+    Args:
+        sm: Compute capabilities to build for, times ten; none for the GPU that is there.
+        max_context: Most tokens of prompt, picture and answer together; None is the bundle's.
+        max_tiles: Tiles that are encoded at a time; None is `USUAL_TILES`.
+    """
 
     sm: tuple[int, ...] = ()
     max_context: int | None = None
@@ -47,31 +53,38 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What a build made of one component, and what it took."""
+    """What a build made of one component, the bytes of weights that a pass reads, and what the build took."""
 
     facts: EngineFacts
     weight_bytes: int
     built: Built
 
 
-class Progress(Protocol):
-    """What a progress bar offers: a bar per engine."""
-
-    def engine(self, name: str, target: str) -> AbstractContextManager[OnStep]:
-        """A bar; the value is called with the phase, its finished and all its steps."""
-
-
 def build_engines(
     folder: Path,
-    options: EngineOptions,
-    progress: Progress,
+    options: EngineOptions = EngineOptions(),
+    progress: EngineProgress = SILENT,
     hashing: Callable[[str, int], None] | None = None,
 ) -> list[EngineReport]:
-    """Build the engines of the bundle `folder` for each target and record them in its manifest.
+    """Build the TensorRT engines of a bundle for each target and record them in its manifest.
 
-    Engines that were built for a target before are replaced, whatever built them. Raises `UsageError`, `BundleError`,
-    `BackendError` or `ExportError`; then targets that were finished stay recorded. The failing one keeps its former
-    engines, or has none if their files could not be exchanged.
+    Engines that were built for a target before are replaced, whatever built them. On an error, targets that were
+    finished stay recorded. The failing one keeps its former engines, or has none if their files could not be exchanged.
+
+    Args:
+        folder: The bundle, exported with `device="tensorrt"`.
+        options: What is asked for.
+        progress: Who is told how far each engine is.
+        hashing: Called with the name of each hashed file and the bytes done, while the graphs are checked.
+
+    Returns:
+        A report per component and target.
+
+    Raises:
+        UsageError: The options do not go with the bundle, the GPU or the installed library.
+        BundleError: The folder holds no bundle for TensorRT, or a changed one.
+        BackendError: There is no library that builds engines, or no GPU to build for.
+        ExportError: A build fails, another process builds engines of this bundle, or the disk refuses.
     """
     bundle = Bundle.read(folder)
     manifest = bundle.manifest
@@ -80,7 +93,8 @@ def build_engines(
     targets = tuple(dict.fromkeys(options.sm)) or (_sm_of_this_gpu(builder),)
     for sm in targets:
         builder.check_target(sm, is_named=bool(options.sm))
-    with _lock(folder):
+    busy = f"Engines of {folder} are being built by another process. Wait until it ends."
+    with locked(folder, busy, os.O_RDONLY):  # two builds of one bundle would write the same files
         # The graphs and their weights are what was exported, before a library parses them.
         bundle.check((name for part in manifest.components.values() for name in (part.file, part.data)), False, hashing)
         for sm in targets:
@@ -93,7 +107,7 @@ def build_engines(
 
 
 def _choose_limits(folder: Path, manifest: Manifest, options: EngineOptions) -> tuple[int, int]:
-    """Positions and tiles to build for."""
+    """Return the positions and the tiles to build for."""
     if manifest.device != "tensorrt":
         raise BundleError(
             f"{folder} was exported for {manifest.device}, engines are built from graphs for TensorRT. Make them with: "
@@ -133,10 +147,10 @@ def _sm_of_this_gpu(builder: Builder) -> int:
 def _check_target(folder: Path, manifest: Manifest, builder: Builder, sm: int, max_context: int) -> None:
     """Parse every graph before the first is built: what a target refuses is refused at once."""
     log = _log_file(folder, sm)
-    with _one_line(log):
+    with disk_errors(log, _WRITABLE):
         log.parent.mkdir(exist_ok=True)
         log.write_text(f"{builder.product} {builder.version} for sm{sm}\n", encoding="utf-8")
-    for name, tensors in contract(manifest, max_context).items():
+    for name, tensors in engine_io(manifest, max_context).items():
         builder.check(folder / manifest.components[name].file, tensors, sm, log)
 
 
@@ -145,12 +159,12 @@ def _log_file(folder: Path, sm: int) -> Path:
 
 
 def _build_target(
-    bundle: Bundle, builder: Builder, sm: int, max_context: int, max_tiles: int, progress: Progress
+    bundle: Bundle, builder: Builder, sm: int, max_context: int, max_tiles: int, progress: EngineProgress
 ) -> list[EngineReport]:
     folder = bundle.folder
     manifest, target = read_manifest(folder), f"sm{sm}"
     partial = folder / "engines" / f".{target}.partial"
-    with _one_line(partial):
+    with disk_errors(partial, _WRITABLE):
         shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
         partial.mkdir()
     reports = []
@@ -170,7 +184,7 @@ def _build_target(
                 prefill_tokens=min(PREFILL_TOKENS, max_context),
                 max_logits=min(MAX_LOGITS, max_context),
             )
-            tensors = contract(manifest, max_context)[name]
+            tensors = engine_io(manifest, max_context)[name]
             with progress.engine(name, target) as on_step:
                 built = builder.build(
                     folder / component.file,
@@ -190,7 +204,7 @@ def _build_target(
 
 
 def profiles(manifest: Manifest, facts: EngineFacts) -> list[Lengths]:
-    """How far each length of a component reaches, per profile: (least, usual, greatest)."""
+    """Return how far each length of a component reaches, per profile: (least, usual, greatest)."""
     tokens = min(largest_picture(manifest.image)[1], facts.max_context)
     match facts.component:
         case "vision" | "projector":
@@ -207,10 +221,10 @@ def profiles(manifest: Manifest, facts: EngineFacts) -> list[Lengths]:
 
 
 def longest_step(precision: str) -> int:
-    """New positions that the decode profile allows. It is used with one.
+    """Return the new positions that the decode profile allows. It is used with one.
 
     For exactly one position, TensorRT stores float weights of q, k, v, gate and up a second time in another layout:
-    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantised weights it shares anyway.
+    360 MB for each layer of the 14B. A length that could be two keeps it from that. Quantized weights it shares anyway.
     """
     return 2 if precision.startswith(("fp16", "bf16")) else 1
 
@@ -224,34 +238,10 @@ def _record(folder: Path, manifest: Manifest, target: str, partial: Path, report
     files = {name: facts for name, facts in manifest.files.items() if name not in old}
     built: dict[str, FileFacts] = {report.facts.file: report.built.facts for report in reports}
     place = folder / "engines" / target
-    with _one_line(folder):
+    with disk_errors(folder, _WRITABLE):
         if old:
             write_manifest(folder, replace(manifest, engines=others, files=files))
         shutil.rmtree(place, ignore_errors=True)
         os.replace(partial, place)
         engines = (*others, *(report.facts for report in reports))
         write_manifest(folder, replace(manifest, engines=engines, files=files | built))
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Two builds of one bundle would write the same files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExportError(f"Engines of {folder} are being built by another process. Wait until it ends.") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ExportError(
-            f"{path} could not be written: {error.strerror or error}. Expected a writable bundle with enough space."
-        ) from None

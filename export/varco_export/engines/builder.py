@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.engines.callbacks import OnStep, build_monitor, engine_writer
+from varco_export.engines.callbacks import build_monitor, engine_writer
 from varco_export.engines.checks import check_types, count_layers, layers_of
 from varco_export.engines.log import BuildLog, open_log, process_logger, short_reason
 from varco_export.engines.timing_cache import load_timings, save_timings
-from varco_export.writing.whole_folder import HashedFile
-from varco_runtime.backends.tensorrt.engine import PRODUCTS, find_module
+from varco_export.progress import OnStep
+from varco_export.writing.hashed_file import HashedFile
+from varco_runtime.backends.tensorrt.library import PRODUCTS, find_module
 from varco_runtime.bundle.manifest import FileFacts
 from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.errors import BackendError, ExportError, UsageError
@@ -49,7 +50,15 @@ class Built:
 
 
 class Builder:
-    """TensorRT or TensorRT for RTX as it is installed. Raises `BackendError` that says what is missing."""
+    """TensorRT or TensorRT for RTX as it is installed.
+
+    Args:
+        name: `tensorrt` or `tensorrt_rtx`.
+        module: The imported library.
+
+    Raises:
+        BackendError: The library is too old; the message says which release is needed.
+    """
 
     def __init__(self, name: str, module: Any) -> None:
         self.name = name
@@ -66,7 +75,10 @@ class Builder:
 
     @classmethod
     def load(cls, is_target_named: bool) -> Builder:
-        """The one that is installed. With both: TensorRT, or for a named target TensorRT for RTX, which alone can."""
+        """Load the library that is installed.
+
+        With both: TensorRT, or for a named target TensorRT for RTX, which alone builds for GPUs that are not there.
+        """
         check_python(sys.version_info[:2])
         for name in PRODUCTS if is_target_named else reversed(PRODUCTS):
             module, reason = find_module(name)
@@ -80,7 +92,7 @@ class Builder:
         )
 
     def targets(self) -> list[int]:
-        """The compute capabilities (times ten) that can be named."""
+        """Return the compute capabilities (times ten) that can be named."""
         names = getattr(self.module, "ComputeCapability", None)
         return sorted(int(name[2:]) for name in dir(names) if re.fullmatch(r"SM\d+", name))
 
@@ -101,10 +113,17 @@ class Builder:
             )
 
     def check(self, graph: Path, tensors: Mapping[str, Tensor], sm: int, log: Path) -> Counter[str]:
-        """Parse a graph and return its layers by kind. `tensors` is the contract of its inputs and outputs.
+        """Parse a graph and return its layers by kind.
 
-        Everything TensorRT says goes to the file `log`. Raises `ExportError` where the parser fails or drops an input,
-        and `UsageError` for a type that the target does not compute in.
+        Args:
+            graph: The ONNX file.
+            tensors: Its inputs and outputs, as the runtime will bind them.
+            sm: The compute capability to check for, times ten.
+            log: The file at whose end everything stands that TensorRT says.
+
+        Raises:
+            ExportError: The parser fails, drops an input, or makes plugins of it.
+            UsageError: The target does not compute in one of the graph's types.
         """
         with open_log(self.module, log, graph.name) as said:
             network, _ = self._parse(graph, tensors, said)
@@ -121,17 +140,33 @@ class Builder:
         log: Path,
         on_step: OnStep,
     ) -> Built:
-        """Build the engine of a graph that has been checked into the new file `target`. Raises `ExportError`."""
+        """Build the engine of a graph that has been checked.
+
+        Args:
+            graph: The ONNX file.
+            tensors: Its inputs and outputs, as the runtime will bind them.
+            profiles: The lengths that each way of running it may have.
+            sm: The compute capability to build for, times ten.
+            target: The engine's file, made here.
+            log: The file at whose end everything stands that TensorRT says.
+            on_step: Called with a phase of the build, its finished steps and all its steps.
+
+        Returns:
+            The size and hash of the engine, and what the build took.
+
+        Raises:
+            ExportError: The build fails or drops something, or the disk refuses.
+        """
         started = time.perf_counter()
         with PeakMemory() as memory, open_log(self.module, log, graph.name) as said, HashedFile(target) as engine:
             network, parsed = self._parse(graph, tensors, said)
-            self._serialise(network, parsed, tensors, profiles, sm, engine, said, on_step)
+            self._serialize(network, parsed, tensors, profiles, sm, engine, said, on_step)
         return Built(engine.facts(), time.perf_counter() - started, memory.own_bytes, memory.mapped_bytes)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
     def _parse(self, graph: Path, tensors: Mapping[str, Tensor], log: BuildLog) -> tuple[Any, Any]:
-        """The network, with nothing lost, and what must outlive it."""
+        """Return the network, checked so that nothing is lost, and what must outlive it."""
         module = self.module
         builder = module.Builder(process_logger(module))
         strongly_typed = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -146,7 +181,7 @@ class Builder:
         return network, (builder, parser)
 
     def _check_network(self, network: Any, name: str, tensors: Mapping[str, Tensor], log: BuildLog) -> None:
-        """What the runtime will bind must be there and used, and caches must be updated natively, without plugins."""
+        """Check that what the runtime will bind is there and used, and caches are updated natively, without plugins."""
         inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
         outputs = {network.get_output(index).name for index in range(network.num_outputs)}
         expected = {key for key, tensor in tensors.items() if tensor.is_input}
@@ -177,7 +212,7 @@ class Builder:
             if key.startswith("past."):
                 inputs[key].shape = tensor.shape
 
-    def _serialise(
+    def _serialize(
         self,
         network: Any,
         parsed: Any,

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.progress import OnStep
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.errors import ExportError
-
-OnStep = Callable[[str, int, int], None]
-"""Called with a phase of the build, its finished steps and all its steps."""
 
 
 def build_monitor(module: Any, on_step: OnStep, cancelled: threading.Event) -> Any:
-    """Progress of the outermost phase that has several steps; ends the build when it is cancelled."""
+    """Return a monitor that reports each phase of several steps, and ends the build when it is cancelled."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -37,7 +34,10 @@ def build_monitor(module: Any, on_step: OnStep, cancelled: threading.Event) -> A
 
 
 def engine_writer(module: Any, file: HashedFile) -> Any:
-    """Takes the engine's pieces. An exception must not pass through the library, so it waits in `error`."""
+    """Return a writer of the engine's pieces.
+
+    An exception must not pass through the library, so it waits in `error`.
+    """
     base: Any = getattr(module, "IStreamWriter", object)
 
     class Writer(base):  # type: ignore[misc]

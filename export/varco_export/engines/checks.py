@@ -12,12 +12,12 @@ LEAST_SM = {"fp8": 89, "int4": 80, "bf16": 80}
 
 
 def layers_of(network: Any) -> list[Any]:
-    """All layers of a network, in its order."""
+    """Return all layers of a network, in its order."""
     return [network.get_layer(index) for index in range(network.num_layers)]
 
 
 def count_layers(network: Any) -> Counter[str]:
-    """How many layers there are of each kind, by TensorRT's name for it in capitals."""
+    """Return how many layers there are of each kind, by TensorRT's name for it in capitals."""
     return Counter(str(layer.type).rpartition(".")[2].upper() for layer in layers_of(network))
 
 

@@ -27,6 +27,7 @@ class BuildLog:
         self.see = f"See {file.name}"
 
     def add(self, kind: str, message: str) -> None:
+        """Write a message to the file and keep it if it is an error or says that something was dropped."""
         self.num_messages += 1
         if kind == "VERBOSE":
             return
@@ -56,8 +57,11 @@ class BuildLog:
 
 @functools.cache
 def process_logger(module: Any) -> Any:
-    """The one logger of this process. TensorRT keeps the first that it is given and ignores all others, as long as
-    anything made with the first is alive; so the logger stays, and what it writes to changes (`open_log`)."""
+    """Return the one logger of this process.
+
+    TensorRT keeps the first that it is given and ignores all others, as long as anything made with the first is alive.
+    So the logger stays, and what it writes to changes (`open_log`).
+    """
 
     class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -85,6 +89,6 @@ def open_log(module: Any, path: Path, name: str) -> Iterator[BuildLog]:
 
 
 def short_reason(messages: list[str]) -> str:
-    """The first of the messages, cut to 300 characters of one line."""
+    """Return the first of the messages, cut to 300 characters of one line."""
     text = " ".join(messages[0].split()).rstrip(".") if messages else "no reason was given"
     return text if len(text) <= 300 else text[:297] + "..."

@@ -11,9 +11,16 @@ MAX_BYTES = 1 << 30
 
 
 def load_timings(library: str, version: str, config: Any, sm: int) -> Path | None:
-    """Give the timings of earlier builds to a build's `config`; returns the file for those of now.
+    """Give the timings of earlier builds to a build.
 
-    `library` and `version`: the builder's. None where nothing is timed or there is nowhere to keep it.
+    Args:
+        library: `tensorrt` or `tensorrt_rtx`.
+        version: The library's.
+        config: The build's configuration.
+        sm: The compute capability that is built for, times ten.
+
+    Returns:
+        The file for the timings of this build; None where nothing is timed or there is nowhere to keep it.
     """
     if library != "tensorrt":
         return None  # TensorRT for RTX builds without a GPU and times nothing

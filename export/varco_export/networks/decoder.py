@@ -6,23 +6,24 @@ Source: transformers `models/qwen2/modeling_qwen2.py`. Query, key and value shar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
 from varco_export.dialects.dialect import AttentionHeads, Dialect
-from varco_export.dialects.linear import Linear
-from varco_export.quantized.act_order import fold_order
-
-Array = np.ndarray[Any, Any]
+from varco_export.dialects.linear import Linear, fold_order
+from varco_runtime.dtypes import Array
 
 
 def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance: Callable[[], None]) -> None:
     """Emit embeddings `[1, S, hidden]` and the caches to `logits` `[1, num_logits, vocab]` of the last positions.
 
-    `advance` is called after each layer and after the head.
+    Args:
+        checkpoint: Where the weights are.
+        ops: The operators to write in.
+        max_context: Positions that the rotary tables hold.
+        advance: Called after each layer and after the head.
     """
     config, tensor, weight, graph = checkpoint.config.text, checkpoint.tensor, checkpoint.weight, ops.graph
     x = ops.embeddings(tensor("language_model.embed_tokens.weight"))
@@ -66,7 +67,7 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
 
 
 def rotary_tables(config: TextConfig, num_positions: int) -> tuple[Array, Array]:
-    """Cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding.
+    """Return cosines and sines `[num_positions, head_dim / 2]` of the rotary embedding.
 
     Angle of position p and pair i: p * theta^(-2 i / head_dim), in fp32 as in the reference. Powers, cosines and sines
     are taken in fp64 and rounded: that is nearer to torch's than numpy's fp32 functions, and alike on every processor.

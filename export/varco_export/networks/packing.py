@@ -12,9 +12,14 @@ from varco_export.dialects.dialect import Dialect
 
 
 def emit_packing(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], None]) -> None:
-    """Emit `image_features` `[T, P, D]`, `indices` and `weights` `[N, 4]` to `image_tokens` `[N, D]`, then `advance`.
+    """Emit `image_features` `[T, P, D]`, `indices` and `weights` `[N, 4]` to `image_tokens` `[N, D]`.
 
     An index counts the rows of all tiles one after the other; the row behind the last is image_newline.
+
+    Args:
+        checkpoint: Where image_newline is.
+        ops: The operators to write in.
+        advance: Called at the end.
     """
     vision, width = checkpoint.config.vision, checkpoint.config.text.hidden_size
     graph, dtype = ops.graph, ops.precision.compute

@@ -10,7 +10,13 @@ from varco_export.dialects.linear import Linear
 
 
 def emit_projector(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], None]) -> None:
-    """Emit `patch_features` `[T, P, vision hidden]` to `image_features` `[T, P, text hidden]`, then call `advance`."""
+    """Emit `patch_features` `[T, P, vision hidden]` to `image_features` `[T, P, text hidden]`.
+
+    Args:
+        checkpoint: Where the weights are.
+        ops: The operators to write in.
+        advance: Called at the end.
+    """
     vision, text = checkpoint.config.vision, checkpoint.config.text
     num_patches = (vision.image_size // vision.patch_size) ** 2
 

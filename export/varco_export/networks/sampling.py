@@ -23,13 +23,18 @@ def emit_sampling(graph: Graph, vocab_size: int, advance: Callable[[], None]) ->
     """Emit `logits` `[1, 1, vocab]`, `seen` bool `[vocab]` and `settings` fp64 `[6]` to `next_token` `[1, 1]`.
 
     The token is -1 where a logit is NaN or the greatest is infinite. Scores are fp32 and sums fp64, as on the host.
+
+    Args:
+        graph: The graph to write.
+        vocab_size: The number of logits.
+        advance: Called at the end.
     """
     _Sampling(graph, vocab_size).emit()
     advance()
 
 
 class _Sampling:
-    """The pieces, over vectors `[vocab]`."""
+    """The draw in one graph, over vectors `[vocab]`."""
 
     def __init__(self, graph: Graph, vocab_size: int) -> None:
         self.graph = graph
@@ -43,7 +48,7 @@ class _Sampling:
         settings = graph.input("settings", "fp64", [len(SETTINGS)])
         values = {name: node("Gather", [settings, graph.ints(at)]) for at, name in enumerate(SETTINGS)}  # [1] each
 
-        scores = self._penalised(node("Reshape", [logits, graph.ints(-1)]), seen, self._cast(values["penalty"], "fp32"))
+        scores = self._penalized(node("Reshape", [logits, graph.ints(-1)]), seen, self._cast(values["penalty"], "fp32"))
         scaled = node("Div", [scores, self._cast(values["temperature"], "fp32")])
         # Ascending, and equals by their ids, as a stable sort on the host leaves them.
         ascending, ids = self._sorted(scaled)
@@ -52,15 +57,15 @@ class _Sampling:
         self._token(weights, values["place"], node("Gather", [scores, self._last(ids)]))
         graph.output("next_token", "int64", [1, 1])
 
-    def _penalised(self, x: str, seen: str, penalty: str) -> str:
-        """The logits after the repetition penalty, NaN as plus infinity."""
+    def _penalized(self, x: str, seen: str, penalty: str) -> str:
+        """Return the logits after the repetition penalty, NaN as plus infinity."""
         node, zero = self.graph.node, self._scalar("zero", 0, np.float32)
         smaller = node("Where", [node("Less", [x, zero]), node("Mul", [x, penalty]), node("Div", [x, penalty])])
         x = node("Where", [seen, smaller, x])
         return infinite_for_nan(self.graph, x, np.float32)
 
     def _masses(self, ascending: str, values: dict[str, str]) -> str:
-        """Probabilities, each times one number, of what top-k, top-p and min-p leave; 0 elsewhere. fp64."""
+        """Return probabilities, each times one number, of what top-k, top-p and min-p leave; 0 elsewhere. fp64."""
         node, zero = self.graph.node, self._scalar("zero", 0, np.float32)
         least = node("Gather", [ascending, self._cast(values["first"], "int64")])
         powers = node("Exp", [node("Sub", [ascending, self._last(ascending)])])  # the greatest is 1
@@ -73,7 +78,10 @@ class _Sampling:
         return node("Where", [kept, masses, self._scalar("zero_mass", 0, np.float64)])
 
     def _token(self, weights: str, place: str, best: str) -> None:
-        """The first id at which the sum of the weights so far is beyond `place` of the whole; -1 for a bad `best`."""
+        """Make `next_token`: the first id at which the sum of the weights so far is beyond `place` of the whole.
+
+        It is -1 where `best`, the largest score, is infinite or NaN.
+        """
         graph, node = self.graph, self.graph.node
         within, before = self._row_sums(weights)
         upto = node("Add", [before, self._last(within, axis=1)])  # [rows, 1]
@@ -90,11 +98,11 @@ class _Sampling:
     # -- sums and searches ------------------------------------------------------------------------------------------
 
     def _running_sums(self, x: str) -> str:
-        """The sum of everything up to each element `[vocab]`."""
+        """Return the sum of everything up to each element `[vocab]`."""
         return self.graph.node("Reshape", [self.graph.node("Add", list(self._row_sums(x))), self.graph.ints(-1)])
 
     def _row_sums(self, x: str) -> tuple[str, str]:
-        """x in rows: running sums within each `[rows, width]`, and the sum of all rows before it `[rows, 1]`."""
+        """Return x in rows: running sums within each `[rows, width]`, and the sum of all rows before it `[rows, 1]`."""
         graph, node = self.graph, self.graph.node
         rows = node("Reshape", [x, graph.ints(self.vocab_size // self.width, self.width)])
         axes = [graph.constant(f"axis_{axis}", np.array(axis, np.int64)) for axis in (0, 1)]
@@ -103,18 +111,18 @@ class _Sampling:
         return within, before
 
     def _last(self, x: str, axis: int = 0) -> str:
-        """The last element along an axis, which stays, of length 1."""
+        """Return the last element along an axis, which stays, of length 1."""
         return self.graph.node("Gather", [x, self.graph.ints(-1)], axis=axis)
 
     def _sorted(self, x: str) -> tuple[str, str]:
-        """x in ascending order, and the place of each in x."""
+        """Return x in ascending order, and the place of each in x."""
         values, places = self.graph.value("ascending"), self.graph.value("ids")
         count = self.graph.ints(self.vocab_size)
         self.graph.multi_node("TopK", [x, count], [values, places], axis=0, largest=0, sorted=1)
         return values, places
 
     def _first(self, truths: str) -> str:
-        """Where the first truth stands in `[1, n]`: of equals, TopK takes the first."""
+        """Return where the first truth stands in `[1, n]`: of equals, TopK takes the first."""
         return largest(self.graph, self._cast(truths, "fp32"))[1]
 
     def _cast(self, x: str, dtype: str) -> str:

@@ -15,7 +15,13 @@ from varco_export.reading.tensor import Tensor
 
 
 def emit_vision(checkpoint: Checkpoint, ops: Dialect, advance: Callable[[], None]) -> None:
-    """Emit `pixel_values` `[T, 3, S, S]` to `patch_features` `[T, P, hidden]`. `advance` is called after each layer."""
+    """Emit `pixel_values` `[T, 3, S, S]` to `patch_features` `[T, P, hidden]`.
+
+    Args:
+        checkpoint: Where the weights are.
+        ops: The operators to write in.
+        advance: Called after each layer.
+    """
     config, tensor = checkpoint.config.vision, checkpoint.tensor
     num_patches = (config.image_size // config.patch_size) ** 2
     pixel_values = ops.host_input("pixel_values", ["tiles", 3, config.image_size, config.image_size])

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from varco_export.dialects.linear import quantise_rows
+from varco_export.dialects.linear import quantize_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +54,7 @@ class LinearFormat:
             scales = np.maximum(np.maximum(high / np.float32(half - 1), low / np.float32(-half)), np.float32(1e-12))
             values = np.clip(np.rint(blocks / scales), -half, half - 1)
         else:
-            unsigned, scales = quantise_rows(rows, int(self.kind.removeprefix("int")), self.block_size)
+            unsigned, scales = quantize_rows(rows, int(self.kind.removeprefix("int")), self.block_size)
             values, scales = unsigned.astype(np.float32) - np.float32(half), scales[:, :, None]
         rounded: Array = (values * scales).reshape(len(rows), -1)[:, : rows.shape[1]]
         return rounded

@@ -15,7 +15,7 @@ from varco_export.quantized.weights import Fp8Weight
 from varco_export.reading.tensor import Tensor
 from varco_runtime.bundle.manifest import Manifest
 
-_QUANTISED = re.compile(r"(?P<name>.+)\.weight_(?P<kind>int4|int8|fp8)")
+_QUANTIZED = re.compile(r"(?P<name>.+)\.weight_(?P<kind>int4|int8|fp8)")
 ROWS = "MatMulIntegerToFloat"
 """Weights in rows with a scale each, and their input, too: see `row_product.py`."""
 _LINEARS = (*(f"self_attn.{part}_proj" for part in "qkvo"), *(f"mlp.{part}_proj" for part in ("gate", "up", "down")))
@@ -61,7 +61,7 @@ def held_formats(path: Path) -> dict[str, LinearFormat]:
     held = {}
     for node in onnx.load(path, load_external_data=False).graph.node:
         numbers = {entry.name: entry.i for entry in node.attribute}
-        for found in filter(None, map(_QUANTISED.fullmatch, node.input)):
+        for found in filter(None, map(_QUANTIZED.fullmatch, node.input)):
             held[found["name"]] = LinearFormat(
                 kind=found["kind"],
                 block_size=numbers.get("block_size", 0),
@@ -77,7 +77,7 @@ def _fp8_weights_only(path: Path) -> set[str]:
         found["name"]
         for node in onnx.load(path, load_external_data=False).graph.node
         if node.op_type == "MatMulBlockQuantizedFp8Weight" and not any(node.input[3:4])
-        for found in filter(None, map(_QUANTISED.fullmatch, node.input))
+        for found in filter(None, map(_QUANTIZED.fullmatch, node.input))
     }
 
 

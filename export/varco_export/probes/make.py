@@ -22,13 +22,14 @@ from varco_export.probes.formats import LinearFormat
 from varco_export.probes.held_formats import coarsest, linear_formats, vision_formats
 from varco_export.probes.questions import Drawn, Question, draw_pictures, encode_answer, questions
 from varco_export.probes.reference_pass import HEAD, Advance, Array, Logits, ReferencePass, Sequence
-from varco_export.progress import Progress
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.progress import SILENT, Progress
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
+from varco_runtime.picture.packing import pack, packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 from varco_runtime.probes.digest import digest, newline_digest
 from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Noise, Probe, ProbePicture, Probes, kept_ids, to_json
 from varco_runtime.probes.grade import AS_EXPORTED
@@ -42,11 +43,25 @@ MAX_ANSWER_TOKENS = 96
 """Longer answers, where the tokenizer knows few words, are cut: what more positions would tell is little."""
 
 
-def add_probes(source: str | Path, target: Path, progress: Progress, vision_from: str | None = None) -> Manifest:
+def add_probes(
+    source: str | Path, target: Path, progress: Progress = SILENT, vision_from: str | None = None
+) -> Manifest:
     """Give an existing bundle probes made from its checkpoint; those it had go. The manifest is exchanged whole.
 
-    `vision_from`: as in the export, where the language model was quantised apart.
-    Raises `BundleError`, `CheckpointError`, or `ExportError` where the two are not of one model.
+    Args:
+        source: The checkpoint that the bundle was exported from: a folder, or a Hugging Face repository id.
+        target: The bundle's folder.
+        progress: Who is told how far the exact model is.
+        vision_from: As in the export, where the language model was quantized apart.
+
+    Returns:
+        The bundle's new manifest.
+
+    Raises:
+        BundleError: The folder holds no bundle, or a changed one.
+        CheckpointError: The checkpoint cannot be read.
+        ExportError: Checkpoint and bundle are not of one model, the bundle's context holds no probe, or the bundle was
+            changed meanwhile.
     """
     bundle = Bundle.open(target)
     checkpoint = Checkpoint.open(source, vision_source=vision_from)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from varco_runtime.markup.parser import MARKUP_TOKENS, Box, Parsed, Region, ground_prompt, render
+from varco_runtime.markup.questions import ground_prompt
+from varco_runtime.markup.regions import MARKUP_TOKENS, Box, Parsed, Region
+from varco_runtime.markup.writer import render
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 WORDS = ("EXIT 24", "MENU", "OPEN")

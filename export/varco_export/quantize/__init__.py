@@ -1,6 +1,6 @@
 """`varco quantize`: a checkpoint becomes a GPTQ or FP8 checkpoint in the compressed-tensors format.
 
-    calibration -> inputs_embeds -> [layer: measure -> quantise -> save -> run on] x N -> the rest -> OUT
+    calibration -> inputs_embeds -> [layer: measure -> quantize -> save -> run on] x N -> the rest -> OUT
 
 The arithmetic is llm-compressor's (Hessians, GPTQ, scales, packing); the loop is this folder's, because it has to hold
 one decoder layer at a time, calibrate with pictures through the project's own preprocessing, and survive a kill:
@@ -12,11 +12,11 @@ one decoder layer at a time, calibrate with pictures through the project's own p
     shard.py         safetensors, written as it is produced work.py          the folder that a killed run continues from
     asset.py         config.json and the other small files  quantizer.py     the one file that knows all stages
 
-A layer is measured with the outputs of the quantised layers before it, and itself unquantised, as llm-compressor's
+A layer is measured with the outputs of the quantized layers before it, and itself unquantized, as llm-compressor's
 sequential pipeline does. Activations are kept on disk in fp32 and read one sample at a time.
 
 Memory, for L parameters in a decoder layer, hidden width h, MLP width m and at most S tokens in a sample, in floats of
-4 bytes: L (the layer) plus the larger of 3 h^2 + 2 m^2 + 4 S m (measuring) and 3 m^2 + 2 h m (quantising down_proj);
+4 bytes: L (the layer) plus the larger of 3 h^2 + 2 m^2 + 4 S m (measuring) and 3 m^2 + 2 h m (quantizing down_proj);
 before the first layer the vision tower instead; and some 0.8 GB of libraries and their buffers. A 14B and the largest
 picture: 4.9 GB and that. Disk: the result, and 2 T h floats for T calibration tokens.
 
@@ -29,20 +29,35 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from varco_export.progress import SILENT, QuantizeProgress
 from varco_export.quantize.options import QuantizeOptions
 from varco_runtime.errors import MissingExtraError
 from varco_runtime.system.libraries import needs_extra
 
 if TYPE_CHECKING:
-    from varco_export.quantize.quantizer import Outcome, Progress
+    from varco_export.quantize.quantizer import Outcome
 
 __all__ = ["QuantizeOptions", "quantize"]
 
 
-def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: Progress) -> Outcome:
-    """Write the checkpoint `out`, continuing where an earlier run of the same command stopped.
+def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: QuantizeProgress = SILENT) -> Outcome:
+    """Write a quantized checkpoint, continuing where an earlier run of the same command stopped.
 
-    Raises `UsageError`, `MissingExtraError`, `CheckpointError`, `InputError` (calibration) or `ExportError`.
+    Args:
+        source: The checkpoint's folder, or a Hugging Face repository id.
+        out: The new checkpoint's folder, made here.
+        options: What is asked for.
+        progress: Who is told how far the run is.
+
+    Returns:
+        The folder, its size and what it was calibrated with.
+
+    Raises:
+        UsageError: The options contradict each other or the checkpoint.
+        MissingExtraError: A library of the extra `quantize` is not installed.
+        CheckpointError: The checkpoint cannot be read, or is quantized already.
+        InputError: The calibration folder cannot be used; the message names file and line.
+        ExportError: `out` exists, another run is making it, or the disk refuses.
     """
     options.check()
     if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors", "llmcompressor")):

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from varco_export.quantize.work import sync
+from varco_export.writing.disk import sync
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import ExportError
-
-Array = NDArray[np.floating[Any]]
 
 
 def write_activations(path: Path, samples: Iterable[Array]) -> None:
-    """Samples [S, D], one behind the other. The file is there when it is complete."""
+    """Write samples `[S, D]`, one behind the other, as fp32. The file is there when it is complete."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         for sample in samples:
@@ -29,7 +26,16 @@ def write_activations(path: Path, samples: Iterable[Array]) -> None:
 
 
 def read_activations(path: Path, lengths: Sequence[int], width: int) -> Iterator[Array]:
-    """The samples again, [S, D] with S from `lengths`."""
+    """Yield the samples of a file that `write_activations` wrote.
+
+    Args:
+        path: The file.
+        lengths: Tokens of each sample, S.
+        width: Features of a token, D.
+
+    Raises:
+        ExportError: The file has another size.
+    """
     expected_bytes = sum(lengths) * width * 4
     if path.stat().st_size != expected_bytes:
         raise ExportError(

@@ -17,6 +17,7 @@ from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import PromptAssets
 from varco_export.quantize.options import QuantizeOptions
 from varco_export.reading.json_file import MAX_SETTINGS_BYTES, read_head, read_json
+from varco_export.writing.json_file import write_json
 from varco_runtime import __version__
 from varco_runtime.errors import CheckpointError
 from varco_runtime.prompt.tokenizer import Tokenizer
@@ -34,7 +35,16 @@ def write_assets(
     quantization_config: dict[str, Any],
     calibration: str,
 ) -> None:
-    """Fill `folder` with everything but the weights and their index."""
+    """Write everything but the weights and their index.
+
+    Args:
+        folder: Where to.
+        checkpoint: The original.
+        prompts: Its tokenizer, template and settings.
+        options: How it was quantized.
+        quantization_config: The entry of that name in config.json.
+        calibration: A sentence about what it was calibrated with, or nothing.
+    """
     _copy(checkpoint.folder, folder)
     if checkpoint.config.family == "hf":
         config = dict(checkpoint.config.raw)
@@ -44,10 +54,6 @@ def write_assets(
     write_json(folder / "config.json", config)
     readme = read_head(checkpoint.folder / "README.md", MAX_SETTINGS_BYTES)
     (folder / "README.md").write_text(_annotated(readme, checkpoint, options, calibration), encoding="utf-8")
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy(source: Path, folder: Path) -> None:
@@ -61,7 +67,7 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _to_transformers(folder: Path, checkpoint: Checkpoint, prompts: PromptAssets) -> dict[str, Any]:
-    """config.json in transformers' words; the processor's and the tokenizer's files are written beside it."""
+    """Return config.json in transformers' words, and write the processor's and the tokenizer's files beside it."""
     model, raw = checkpoint.config, checkpoint.config.raw
     image_token_id = _write_tokenizer(folder, checkpoint, prompts)
     (folder / "chat_template.jinja").write_text(prompts.chat_template, encoding="utf-8")
@@ -132,7 +138,7 @@ def _to_transformers(folder: Path, checkpoint: Checkpoint, prompts: PromptAssets
 
 
 def _write_tokenizer(folder: Path, checkpoint: Checkpoint, prompts: PromptAssets) -> int:
-    """tokenizer.json with the image token, whose id is returned; other templates than the one used are removed."""
+    """Write tokenizer.json with the image token and return its id; remove other templates than the one used."""
     document = json.loads(prompts.tokenizer_json)
     tokenizer = Tokenizer.from_json(prompts.tokenizer_json)
     token, num_rows = prompts.prompt.image_token, checkpoint.config.text.vocab_size
@@ -164,7 +170,7 @@ def _write_tokenizer(folder: Path, checkpoint: Checkpoint, prompts: PromptAssets
 
 
 def _annotated(readme: str, checkpoint: Checkpoint, options: QuantizeOptions, calibration: str) -> str:
-    """The source's README with a note in front of its text, behind its front matter."""
+    """Return the source's README with a note in front of its text, behind its front matter."""
     front = re.match(r"\ufeff?---\r?\n.*?\r?\n---\r?\n", readme, re.DOTALL)
     head = front[0] if front else f"---\nlicense: {checkpoint.provenance['license']}\n---\n"
     body = readme[front.end() :] if front else readme

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError, InputError, PromptError
-from varco_runtime.markup.parser import OCR_PROMPT, ground_prompt
+from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.picture.packing import num_image_tokens
 from varco_runtime.prompt.prompter import Message, Prompter
@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture or none, a prompt, and what is to be answered if that is known. `where` names it in an error."""
+    """A picture or none, a prompt, and what is to be answered if that is known. `where` names it in an error."""
 
     image: Path | None
     prompt: str
@@ -52,11 +52,21 @@ class EncodedSample:
     digest: str | None
 
     def picture(self) -> Picture | None:
+        """Open the sample's picture; None where it has none."""
         return None if self.sample.image is None else _open(self.sample)
 
 
 def read_samples(folder: Path, markup_tokens: Sequence[str], max_samples: int) -> list[Sample]:
-    """The samples of a folder, at most `max_samples`, spread evenly. Raises `InputError`, naming file and line."""
+    """Read the samples of a calibration folder.
+
+    Args:
+        folder: Pictures, and optionally `calibration.jsonl`.
+        markup_tokens: Tokens that the model knows; prompts with others are left out where the folder names no prompts.
+        max_samples: Most samples; more are thinned out evenly.
+
+    Raises:
+        InputError: The folder cannot be used; the message names file and line.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder, expected one of calibration pictures. Check the path.")
     path = folder / LINES
@@ -65,7 +75,7 @@ def read_samples(folder: Path, markup_tokens: Sequence[str], max_samples: int) -
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
-    """At most `limit` of the items, at equal distances, the first included."""
+    """Return at most `limit` of the items, at equal distances, the first included."""
     if len(items) <= limit:
         return list(items)
     return [items[index * len(items) // limit] for index in range(limit)]
@@ -74,7 +84,17 @@ def spread(items: Sequence[Item], limit: int) -> list[Item]:
 def encode_samples(
     samples: Iterable[Sample], prompter: Prompter, settings: ImageSettings, max_tokens: int
 ) -> list[EncodedSample]:
-    """The ids of every sample. Opens each picture once, for its size. Raises `InputError`."""
+    """Return the token ids of every sample. Each picture is opened once, for its size.
+
+    Args:
+        samples: What `read_samples` returns.
+        prompter: Makes ids of messages.
+        settings: How pictures become tiles.
+        max_tokens: Most tokens of a sample.
+
+    Raises:
+        InputError: A picture cannot be read, or a sample is too long; the message names it.
+    """
     encoded: list[EncodedSample] = []
     opened: tuple[Path, Picture] | None = None
     for sample in samples:

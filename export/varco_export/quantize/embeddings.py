@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +11,16 @@ from numpy.typing import NDArray
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.calibration import EncodedSample
 from varco_export.quantize.pictures import PictureEncoder
-
-Array = NDArray[np.floating[Any]]
+from varco_runtime.dtypes import Array
 
 
 def embed_samples(
     checkpoint: Checkpoint, samples: Iterable[EncodedSample], image_token_id: int, device: torch.device
 ) -> Iterator[Array]:
-    """The hidden states before the first layer, fp32 [S, D], sample by sample. A picture is encoded once in a row."""
+    """Yield the hidden states before the first layer, fp32 `[S, D]`, sample by sample.
+
+    A picture that several samples in a row ask about is encoded once.
+    """
     encoder: PictureEncoder | None = None
     rows = _Rows(checkpoint)
     digest, tokens = None, None
@@ -46,6 +47,7 @@ class _Rows:
         self._rows: dict[int, Array] = {}
 
     def of(self, ids: NDArray[np.int_]) -> Array:
+        """Return the rows of some token ids, `[n, D]` in fp32."""
         for id_ in set(ids.tolist()) - self._rows.keys():
             self._rows[id_] = self._table.rows(id_, id_ + 1)[0].astype(np.float32)
         return np.stack([self._rows[id_] for id_ in ids.tolist()])

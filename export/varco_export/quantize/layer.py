@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
 from varco_export.quantize.weights import load_weights
-
-Array = NDArray[np.floating[Any]]
+from varco_runtime.dtypes import Array
 
 # Every linear of a layer by the one whose input it shares; down_proj, whose Hessian is largest, comes last.
 SHARED_INPUT = {
@@ -32,6 +28,7 @@ LINEARS = tuple(SHARED_INPUT)
 
 
 def layer_name(index: int) -> str:
+    """Return the canonical name of a decoder layer."""
     return f"language_model.layers.{index}"
 
 
@@ -55,14 +52,14 @@ class Decoder:
         self._rotary = Qwen2RotaryEmbedding(self._config).to(device)
 
     def layer(self, checkpoint: Checkpoint, index: int) -> Qwen2DecoderLayer:
-        """Layer `index`, read now."""
+        """Read layer `index` now."""
         return load_weights(
             lambda: Qwen2DecoderLayer(self._config, index), checkpoint, f"{layer_name(index)}.", self._device
         )
 
     @torch.no_grad()
     def run(self, layer: Qwen2DecoderLayer, samples: Iterable[Array]) -> Iterator[Array]:
-        """Hidden states behind the layer, [S, D], of those in front of it."""
+        """Yield the hidden states behind the layer, `[S, D]`, of those in front of it."""
         for sample in samples:
             hidden = torch.from_numpy(sample).to(self._device)[None]  # [1, S, D]
             positions = torch.arange(hidden.shape[1], device=self._device)[None]

@@ -1,7 +1,7 @@
-"""One linear: its Hessian, its quantised weight by llm-compressor, and the tensors that stand for it on disk.
+"""One linear: its Hessian, its quantized weight by llm-compressor, and the tensors that stand for it on disk.
 
 Scales are taken from the weight in the dtype it is stored in, as llm-compressor does, and GPTQ runs with the very
-scales that are saved. `Quantised.weight` is what a reader of the checkpoint computes from the saved tensors.
+scales that are saved. `Quantized.weight` is what a reader of the checkpoint computes from the saved tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK_COLUMNS = 128  # columns whose error is passed on together; llm-compressor
 
 
 class Hessian:
-    """2 X^T X of what flowed into a linear, per sample: [K, K] in fp32."""
+    """2 X^T X of what flowed into a linear, averaged over samples: `[K, K]` in fp32."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         silence()
@@ -37,25 +37,30 @@ class Hessian:
         self._sum, self._num_samples = accumulate_hessian(inputs, linear, self._sum, self._num_samples)
 
     def mean(self) -> torch.Tensor:
-        """The matrix, for the caller to spoil."""
+        """Return the matrix, for the caller to spoil."""
         return self._sum / self._num_samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Quantised:
-    """`tensors`: what is saved, by its last name. `is_nearest`: GPTQ could not invert the Hessian and rounded."""
+class Quantized:
+    """A quantized linear. `tensors` are saved, by last name. `is_nearest`: its Hessian could not be inverted."""
 
     weight: torch.Tensor
     tensors: dict[str, torch.Tensor]
     is_nearest: bool = False
 
 
-def quantise(
+def quantize_linear(
     weight: torch.Tensor, dtype: torch.dtype, scheme: QuantizationScheme, format_: str, hessian: torch.Tensor | None
-) -> Quantised:
-    """GPTQ of a weight [N, K] in fp32 whose values are `dtype`'s; without a Hessian, rounded to the nearest.
+) -> Quantized:
+    """Quantize a weight by GPTQ, or without a Hessian by rounding to the nearest.
 
-    The Hessian is spoiled.
+    Args:
+        weight: `[N, K]` in fp32, whose values are `dtype`'s.
+        dtype: The type that it is stored in, and that its scales are saved in.
+        scheme: What quantizes it, in the words of compressed-tensors.
+        format_: compressed-tensors' name of the layout.
+        hessian: `[K, K]` of what flows into the linear, spoiled here; None for rounding to the nearest.
     """
     scale, zero_point = _scale_of(weight.to(dtype), scheme)
     scale = scale.to(dtype).float()
@@ -77,17 +82,17 @@ def quantise(
     return _packed(weight, scale, dtype, scheme, format_, is_nearest)
 
 
-def output_error(weight: torch.Tensor, quantised: torch.Tensor, hessian: torch.Tensor) -> float:
-    """Squared error of the linear's outputs over the outputs' own square, on what the Hessian was measured with."""
+def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Return the squared error of the linear's outputs over the outputs' own square, on the Hessian's samples."""
 
     def energy(matrix: torch.Tensor) -> float:
         return float(((matrix @ hessian) * matrix).sum())
 
-    return energy(weight - quantised) / max(energy(weight), 1e-30)
+    return energy(weight - quantized) / max(energy(weight), 1e-30)
 
 
 def _scale_of(weight: torch.Tensor, scheme: QuantizationScheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and zero points [N, groups] by llm-compressor's observer."""
+    """Return scales and zero points `[N, groups]` by llm-compressor's observer."""
     silence()
     from llmcompressor.observers import Observer
 
@@ -108,11 +113,11 @@ def _packed(
     scheme: QuantizationScheme,
     format_: str,
     is_nearest: bool,
-) -> Quantised:
+) -> Quantized:
     from compressed_tensors.compressors import BaseCompressor
 
     compressor = BaseCompressor.get_value_from_registry(format_)
     tensors = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
     saved = compressor.decompress(tensors, scheme)["weight"]
     tensors["weight_scale"] = tensors["weight_scale"].to(dtype)
-    return Quantised(saved.float(), {name: tensor.cpu() for name, tensor in tensors.items()}, is_nearest)
+    return Quantized(saved.float(), {name: tensor.cpu() for name, tensor in tensors.items()}, is_nearest)

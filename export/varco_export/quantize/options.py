@@ -15,10 +15,16 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """The command line's options, with its defaults.
+    """What a quantization is asked for; the defaults are those of the command `varco quantize`.
 
-    `rtn` rounds to the nearest in the very format of `gptq`: what GPTQ is compared with, not a thing to ship.
-    `bits`, `group_size`, `calibration` and `max_samples` are for what has a use for them; None is the default.
+    Args:
+        method: `gptq` for int4 or int8 weights, `fp8` for FP8 weights and activations, or `rtn`, which rounds to the
+            nearest in the very format of `gptq`: what GPTQ is compared with, not a thing to ship.
+        calibration: Folder of pictures that GPTQ is calibrated with; None for the other methods.
+        bits: Bits of a weight, 4 or 8; None is 4, and FP8 has its own.
+        group_size: Weights that share a scale, 32, 64 or 128; None is 128, and in FP8 a whole row shares one.
+        max_samples: Most calibration samples, 1 to 10,000.
+        device: Where to compute: `cpu` or `cuda`.
     """
 
     method: str
@@ -30,20 +36,25 @@ class QuantizeOptions:
 
     @property
     def num_bits(self) -> int:
+        """Return the bits of a weight."""
         return 8 if self.method == "fp8" else self.bits or 4
 
     @property
     def columns_per_scale(self) -> int | None:
-        """The group size, or None where a whole row shares a scale."""
+        """Return the group size, or None where a whole row shares a scale."""
         return None if self.method == "fp8" else self.group_size or 128
 
     @property
     def format(self) -> str:
-        """compressed-tensors' name of the layout."""
+        """Return compressed-tensors' name of the layout."""
         return "float-quantized" if self.method == "fp8" else "pack-quantized"
 
     def check(self) -> None:
-        """Raise `UsageError` for values and combinations that mean nothing."""
+        """Check the options.
+
+        Raises:
+            UsageError: Values or combinations mean nothing.
+        """
         for flag, value, known in (
             ("--method", self.method, METHODS),
             ("--bits", self.bits, (None, *BITS)),

@@ -5,24 +5,22 @@ The tower is built of transformers' own SigLIP modules, of the layers that run a
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipVisionEmbeddings
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.weights import load_weights, read_weight
+from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
-from varco_runtime.picture.packing import normalise, pack, packing_plan, tile
+from varco_runtime.picture.packing import pack, packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 
 _MAX_TILES = 4  # at a time: 729 patches of 4,304 floats each are 50 MB
 
 
 class PictureEncoder:
-    """Vision tower and projector in fp32."""
+    """Vision tower and projector in fp32, from pictures to image tokens."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         config = checkpoint.config
@@ -54,8 +52,8 @@ class PictureEncoder:
         self._newline = read_weight(checkpoint, "image_newline").numpy()
 
     @torch.no_grad()
-    def encode(self, picture: Picture) -> NDArray[np.floating[Any]]:
-        """Image tokens [N, D] in fp32."""
+    def encode(self, picture: Picture) -> Array:
+        """Return image tokens `[N, D]` in fp32."""
         pixel_values = torch.from_numpy(normalise(tile(picture, self._settings), self._settings))  # [T, 3, S, S]
         features = [self._project(some.to(self._device)).cpu() for some in torch.split(pixel_values, _MAX_TILES)]
         plan = packing_plan(picture.size_hw, self._settings)

@@ -1,26 +1,26 @@
-"""Checkpoint to quantised checkpoint: the one file that knows all stages."""
+"""Checkpoint to quantized checkpoint: the one file that knows all stages."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import PromptAssets, load_prompts
-from varco_export.quantize.activations import Array, read_activations, write_activations
-from varco_export.quantize.asset import write_assets, write_json
+from varco_export.progress import QuantizeProgress
+from varco_export.quantize.activations import read_activations, write_activations
+from varco_export.quantize.asset import write_assets
 from varco_export.quantize.calibration import EncodedSample, encode_samples, read_samples
 from varco_export.quantize.embeddings import embed_samples
 from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, layer_name, watched_inputs
-from varco_export.quantize.linear import Hessian, quantise
+from varco_export.quantize.linear import Hessian, quantize_linear
 from varco_export.quantize.options import GROUP_SIZES, QuantizeOptions
 from varco_export.quantize.scheme import make_scheme, quantization_config
 from varco_export.quantize.shard import Stored, read_sizes, write_shard
@@ -29,6 +29,8 @@ from varco_export.quantize.work import Work, check_target, resumable_folder
 from varco_export.reading.names import canonical_name, disk_name
 from varco_export.reading.shards import read_shards
 from varco_export.reading.tensor import SAFETENSORS_DTYPES, Tensor
+from varco_export.writing.json_file import write_json
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError, UsageError
 from varco_runtime.prompt.prompter import Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
@@ -39,19 +41,9 @@ if TYPE_CHECKING:
 _TOWER = ("vision_tower.", "multi_modal_projector.", "image_newline")
 
 
-class Progress(Protocol):
-    """Who is told what happens."""
-
-    def stage(self, name: str, steps: int, done: int = 0) -> AbstractContextManager[Callable[[], None]]:
-        """A bar of `steps`, `done` of them behind it already; the value is called once per step."""
-
-    def note(self, text: str) -> None:
-        """A sentence."""
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a run."""
+    """The result of a run: the new folder, bytes of its tensors and the original's, and the calibration."""
 
     folder: Path
     num_bytes: int
@@ -62,14 +54,14 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Run:
-    """What all stages need."""
+    """One run, with everything that all its stages need."""
 
     checkpoint: Checkpoint
     prompts: PromptAssets
     options: QuantizeOptions
     scheme: QuantizationScheme
     samples: list[EncodedSample]
-    progress: Progress
+    progress: QuantizeProgress
     device: torch.device
 
     @property
@@ -81,12 +73,12 @@ class _Run:
         return [len(sample.ids) for sample in self.samples]
 
 
-def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: Progress) -> Outcome:
-    """`varco_export.quantize.quantize`, the options checked and the libraries there."""
+def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: QuantizeProgress) -> Outcome:
+    """Quantize with checked options, and all libraries there: see `varco_export.quantize.quantize`."""
     check_target(out)
     run = _prepare(source, options, progress)
     with resumable_folder(out, _asked(run), run.num_layers + 2) as work:
-        _quantise_layers(run, work)
+        _quantize_layers(run, work)
         _copy_the_rest(run, work)
         num_bytes = _write_index(work)
         write_assets(
@@ -100,7 +92,7 @@ def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: 
 # --- before the first byte --------------------------------------------------------------------------------------------
 
 
-def _prepare(source: str | Path, options: QuantizeOptions, progress: Progress) -> _Run:
+def _prepare(source: str | Path, options: QuantizeOptions, progress: QuantizeProgress) -> _Run:
     checkpoint = Checkpoint.open(source)
     config = checkpoint.config
     if config.raw.get("quantization_config") or not all(map(checkpoint.has, _weights_of(0))):
@@ -144,7 +136,7 @@ def _check_group_size(checkpoint: Checkpoint, options: QuantizeOptions) -> None:
 
 
 def _asked(run: _Run) -> dict[str, Any]:
-    """Everything that the result depends on: what a run must have in common with the one that it continues."""
+    """Return everything that the result depends on: what a run must have in common with the one it continues."""
     digest = hashlib.sha256()
     for sample in run.samples:
         digest.update(json.dumps([sample.ids, sample.digest]).encode())
@@ -163,8 +155,8 @@ def _asked(run: _Run) -> dict[str, Any]:
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def _quantise_layers(run: _Run, work: Work) -> None:
-    """A shard for every layer that has none yet."""
+def _quantize_layers(run: _Run, work: Work) -> None:
+    """Write a shard for every layer that has none yet."""
     done = next((index for index in range(run.num_layers) if not work.shard(index + 1).exists()), run.num_layers)
     if done:
         run.progress.note(f"Continuing an earlier run: {done} of {run.num_layers} layers are finished.")
@@ -182,7 +174,7 @@ def _quantise_layers(run: _Run, work: Work) -> None:
 
 
 def _embed(run: _Run, work: Work) -> None:
-    """What flows into the first layer."""
+    """Write what flows into the first layer."""
     embeds = embed_samples(run.checkpoint, run.samples, run.prompts.prompt.image_token_id, run.device)
     with run.progress.stage("pictures", len(run.samples)) as advance:
 
@@ -195,7 +187,7 @@ def _embed(run: _Run, work: Work) -> None:
 
 
 def _calibrated_layer(run: _Run, work: Work, decoder: Decoder, index: int) -> None:
-    """Measure, quantise, run on: one layer. Its shard comes last, and means that all is done."""
+    """Measure one layer, quantize it and run on. Its shard comes last, and means that all is done."""
     width = run.checkpoint.config.text.hidden_size
 
     def inputs() -> Iterator[Array]:
@@ -222,7 +214,7 @@ def _calibrated_layer(run: _Run, work: Work, decoder: Decoder, index: int) -> No
 def _layer_tensors(
     run: _Run, index: int, hessians: dict[str, Hessian], layer: torch.nn.Module | None = None
 ) -> dict[str, Stored]:
-    """The tensors of a layer's shard. Consumes the Hessians; a `layer` gets the quantised weights."""
+    """Return the tensors of a layer's shard. The Hessians are used up; a `layer` gets the quantized weights."""
     prefix = f"{layer_name(index)}."
     names = [name for name in run.checkpoint.tensors if name.startswith(prefix)]
     linears = {f"{prefix}{linear}.weight": linear for linear in LINEARS}
@@ -231,7 +223,7 @@ def _layer_tensors(
         weight = read_weight(run.checkpoint, name).to(run.device)
         dtype = TORCH_DTYPES[run.checkpoint.tensor(name).dtype]
         hessian = _take(hessians, linear).mean() if hessians else None
-        found = quantise(weight, dtype, run.scheme, run.options.format, hessian)
+        found = quantize_linear(weight, dtype, run.scheme, run.options.format, hessian)
         if found.is_nearest:
             # At once: a run that continues this one knows nothing of it.
             run.progress.note(
@@ -252,7 +244,7 @@ def _linear_of(layer: torch.nn.Module, name: str) -> torch.nn.Linear:
 
 
 def _take(hessians: dict[str, Hessian], linear: str) -> Hessian:
-    """The Hessian of a linear, forgotten when no later one shares its input."""
+    """Return the Hessian of a linear, and forget it when no later one shares its input."""
     shared = SHARED_INPUT[linear]
     later = LINEARS[LINEARS.index(linear) + 1 :]
     return hessians[shared] if any(SHARED_INPUT[other] == shared for other in later) else hessians.pop(shared)
@@ -262,7 +254,7 @@ def _take(hessians: dict[str, Hessian], linear: str) -> Hessian:
 
 
 def _copy_the_rest(run: _Run, work: Work) -> None:
-    """Vision tower, projector and newline in one shard; embedding, final norm and head in the last."""
+    """Copy vision tower, projector and newline to one shard; embedding, final norm and head to the last."""
     layers = tuple(f"{layer_name(index)}." for index in range(run.num_layers))
     rest = [tensor for name, tensor in run.checkpoint.tensors.items() if not name.startswith(layers)]
     rest += _unused_tensors(run.checkpoint)
@@ -277,7 +269,7 @@ def _copy_the_rest(run: _Run, work: Work) -> None:
 
 
 def _unused_tensors(checkpoint: Checkpoint) -> Sequence[Tensor]:
-    """Tensors that nothing is computed from and that transformers looks for all the same.
+    """Return tensors that nothing is computed from and that transformers looks for all the same.
 
     Buffers and a head that is tied are left out, and so is, coming from LLaVA-NeXT, what only its classes hold.
     """
@@ -293,7 +285,7 @@ def _unused_tensors(checkpoint: Checkpoint) -> Sequence[Tensor]:
 
 
 def _write_index(work: Work) -> int:
-    """model.safetensors.index.json; returns the bytes of all tensors."""
+    """Write model.safetensors.index.json and return the bytes of all tensors."""
     weight_map: dict[str, str] = {}
     total_bytes = 0
     for number in range(1, work.num_shards + 1):

@@ -28,7 +28,7 @@ def silence() -> None:
 
 
 def make_scheme(options: QuantizeOptions) -> QuantizationScheme:
-    """llm-compressor's presets W4A16, W8A16 and FP8_DYNAMIC, with the group size that is asked for.
+    """Return llm-compressor's preset W4A16, W8A16 or FP8_DYNAMIC, with the group size that is asked for.
 
     GPTQ takes the columns in the order of their activations and puts them back ("static"): better, and the result needs
     no permutation.
@@ -49,7 +49,7 @@ def make_scheme(options: QuantizeOptions) -> QuantizationScheme:
 
 
 def quantization_config(options: QuantizeOptions) -> dict[str, Any]:
-    """`quantization_config` of config.json, as llm-compressor writes it."""
+    """Return the `quantization_config` of config.json, as llm-compressor writes it."""
     silence()
     import compressed_tensors
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus

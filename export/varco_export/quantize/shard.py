@@ -1,7 +1,4 @@
-"""Safetensors shards, written as their tensors are produced; a shard is there when it is complete.
-
-Layout: 8 bytes little-endian header size, JSON header padded to 8 bytes, tensors without gaps.
-"""
+"""Safetensors shards, written as their tensors are produced; a shard is there when it is complete."""
 
 from __future__ import annotations
 
@@ -11,66 +8,54 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from varco_export.quantize.work import sync
-from varco_export.reading.tensor import SAFETENSORS_DTYPES, Tensor
+from varco_export.quantize.weights import TORCH_DTYPES
+from varco_export.reading.tensor import SAFETENSORS_NAMES, Dtype, Tensor
+from varco_export.writing.disk import sync
+from varco_export.writing.safetensors_header import make_header
+from varco_runtime.dtypes import ITEM_BYTES, Array
 
-_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-_TORCH_NAMES = {
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float32: "F32",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.int32: "I32",
-    torch.int64: "I64",
-}
-_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "I32": 4, "I64": 8}
+_DTYPES = {torch_dtype: dtype for dtype, torch_dtype in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor to be written: safetensors' word for its dtype, its shape, and its values in blocks."""
+    """A tensor to be written: its number format, its shape, and its values in blocks."""
 
-    dtype: str
+    dtype: Dtype
     shape: tuple[int, ...]
-    blocks: Callable[[], Iterable[NDArray[Any]]]
+    blocks: Callable[[], Iterable[Array]]
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * _SIZES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @classmethod
     def of_torch(cls, tensor: torch.Tensor) -> Stored:
+        """Describe a tensor on the CPU, in its own format."""
         values = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-        return cls(_TORCH_NAMES[tensor.dtype], tuple(tensor.shape), lambda: [values])
+        return cls(_DTYPES[tensor.dtype], tuple(tensor.shape), lambda: [values])
 
     @classmethod
     def of_checkpoint(cls, tensor: Tensor) -> Stored:
-        """A copy, in the dtype it is stored in."""
-        return cls(_NAMES[tensor.dtype], tensor.shape, tensor.blocks)
+        """Describe a copy of a tensor, in the format that it is stored in."""
+        return cls(tensor.dtype, tensor.shape, tensor.blocks)
 
 
 def write_shard(path: Path, tensors: Mapping[str, Stored]) -> None:
     """Write the tensors under their names on disk, in their order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, stored in tensors.items():
-        start, end = end, end + stored.nbytes
-        header[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    header = make_header({name: (SAFETENSORS_NAMES[one.dtype], one.shape, one.nbytes) for name, one in tensors.items()})
+    end = len(header) + sum(stored.nbytes for stored in tensors.values())
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         for stored in tensors.values():
             for block in stored.blocks():
                 file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-        assert file.tell() == 8 + len(text) + end, f"Bug: {path.name} has other sizes than its header says"
+        assert file.tell() == end, f"Bug: {path.name} has other sizes than its header says"
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -78,7 +63,7 @@ def write_shard(path: Path, tensors: Mapping[str, Stored]) -> None:
 
 
 def read_sizes(path: Path) -> dict[str, int]:
-    """Bytes of every tensor of a shard that `write_shard` wrote, by name."""
+    """Return the bytes of every tensor of a shard that `write_shard` wrote, by name."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__")

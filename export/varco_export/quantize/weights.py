@@ -9,19 +9,27 @@ import numpy as np
 import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.reading.tensor import TORCH_NAMES, Dtype
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {dtype: getattr(torch, name) for dtype, name in TORCH_NAMES.items()}
 
 
 def read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """A tensor in fp32, which holds every bf16 and fp16 value exactly."""
+    """Return a tensor in fp32, which holds every bf16 and fp16 value exactly."""
     return torch.from_numpy(checkpoint.tensor(name).read().astype(np.float32))
 
 
 def load_weights(build: Callable[[], Module], checkpoint: Checkpoint, prefix: str, device: torch.device) -> Module:
-    """The module that `build` makes, in fp32 with the weights called `prefix` + its own names. Buffers are not set."""
+    """Return a module in fp32 with a checkpoint's weights. Buffers are not set.
+
+    Args:
+        build: Makes the module.
+        checkpoint: Where the weights are.
+        prefix: In front of the module's own names of its weights.
+        device: Where the weights go.
+    """
     with torch.device("meta"):  # no memory, and no time for random values
         module = build()
     weights = {name: read_weight(checkpoint, prefix + name).to(device) for name in module.state_dict()}

@@ -14,7 +14,6 @@ of the same command may continue it; OUT is whole or absent.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,12 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from varco_export.writing.disk import disk_errors, sync
+from varco_export.writing.lock import locked
 from varco_runtime.errors import ExportError
+
+_CONTINUE = (
+    "Expected a writable folder with enough free space; run the same command again to continue where it stopped."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An opened work folder."""
+    """An opened work folder, the folder `target` that comes of it, and how many shards that will have."""
 
     folder: Path
     target: Path
@@ -37,15 +42,15 @@ class Work:
 
     @property
     def checkpoint(self) -> Path:
-        """What becomes OUT."""
+        """Return the folder that becomes OUT."""
         return self.folder / "checkpoint"
 
     def shard(self, number: int) -> Path:
-        """Shard `number`, from 1."""
+        """Return the path of shard `number`, from 1."""
         return self.checkpoint / f"model-{number:05}-of-{self.num_shards:05}.safetensors"
 
     def activations(self, layer: int) -> Path:
-        """What flows into a layer."""
+        """Return the path of what flows into a layer."""
         return self.folder / f"activations-{layer:05}.bin"
 
     def keep_activations(self, layer: int | None) -> None:
@@ -70,7 +75,7 @@ class Work:
 
 
 def check_target(target: Path) -> None:
-    """Raise `ExportError` if `target` exists: before minutes of reading pictures, rather than after."""
+    """Refuse a `target` that exists: before minutes of reading pictures, rather than after."""
     work = _work_of(target)
     if os.path.lexists(work.target):
         if not work.checkpoint.exists():  # killed after the rename
@@ -85,38 +90,25 @@ def _work_of(target: Path, num_shards: int = 0) -> Work:
 
 @contextmanager
 def resumable_folder(target: Path, asked: dict[str, Any], num_shards: int) -> Iterator[Work]:
-    """Open the work folder of `target`, making it or finding it as an earlier run of the same `asked` left it.
+    """Open the work folder of `target`, new or as an earlier run of the same `asked` left it.
 
-    Raises `ExportError` if `target` exists, if another run fills the folder or an earlier one was asked for something
-    else, and for whatever the disk refuses.
+    Args:
+        target: The folder that is made in the end.
+        asked: What the run is asked for; a run that continues another must be asked for the same.
+        num_shards: How many shards the result has.
+
+    Raises:
+        ExportError: `target` exists, another run fills the folder, an earlier one was asked for something else, or the
+            disk refuses.
     """
     check_target(target)
     work = _work_of(target, num_shards)
-    try:
+    busy = f"{work.target} is being made by another run. Wait until it ends, or choose another output folder."
+    with disk_errors(work.folder, _CONTINUE):
         work.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(work):
+        with locked(work.folder / "lock", busy):
             _claim(work, asked)
             yield work
-    except OSError as error:
-        raise ExportError(
-            f"{work.folder} could not be written: {error.strerror or error}. Expected a writable folder with enough "
-            "free space; run the same command again to continue where it stopped."
-        ) from error
-
-
-@contextmanager
-def _locked(work: Work) -> Iterator[None]:
-    descriptor = os.open(work.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExportError(
-                f"{work.target} is being made by another run. Wait until it ends, or choose another output folder."
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _claim(work: Work, asked: dict[str, Any]) -> None:
@@ -146,15 +138,3 @@ def _claim(work: Work, asked: dict[str, Any]) -> None:
 
 def _exists(target: Path) -> ExportError:
     return ExportError(f"{target} exists already. Choose another output folder or remove it.")
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk. Some file systems cannot sync a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The `quantization_config` of a compressed-tensors checkpoint: which linears it quantises, and how."""
+"""The `quantization_config` of a compressed-tensors checkpoint: which linears it quantizes, and how."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from varco_export.config.fields import one_line
 from varco_export.quantized.weights import Activations
 from varco_export.reading.names import spellings
+from varco_export.reading.quoting import one_line
 from varco_runtime.errors import CheckpointError
 
 _INSTEAD = "Quantise the original checkpoint with: varco quantize"
@@ -26,21 +26,25 @@ class Names:
 
     @classmethod
     def of(cls, names: Collection[str]) -> Names:
+        """Sort names into exact ones and patterns."""
         patterns = sorted(name for name in names if name.startswith(_PATTERN))
         return cls(frozenset(names) - frozenset(patterns), tuple(patterns))
 
     @property
     def expressions(self) -> list[str]:
-        """The patterns without `re:`."""
+        """Return the patterns without `re:`."""
         return [pattern.removeprefix(_PATTERN) for pattern in self.patterns]
 
     def find(self, spelled: list[str], fits: Mapping[str, frozenset[str]]) -> str | None:
-        """The one that decides for a linear, None where none does.
+        """Return the name, pattern or class that decides for a linear, None where none does.
 
         An exact name comes before a pattern, and a pattern before a class; of several patterns the first in
         alphabetical order decides, whatever the order of the groups. Source: compressed_tensors `utils/match.py`,
-        `match_targets`. `spelled`: what the linear may be called, the likeliest first; `fits`: by expression, the names
-        that it fits.
+        `match_targets`.
+
+        Args:
+            spelled: What the linear may be called, the likeliest first.
+            fits: By regular expression, the names that it fits.
         """
         for name in spelled:
             if name in self.exact:
@@ -54,7 +58,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class CompressedScheme:
-    """How a group of linears is quantised. `strategy`: what shares a scale; a `group` has `group_size` inputs."""
+    """How a group of linears is quantized. `strategy`: what shares a scale; a `group` has `group_size` inputs."""
 
     kind: Literal["int", "float"]
     bits: int
@@ -64,14 +68,14 @@ class CompressedScheme:
     activations: Activations
 
     def describe(self) -> str:
-        """What shares a scale, for people."""
+        """Return what shares a scale, for people."""
         shared = {"tensor": "one scale", "channel": "a scale per output"}
         return shared.get(self.strategy, f"groups of {self.group_size}")
 
 
 @dataclass(frozen=True, slots=True)
 class CompressedConfig:
-    """Schemes by target, and what is left plain. `where` the config stands, for messages."""
+    """Schemes by target, and what is left plain. `where` says where the config stands, for messages."""
 
     schemes: Mapping[str, CompressedScheme]
     targets: Names
@@ -95,7 +99,7 @@ class CompressedConfig:
 
     @property
     def expressions(self) -> list[str]:
-        """All regular expressions."""
+        """Return all regular expressions."""
         return self.targets.expressions + self.ignore.expressions
 
 
@@ -106,8 +110,8 @@ class SchemeOfLinear:
     config: CompressedConfig
     fits: Mapping[str, frozenset[str]]
 
-    def quantised(self, name: str, on_disk: str, kind: Literal["int", "float"]) -> CompressedScheme:
-        """The scheme of a linear that is stored quantised. Raises CheckpointError where the config says otherwise."""
+    def quantized(self, name: str, on_disk: str, kind: Literal["int", "float"]) -> CompressedScheme:
+        """Return the scheme of a linear that is stored quantized. Raises CheckpointError if the config differs."""
         target = self.config.targets.find([on_disk, *spellings(name)], self.fits)
         if target is None or self.config.ignore.find([on_disk], self.fits) is not None:
             raise CheckpointError(
@@ -123,7 +127,7 @@ class SchemeOfLinear:
         return scheme
 
     def check_plain(self, name: str, on_disk: str) -> None:
-        """Refuse a linear that is stored plain and that the config quantises."""
+        """Refuse a linear that is stored plain and that the config quantizes."""
         spelled, config = [on_disk, *spellings(name)], self.config
         if config.targets.find(spelled, self.fits) is not None and config.ignore.find(spelled, self.fits) is None:
             raise CheckpointError(
@@ -134,7 +138,7 @@ class SchemeOfLinear:
 
 
 def _refuse_other_features(values: dict[str, Any], where: str) -> None:
-    """What changes results beyond the linears' weights and inputs."""
+    """Refuse what changes results beyond the linears' weights and inputs."""
     if values.get("kv_cache_scheme") is not None:
         raise CheckpointError(
             f"{where}: kv_cache_scheme quantises the cache, expected none: it is kept in floats here. {_INSTEAD}"
@@ -190,7 +194,7 @@ def _names(value: object, where: str) -> list[str]:
 
 
 def _strategy(weights: dict[str, Any], kind: str, where: str) -> tuple[str, int | None]:
-    """What shares a scale, and the inputs of a group."""
+    """Return what shares a scale, and the inputs of a group."""
     group_size = weights.get("group_size")
     strategy = weights.get("strategy")
     if strategy is None:

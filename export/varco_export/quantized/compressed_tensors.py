@@ -26,12 +26,13 @@ import numpy as np
 from varco_export.quantized import integers
 from varco_export.quantized.act_order import sorted_by_group
 from varco_export.quantized.compressed_config import CompressedConfig, CompressedScheme, SchemeOfLinear
-from varco_export.quantized.entries import QuantisedEntries
-from varco_export.quantized.weights import BLOCK_BYTES, Fp8Weight, IntegerWeight, QuantisedWeight
-from varco_export.reading.tensor import FLOAT_DTYPES, Array, Tensor
+from varco_export.quantized.entries import QuantizedEntries
+from varco_export.quantized.weights import BLOCK_BYTES, Fp8Weight, IntegerWeight, QuantizedWeight
+from varco_export.reading.tensor import FLOAT_DTYPES, Tensor
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError
 
-_STEP = "Compare config.json with the original repository, or copy the shards again."
+_ADVICE = "Compare config.json with the original repository, or copy the shards again."
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -58,73 +59,73 @@ class PackedWeight(IntegerWeight):
 
 @dataclass(frozen=True, slots=True)
 class CompressedTensors:
-    """A compressed-tensors checkpoint's quantised linears."""
+    """A compressed-tensors checkpoint's quantized linears."""
 
     config: CompressedConfig
 
     method = "compressed-tensors"
 
-    def take(self, entries: QuantisedEntries) -> dict[str, QuantisedWeight]:
-        """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
-        config, weights = self.config, dict[str, QuantisedWeight]()
+    def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
+        """Return every quantized linear by its canonical name; its tensors are taken out of `entries`."""
+        config, weights = self.config, dict[str, QuantizedWeight]()
         schemes = SchemeOfLinear(config, entries.match(config.expressions, config.where))
         for name in entries.linears_with("weight_packed"):
-            scheme = schemes.quantised(name, entries.disk_name(name, "weight_packed"), "int")
+            scheme = schemes.quantized(name, entries.disk_name(name, "weight_packed"), "int")
             weights[name] = _packed(scheme, entries, name)
         for name in entries.linears_with("weight_scale"):  # those left over
-            scheme = schemes.quantised(name, entries.disk_name(name, "weight_scale"), "float")
+            scheme = schemes.quantized(name, entries.disk_name(name, "weight_scale"), "float")
             weights[name] = _fp8(scheme, entries, name)
         for name in entries.plain_linears():
             schemes.check_plain(name, entries.disk_name(name, "weight"))
         return weights
 
 
-def _packed(scheme: CompressedScheme, entries: QuantisedEntries, name: str) -> IntegerWeight:
+def _packed(scheme: CompressedScheme, entries: QuantizedEntries, name: str) -> IntegerWeight:
     num_rows, width = entries.shape(name)
     bits = scheme.bits
     group_size = scheme.group_size or width
     num_groups = -(-width // group_size)
-    step = f"quantization_config says {bits} bits, {scheme.describe()}. {_STEP}"
+    advice = f"quantization_config says {bits} bits, {scheme.describe()}. {_ADVICE}"
     scales = {"tensor": (1,), "channel": (num_rows, 1)}.get(scheme.strategy, (num_rows, num_groups))
     zero_point = None
     if scheme.symmetric:
         entries.drop_zeros(name, "weight_zero_point")
     else:
         words = -(-num_rows * bits // 32)
-        zero_point = entries.take(name, "weight_zero_point", (words, num_groups), ("int32",), step)
-    shape = entries.take(name, "weight_shape", (2,), ("int32", "int64"), step).read()
+        zero_point = entries.take(name, "weight_zero_point", (words, num_groups), ("int32",), advice)
+    shape = entries.take(name, "weight_shape", (2,), ("int32", "int64"), advice).read()
     if tuple(shape) != (num_rows, width):
         raise CheckpointError(
-            f"{name}.weight_shape says {[int(size) for size in shape]}, expected {[num_rows, width]}. {_STEP}"
+            f"{name}.weight_shape says {[int(size) for size in shape]}, expected {[num_rows, width]}. {_ADVICE}"
         )
-    g_idx = entries.find(name, "weight_g_idx", (width,), ("int32", "int64"), step)
+    g_idx = entries.find(name, "weight_g_idx", (width,), ("int32", "int64"), advice)
     return PackedWeight(
         name=name,
         shape=(num_rows, width),
         bits=bits,
         group_size=group_size,
-        packed=entries.take(name, "weight_packed", (num_rows, -(-width * bits // 32)), ("int32",), step),
-        scale=entries.take(name, "weight_scale", scales, FLOAT_DTYPES, step),
+        packed=entries.take(name, "weight_packed", (num_rows, -(-width * bits // 32)), ("int32",), advice),
+        scale=entries.take(name, "weight_scale", scales, FLOAT_DTYPES, advice),
         zero_point=zero_point,
         order=None if g_idx is None or bool((g_idx.read() == -1).all()) else sorted_by_group(g_idx, group_size),
     )
 
 
-def _fp8(scheme: CompressedScheme, entries: QuantisedEntries, name: str) -> Fp8Weight:
+def _fp8(scheme: CompressedScheme, entries: QuantizedEntries, name: str) -> Fp8Weight:
     num_rows, width = entries.shape(name)
-    step = f"quantization_config says FP8, {scheme.describe()}. {_STEP}"
+    advice = f"quantization_config says FP8, {scheme.describe()}. {_ADVICE}"
     # Releases differ in whether a scale for all has a dimension, and one per row a second.
     allowed: list[tuple[int, ...]] = [(), (1,)] if scheme.strategy == "tensor" else [(num_rows, 1), (num_rows,)]
     found = entries.entry(name, "weight_scale").shape
-    values = entries.take(name, "weight", (num_rows, width), ("fp8",), step)
-    scale = entries.take(name, "weight_scale", found if found in allowed else allowed[-1], FLOAT_DTYPES, step)
+    values = entries.take(name, "weight", (num_rows, width), ("fp8",), advice)
+    scale = entries.take(name, "weight_scale", found if found in allowed else allowed[-1], FLOAT_DTYPES, advice)
     for part in ("weight_zero_point", "input_zero_point"):
         entries.drop_zeros(name, part)
     input_scale = None
     if scheme.activations == "tensor":
         static = entries.entry(name, "input_scale").shape if entries.has(name, "input_scale") else (1,)
-        tensor = entries.take(name, "input_scale", static if static == () else (1,), FLOAT_DTYPES, step)
+        tensor = entries.take(name, "input_scale", static if static == () else (1,), FLOAT_DTYPES, advice)
         input_scale = float(tensor.read().astype(np.float32).reshape(-1)[0])
         if not 0 < input_scale < np.inf:
-            raise CheckpointError(f"{name}.input_scale is {input_scale}, expected a positive number. {_STEP}")
+            raise CheckpointError(f"{name}.input_scale is {input_scale}, expected a positive number. {_ADVICE}")
     return Fp8Weight(name, values, scale, scheme.activations, input_scale)

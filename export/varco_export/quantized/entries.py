@@ -1,4 +1,4 @@
-"""The tensors that quantised linears are made of, taken one by one out of a checkpoint's entries."""
+"""The tensors that quantized linears are made of, taken one by one out of a checkpoint's entries."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from varco_export.quantized.patterns import match_names
 from varco_export.reading.names import spellings
-from varco_export.reading.shards import Entry, short
+from varco_export.reading.quoting import short
+from varco_export.reading.shards import Entry
 from varco_export.reading.tensor import Dtype, Tensor
 from varco_runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
-class QuantisedEntries:
+class QuantizedEntries:
     """Entries by canonical name, and the shapes that the network's tensors would have if they were plain.
 
     A linear is named without its last part: `lm_head`, of which `qweight` may be one.
@@ -23,7 +24,7 @@ class QuantisedEntries:
     shapes: Mapping[str, tuple[int, ...]]
 
     def linears_with(self, part: str) -> list[str]:
-        """The linears that have such a tensor. Refuses all but the language model's linears and its head."""
+        """Return the linears that have such a tensor. Refuses all but the language model's linears and its head."""
         names = [name.removesuffix(f".{part}") for name in self.entries if name.endswith(f".{part}")]
         for name in names:
             if not name.startswith(("language_model.layers.", "lm_head")):
@@ -39,31 +40,46 @@ class QuantisedEntries:
         return names
 
     def shape(self, name: str) -> tuple[int, int]:
-        """[out_features, in_features] of a linear."""
+        """Return [out_features, in_features] of a linear."""
         rows, columns = self.shapes[f"{name}.weight"]
         return rows, columns
 
     def has(self, name: str, part: str) -> bool:
+        """Return whether a linear has a tensor of that last name."""
         return f"{name}.{part}" in self.entries
 
     def entry(self, name: str, part: str) -> Entry:
+        """Return a tensor of a linear, which must be there."""
         return self.entries[f"{name}.{part}"]
 
     def disk_name(self, name: str, part: str) -> str:
-        """The linear as the files call it."""
+        """Return the linear's name in the files."""
         return self.entry(name, part).disk_name.removesuffix(f".{part}")
 
-    def take(self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor:
-        """One tensor of a linear, out of the entries. Raises CheckpointError, which ends in `step`."""
-        tensor = self.find(name, part, shape, dtypes, step)
+    def take(self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], advice: str) -> Tensor:
+        """Take one tensor of a linear out of the entries.
+
+        Args:
+            name: The linear.
+            part: The last part of the tensor's name.
+            shape: The shape that it must have.
+            dtypes: The number formats that it may have.
+            advice: The end of an error, what to do.
+
+        Raises:
+            CheckpointError: It is missing, or has another shape or number format.
+        """
+        tensor = self.find(name, part, shape, dtypes, advice)
         if tensor is None:
-            raise CheckpointError(f"{name}.{part} is missing from the weights, expected {list(shape)}. {step}")
+            raise CheckpointError(f"{name}.{part} is missing from the weights, expected {list(shape)}. {advice}")
         return tensor
 
-    def find(self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor | None:
-        """The same for a tensor that may be missing."""
+    def find(
+        self, name: str, part: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], advice: str
+    ) -> Tensor | None:
+        """Take one tensor of a linear out of the entries, as `take` does; None where it is missing."""
         entry = self.entries.pop(f"{name}.{part}", None)
-        return None if entry is None else entry.to_tensor(f"{name}.{part}", shape, dtypes, step)
+        return None if entry is None else entry.to_tensor(f"{name}.{part}", shape, dtypes, advice)
 
     def drop_zeros(self, name: str, part: str) -> None:
         """Take out a zero point that some releases store and that must be zero throughout."""
@@ -75,7 +91,7 @@ class QuantisedEntries:
             )
 
     def linears(self) -> list[str]:
-        """The language model's linears, its head last."""
+        """Return the language model's linears, its head last."""
         return [
             name.removesuffix(".weight")
             for name in self.shapes
@@ -83,12 +99,20 @@ class QuantisedEntries:
         ] + (["lm_head"] if "lm_head.weight" in self.shapes else [])
 
     def plain_linears(self) -> list[str]:
-        """Those of them that are stored as floats."""
+        """Return the language model's linears that are stored as floats."""
         return [name for name in self.linears() if self.has(name, "weight")]
 
     def match(self, patterns: Collection[str], where: str) -> Mapping[str, frozenset[str]]:
-        """By pattern, the names that it fits, of all that any program might give the language model's linears.
+        """Match patterns with all names that any program might give the language model's linears.
 
-        Raises CheckpointError, naming `where`, for patterns that cannot be matched.
+        Args:
+            patterns: Regular expressions.
+            where: Where they stand, for messages.
+
+        Returns:
+            By pattern, the names that it fits.
+
+        Raises:
+            CheckpointError: A pattern cannot be matched.
         """
         return match_names(patterns, [spelled for name in self.linears() for spelled in spellings(name)], where)

@@ -1,6 +1,6 @@
 """GPTQ checkpoints of auto-gptq, optimum and gptqmodel.
 
-Each quantised linear is four tensors, bits packed into 32-bit words from the lowest up:
+Each quantized linear is four tensors, bits packed into 32-bit words from the lowest up:
 
     qweight [K * bits / 32, N]   along the input features
     qzeros  [groups, N * bits / 32]   along the output features
@@ -20,19 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.config.fields import one_line
 from varco_export.quantized import integers
 from varco_export.quantized.act_order import sorted_by_group
-from varco_export.quantized.entries import QuantisedEntries
-from varco_export.quantized.weights import BLOCK_BYTES, IntegerWeight, QuantisedWeight
+from varco_export.quantized.entries import QuantizedEntries
+from varco_export.quantized.weights import BLOCK_BYTES, IntegerWeight, QuantizedWeight
 from varco_export.reading.names import spellings
-from varco_export.reading.tensor import FLOAT_DTYPES, Array, Tensor
+from varco_export.reading.quoting import one_line
+from varco_export.reading.tensor import FLOAT_DTYPES, Tensor
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError
 
 _V1_OFFSET = {4: np.uint32(0x11111111), 8: np.uint32(0x01010101)}
 Fits = Mapping[str, frozenset[str]]
 """By pattern of `dynamic`, the names that it fits."""
-_STEP = "Compare quantization_config with the original repository, or copy the shards again."
+_ADVICE = "Compare quantization_config with the original repository, or copy the shards again."
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -69,7 +70,7 @@ class GptqWeight(IntegerWeight):
 
 @dataclass(frozen=True, slots=True)
 class GptqSettings:
-    """What `quantization_config` says about a linear. `group_size` -1: one group for the whole column."""
+    """The settings of a linear in `quantization_config`. `group_size` -1: one group for the whole column."""
 
     bits: int
     group_size: int
@@ -80,7 +81,7 @@ class GptqSettings:
 @dataclass(frozen=True, slots=True)
 class GptqConfig:
     """`quantization_config` of a GPTQ checkpoint. `dynamic` holds patterns of module names with what differs there, or
-    None for modules that are not quantised. The packer may have called the modules otherwise than the files do."""
+    None for modules that are not quantized. The packer may have called the modules otherwise than the files do."""
 
     settings: GptqSettings
     zeros_minus_one: bool
@@ -92,6 +93,7 @@ class GptqConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> GptqConfig:
+        """Read a quantization_config that stands at `where`. Raises CheckpointError for what is not implemented."""
         _refuse_other_formats(values, where)
         return cls(
             _settings(values, where),
@@ -101,9 +103,9 @@ class GptqConfig:
             where=where,
         )
 
-    def take(self, entries: QuantisedEntries) -> dict[str, QuantisedWeight]:
-        """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
-        weights: dict[str, QuantisedWeight] = {}
+    def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
+        """Return every quantized linear by its canonical name; its tensors are taken out of `entries`."""
+        weights: dict[str, QuantizedWeight] = {}
         fits = entries.match([pattern for pattern, _ in self.dynamic], f"{self.where}: dynamic")
         for name in entries.linears_with("qweight"):
             settings = self._settings_of(name, entries.disk_name(name, "qweight"), fits)
@@ -120,7 +122,7 @@ class GptqConfig:
             )
         return weights
 
-    def _excludes_head(self, entries: QuantisedEntries, fits: Fits) -> bool:
+    def _excludes_head(self, entries: QuantizedEntries, fits: Fits) -> bool:
         return not entries.has("lm_head", "weight") or self._override(spellings("lm_head"), fits) is None
 
     def _settings_of(self, name: str, disk_name: str, fits: Fits) -> GptqSettings:
@@ -136,13 +138,16 @@ class GptqConfig:
         return _settings(override, f"dynamic, {disk_name}", self.settings)
 
     def _override(self, names: list[str], fits: Fits, excluding: bool = True) -> dict[str, Any] | None:
-        """What `dynamic` changes for a module of these names, None where it excludes it; the first rule decides."""
+        """Return what `dynamic` changes for a module of these names, None where it excludes it.
+
+        The first rule that fits decides; without `excluding`, rules that exclude are passed over.
+        """
         for pattern, override in self.dynamic:
             if not fits[pattern].isdisjoint(names) and (excluding or override is not None):
                 return override
         return {}
 
-    def _read(self, entries: QuantisedEntries, name: str, settings: GptqSettings) -> IntegerWeight:
+    def _read(self, entries: QuantizedEntries, name: str, settings: GptqSettings) -> IntegerWeight:
         bits = settings.bits
         num_rows, width = entries.shape(name)
         for size, what in ((width, "input"), (num_rows, "output")):
@@ -153,20 +158,20 @@ class GptqConfig:
                 )
         group_size = width if settings.group_size == -1 else settings.group_size
         num_groups = -(-width // group_size)
-        step = f"quantization_config says {bits} bits in groups of {settings.group_size}. {_STEP}"
+        advice = f"quantization_config says {bits} bits in groups of {settings.group_size}. {_ADVICE}"
         if settings.desc_act and settings.group_size != -1 and not entries.has(name, "g_idx"):
             raise CheckpointError(
                 f"{name}.g_idx is missing and quantization_config says desc_act, expected one. Copy the shards again."
             )
-        g_idx = entries.find(name, "g_idx", (width,), ("int32", "int64"), step)
+        g_idx = entries.find(name, "g_idx", (width,), ("int32", "int64"), advice)
         return GptqWeight(
             name=name,
             shape=(num_rows, width),
             bits=bits,
             group_size=group_size,
-            qweight=entries.take(name, "qweight", (width * bits // 32, num_rows), ("int32",), step),
-            qzeros=entries.take(name, "qzeros", (num_groups, num_rows * bits // 32), ("int32",), step),
-            scale=entries.take(name, "scales", (num_groups, num_rows), FLOAT_DTYPES, step),
+            qweight=entries.take(name, "qweight", (width * bits // 32, num_rows), ("int32",), advice),
+            qzeros=entries.take(name, "qzeros", (num_groups, num_rows * bits // 32), ("int32",), advice),
+            scale=entries.take(name, "scales", (num_groups, num_rows), FLOAT_DTYPES, advice),
             zeros_minus_one=self.zeros_minus_one,
             symmetric=settings.sym,
             order=None if g_idx is None else sorted_by_group(g_idx, group_size),
@@ -177,9 +182,12 @@ class GptqConfig:
 
 
 def zero_point_format(values: Mapping[str, Any], where: str) -> Any:
-    """`checkpoint_format`, or `format` as gptqmodel calls it too; None where neither says anything, which means v1.
+    """Return how zero points are stored; None, which means v1, where the config does not say.
 
-    Raises CheckpointError where the two differ.
+    The key is `checkpoint_format`, or `format` as gptqmodel calls it too.
+
+    Raises:
+        CheckpointError: The two differ.
     """
     stated = {key: values[key] for key in ("checkpoint_format", "format") if values.get(key) is not None}
     if len(stated) == 2 and stated["checkpoint_format"] != stated["format"]:
@@ -247,7 +255,10 @@ def _flag(values: dict[str, Any], key: str, where: str) -> bool:
 
 
 def _dynamic(values: dict[str, Any], where: str) -> tuple[tuple[str, dict[str, Any] | None], ...]:
-    """gptqmodel's `dynamic`: `-:PATTERN` excludes modules, `PATTERN` or `+:PATTERN` changes their settings."""
+    """Return the rules of gptqmodel's `dynamic`.
+
+    `-:PATTERN` excludes modules, `PATTERN` or `+:PATTERN` changes their settings.
+    """
     dynamic = values.get("dynamic") or {}
     if not isinstance(dynamic, dict):
         raise CheckpointError(f"{where}: dynamic is {one_line(dynamic, 40)!r}, expected patterns. Copy the file again.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from varco_export.reading.tensor import Array
+from varco_runtime.dtypes import Array
 
 
 def pack(values: Array, bits: int) -> Array:
-    """Values `[..., n]` uint8 below 2^bits to bytes `[..., ceil(n * bits / 8)]`; a missing last nibble is 0."""
+    """Pack values `[..., n]` uint8 below 2^bits into bytes `[..., ceil(n * bits / 8)]`; a missing last nibble is 0."""
     if bits == 8:
         return values
     if values.shape[-1] % 2:
@@ -18,7 +18,7 @@ def pack(values: Array, bits: int) -> Array:
 
 
 def unpack(packed: Array, bits: int, count: int) -> Array:
-    """The first `count` values of each row of bytes: `[..., bytes]` to `[..., count]` uint8."""
+    """Unpack the first `count` values of each row of bytes: `[..., bytes]` to `[..., count]` uint8."""
     if bits == 8:
         return packed[..., :count]
     values = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), dtype=np.uint8)
@@ -28,12 +28,12 @@ def unpack(packed: Array, bits: int, count: int) -> Array:
 
 
 def bytes_per_row(count: int, bits: int) -> int:
-    """Bytes that `count` values of a row take."""
+    """Return the bytes that `count` values of a row take."""
     return -(-count * bits // 8)
 
 
 def fit_rows(packed: Array, num_bytes: int) -> Array:
-    """Rows of bytes cut or filled with zeros to `num_bytes` each."""
+    """Cut rows of bytes, or fill them with zeros, to `num_bytes` each."""
     if packed.shape[1] >= num_bytes:
         return packed[:, :num_bytes]
     return np.pad(packed, ((0, 0), (0, num_bytes - packed.shape[1])))

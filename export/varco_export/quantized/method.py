@@ -1,4 +1,4 @@
-"""Which quantisation a checkpoint states: GPTQ, compressed-tensors, none, or one that is refused by name."""
+"""Which quantization a checkpoint states: GPTQ, compressed-tensors, none, or one that is refused by name."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from varco_export.config.fields import one_line
 from varco_export.precision import Stored
 from varco_export.quantized.compressed_config import CompressedConfig
 from varco_export.quantized.compressed_tensors import CompressedTensors
-from varco_export.quantized.entries import QuantisedEntries
+from varco_export.quantized.entries import QuantizedEntries
 from varco_export.quantized.gptq import GptqConfig, zero_point_format
-from varco_export.quantized.weights import Fp8Weight, IntegerWeight, QuantisedWeight
+from varco_export.quantized.weights import Fp8Weight, IntegerWeight, QuantizedWeight
 from varco_export.reading.json_file import is_there, read_json
+from varco_export.reading.quoting import one_line
 from varco_runtime.errors import CheckpointError
 
 # What GPTQ's two files must agree on, where both say it.
 _SHARED_KEYS = ("quant_method", "bits", "group_size", "desc_act", "sym", "lm_head", "dynamic")
 
 
-class Quantisation(Protocol):
+class Quantization(Protocol):
     """A `quantization_config` that can be read."""
 
     @property
     def method(self) -> str:
-        """Its name, for people."""
+        """Return its name, for people."""
 
-    def take(self, entries: QuantisedEntries) -> dict[str, QuantisedWeight]:
-        """Every quantised linear by its canonical name; its tensors are taken out of `entries`."""
+    def take(self, entries: QuantizedEntries) -> dict[str, QuantizedWeight]:
+        """Return every quantized linear by its canonical name; its tensors are taken out of `entries`."""
 
 
-def read_quantisation(folder: Path) -> Quantisation | None:
-    """What config.json, and the quantize_config.json that auto-gptq and gptqmodel write, say of the weights."""
+def read_quantization(folder: Path) -> Quantization | None:
+    """Return how a checkpoint's weights are quantized, None for plain ones.
+
+    Both config.json and the quantize_config.json that auto-gptq and gptqmodel write are read.
+
+    Raises:
+        CheckpointError: The two contradict each other, or the method is another one.
+    """
     values, where = _stated(folder)
     if values is None:
         return None
@@ -50,8 +56,8 @@ def read_quantisation(folder: Path) -> Quantisation | None:
     )
 
 
-def refuse_unstated(entries: QuantisedEntries) -> None:
-    """Refuse quantised weights whose settings stand nowhere."""
+def refuse_unstated(entries: QuantizedEntries) -> None:
+    """Refuse quantized weights whose settings stand nowhere."""
     for part in ("qweight", "weight_packed", "weight_scale"):
         for name in entries.linears_with(part):
             raise CheckpointError(
@@ -61,7 +67,7 @@ def refuse_unstated(entries: QuantisedEntries) -> None:
 
 
 def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The one statement about quantisation, and where it stands."""
+    """Return the one statement about quantization, and where it stands."""
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     nested = text.get("quantization_config") if isinstance(text, dict) else None
@@ -93,8 +99,8 @@ def _stated(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return {**second, **{key: value for key, value in values.items() if value is not None}}, where
 
 
-def stored_format(weights: Mapping[str, QuantisedWeight], method: str) -> Stored:
-    """The formats of a checkpoint's quantised linears, for people and for the check of what is asked for."""
+def stored_format(weights: Mapping[str, QuantizedWeight], method: str) -> Stored:
+    """Return the formats of a checkpoint's quantized linears, for people and for the check of what is asked for."""
     head = weights.get("lm_head")
     linears = [weight for name, weight in weights.items() if name != "lm_head"] or list(weights.values())
     kinds = Counter[str]()
@@ -109,11 +115,11 @@ def stored_format(weights: Mapping[str, QuantisedWeight], method: str) -> Stored
     return Stored(main, None if head is None else _kind(head), ", ".join(details))
 
 
-def _kind(weight: QuantisedWeight) -> str:
+def _kind(weight: QuantizedWeight) -> str:
     return f"int{weight.bits}" if isinstance(weight, IntegerWeight) else "fp8"
 
 
-def _details(weight: QuantisedWeight) -> str:
+def _details(weight: QuantizedWeight) -> str:
     if isinstance(weight, Fp8Weight):
         scale = "one scale" if math.prod(weight.scale.shape) == 1 else "a scale per output"
         inputs = {"float": "float activations", "token": "fp8 activations by token", "tensor": "fp8 activations"}

@@ -1,4 +1,4 @@
-"""Quantised weights as a checkpoint holds them, whatever its layout: integers in groups, and FP8.
+"""Quantized weights as a checkpoint holds them, whatever its layout: integers in groups, and FP8.
 
     W[n, k] = (value[n, k] - zero[n, k // group_size]) * scale[n, k // group_size]      IntegerWeight
     W[n, k] = value[n, k] * scale[n]                                                    Fp8Weight
@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 
 from varco_export.quantized import integers
-from varco_export.reading.tensor import Array, Tensor
+from varco_export.reading.tensor import Tensor
+from varco_runtime.dtypes import Array
 
 Activations = Literal["float", "token", "tensor"]
 """How an FP8 linear takes its input: as it is, rounded to FP8 by each token's largest entry, or by one fixed scale."""
@@ -29,8 +30,14 @@ BLOCK_BYTES = 8 << 20
 class IntegerWeight(ABC):
     """W `[N, K]` as unsigned integers with a scale and a zero point per group of input features.
 
-    `order` `[K]` sorts the stored input features by group (`act_order.py`), None where they are sorted. `sorted_input`:
-    whoever gives the input already gives it in that order. `rows` `[N]`: the output features in another order.
+    Args:
+        name: The linear's canonical name.
+        shape: [N, K], output and input features.
+        bits: 4 or 8.
+        group_size: Input features of a group.
+        order: `[K]`, sorts the stored input features by group (`act_order.py`); None where they are sorted.
+        sorted_input: Whether the input comes in that order already.
+        rows: `[N]`, another order of the output features; None for the stored one.
     """
 
     name: str
@@ -43,20 +50,21 @@ class IntegerWeight(ABC):
 
     @property
     def input_order(self) -> Array | None:
-        """The order `[K]` in which the input must come, None for the usual one."""
+        """Return the order `[K]` in which the input must come, None for the usual one."""
         return None if self.sorted_input else self.order
 
     @property
     def num_groups(self) -> int:
+        """Return the number of groups in a row."""
         return -(-self.shape[1] // self.group_size)
 
     @property
     def half(self) -> int:
-        """The zero point of a symmetric weight."""
+        """Return the zero point of a symmetric weight."""
         return 1 << (self.bits - 1)
 
     def packed_blocks(self) -> Iterator[Array]:
-        """Bytes `[n, bytes]` of the values of each output feature, sorted by group, low nibble first."""
+        """Yield bytes `[n, bytes]` of the values of each output feature, sorted by group, low nibble first."""
         blocks = self._stored_blocks()
         if self.rows is not None:
             blocks = iter([np.concatenate(list(blocks))[self.rows]])
@@ -70,12 +78,12 @@ class IntegerWeight(ABC):
                 yield integers.pack(values[:, self.order], self.bits)
 
     def scales(self) -> Array:
-        """Scales `[N, groups]` fp32, exactly as stored."""
+        """Return scales `[N, groups]` fp32, exactly as stored."""
         scales = self._stored_scales().astype(np.float32)
         return scales if self.rows is None else scales[self.rows]
 
     def zeros(self) -> Array | None:
-        """Zero points `[N, groups]` uint8, or None where all are `half`."""
+        """Return zero points `[N, groups]` uint8, or None where all are `half`."""
         zeros = self._stored_zeros()
         if zeros is None or bool((zeros == self.half).all()):
             return None
@@ -83,15 +91,15 @@ class IntegerWeight(ABC):
 
     @abstractmethod
     def _stored_blocks(self) -> Iterator[Array]:
-        """Bytes `[n, bytes]` of each output feature in the stored order of input features, low nibble first."""
+        """Yield bytes `[n, bytes]` of each output feature, input features in the stored order, low nibble first."""
 
     @abstractmethod
     def _stored_scales(self) -> Array:
-        """Scales `[N, groups]` in the stored type."""
+        """Return scales `[N, groups]` in the stored type."""
 
     @abstractmethod
     def _stored_zeros(self) -> Array | None:
-        """Zero points `[N, groups]` uint8; None where the layout has none."""
+        """Return zero points `[N, groups]` uint8; None where the layout has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,9 +118,9 @@ class Fp8Weight:
         return rows, columns
 
     def scales(self) -> Array:
-        """Scales `[N]`, or `[1]` for one that all share, in fp32."""
+        """Return scales `[N]`, or `[1]` for one that all share, in fp32."""
         scales: Array = self.scale.read().astype(np.float32).reshape(-1)
         return scales
 
 
-QuantisedWeight = IntegerWeight | Fp8Weight
+QuantizedWeight = IntegerWeight | Fp8Weight

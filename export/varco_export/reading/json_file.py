@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from varco_export.reading.regular_file import open_regular
-from varco_runtime.errors import CheckpointError
+from varco_runtime.errors import CheckpointError, one_line
 
 MAX_SETTINGS_BYTES = 4 << 20
-MAX_INDEX_BYTES = 64 << 20  # an index has a line per tensor, and a quantised checkpoint some thousands of tensors
+MAX_INDEX_BYTES = 64 << 20  # an index has a line per tensor, and a quantized checkpoint some thousands of tensors
 MAX_NESTING = 32
 
 
@@ -48,7 +48,7 @@ def parse_json(path: Path, text: str) -> dict[str, Any]:
         if "\\ud" in text.lower():  # halves of surrogate pairs; a ValueError when one stands alone
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(f"{path} is not JSON ({reason}), expected a JSON object. Copy it again.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {str(value)[:80]!r}, expected a JSON object. Copy it again.")

@@ -60,7 +60,7 @@ _BY_DISK_PREFIX = sorted(
 
 
 def canonical_name(disk_name: str) -> str | None:
-    """The canonical name of a tensor as it is called on disk, or None where no scheme has such a name."""
+    """Return the canonical name of a tensor by its name on disk, or None where no scheme has such a name."""
     for disk, canonical in _BY_DISK_PREFIX:
         if disk_name.startswith(disk) and (disk.endswith(".") or disk_name == disk):
             return canonical + disk_name[len(disk) :]
@@ -68,7 +68,10 @@ def canonical_name(disk_name: str) -> str | None:
 
 
 def disk_name(canonical: str, scheme: Scheme) -> str:
-    """How `scheme` spells a canonical name: `lm_head.weight` is `language_model.lm_head.weight` in `hf_old`."""
+    """Return a canonical name in the spelling of `scheme`.
+
+    `lm_head.weight` is `language_model.lm_head.weight` in `hf_old`.
+    """
     for prefix, spellings in PREFIXES.items():
         if canonical.startswith(prefix):
             return spellings[scheme] + canonical[len(prefix) :]

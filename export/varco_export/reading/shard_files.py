@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from varco_export.config.fields import one_line
 from varco_export.reading.json_file import MAX_INDEX_BYTES, read_json
+from varco_export.reading.quoting import one_line
 from varco_export.reading.regular_file import open_regular
 from varco_runtime.bundle.schema import MANIFEST
 from varco_runtime.errors import CheckpointError
@@ -63,7 +63,7 @@ def check_no_pointer(path: Path, beginning: bytes) -> None:
 
 
 def _bases(folder: Path) -> list[str]:
-    """What the files may be called, without the ending."""
+    """Return what the files may be called, without the ending."""
     found = sorted({match[1] for name in _listed(folder) if (match := _GPTQ.fullmatch(name))})
     if len(found) > 1 and not any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
         raise CheckpointError(
@@ -121,13 +121,15 @@ def _nothing_found(folder: Path) -> CheckpointError:
             "Hugging Face repository id. Name that, or ask the bundle with varco run."
         )
     names = _listed(folder)
-    what, step = "neither", "Convert or download the checkpoint as safetensors."
-    for pattern, named, advice in _OTHERS:
+    what, advice = "neither", "Convert or download the checkpoint as safetensors."
+    for pattern, named, next_step in _OTHERS:
         found = next((name for name in names if re.fullmatch(pattern, name)), None)
         if found is not None:
-            what, step = named.format(found[:80]), advice
+            what, advice = named.format(found[:80]), next_step
             break
-    return CheckpointError(f"{folder} holds {what}, expected model.safetensors or model.safetensors.index.json. {step}")
+    return CheckpointError(
+        f"{folder} holds {what}, expected model.safetensors or model.safetensors.index.json. {advice}"
+    )
 
 
 # Patterns of names, most telling first: what such a folder is, and the next step.

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varco_export.config.fields import one_line, show
+from varco_export.reading.quoting import short, show, some
 from varco_export.reading.regular_file import open_regular
 from varco_export.reading.shard_files import check_no_pointer, find_shards
 from varco_export.reading.tensor import SAFETENSORS_DTYPES, Dtype, Tensor
-from varco_runtime.errors import CheckpointError
+from varco_runtime.errors import CheckpointError, one_line
 from varco_runtime.system.libraries import needs_extra
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -40,30 +40,41 @@ class Entry:
     path: Path
     offset: int
 
-    def to_tensor(self, name: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], step: str) -> Tensor:
-        """The tensor of this entry. Raises CheckpointError, which ends in `step`, for another shape or dtype."""
+    def to_tensor(self, name: str, shape: tuple[int, ...], dtypes: tuple[Dtype, ...], advice: str) -> Tensor:
+        """Return the tensor of this entry. Raises CheckpointError, ending in `advice`, for another shape or dtype."""
         if self.shape != shape:
             raise CheckpointError(
-                f"{short(self.disk_name)} has the shape {list(self.shape)}, expected {list(shape)}. {step}"
+                f"{short(self.disk_name)} has the shape {list(self.shape)}, expected {list(shape)}. {advice}"
             )
         dtype = SAFETENSORS_DTYPES.get(self.dtype)
         if dtype is None or dtype not in dtypes:
             expected = [word for word, known in SAFETENSORS_DTYPES.items() if known in dtypes]
             listed = " or ".join([", ".join(expected[:-1]), expected[-1]] if len(expected) > 1 else expected)
             raise CheckpointError(
-                f"{short(self.disk_name)} in {self.path.name} has dtype {self.dtype}, expected {listed}. {step}"
+                f"{short(self.disk_name)} in {self.path.name} has dtype {self.dtype}, expected {listed}. {advice}"
             )
         return Tensor(name, dtype, shape, self.path, self.offset)
 
     def raw_bytes(self) -> bytes:
-        """All bytes of a small tensor of any dtype."""
+        """Read all bytes of a small tensor of any dtype."""
         with open_regular(self.path) as file:
             file.seek(self.offset)
             return file.read(math.prod(self.shape) * _BITS[self.dtype] // 8)
 
 
 def locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
-    """The local folder, and the repo id where it was one."""
+    """Find the checkpoint's folder, downloading a repository that is not in the hub's cache.
+
+    Args:
+        source: A folder, or a Hugging Face repository id.
+        revision: The repository's commit, branch or tag; None for the newest, and for a folder.
+
+    Returns:
+        The local folder, and the repository id where it was one.
+
+    Raises:
+        CheckpointError: It is neither, or cannot be downloaded.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -85,15 +96,22 @@ def _download(repo_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_DOWNLOAD))
     except Exception as error:  # the hub's own errors, the HTTP client's and the file system's share no base
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{repo_id} is neither a local folder nor could it be downloaded ({type(error).__name__}: {reason}). "
+            f"{repo_id} is neither a local folder nor could it be downloaded ({type(error).__name__}: "
+            f"{one_line(error, 200)}). "
             "Check the name and the network, or pass the folder of a downloaded checkpoint."
         ) from None
 
 
 def read_shards(folder: Path) -> dict[Path, list[Entry]]:
-    """model.safetensors, or the shards that its index names, each inside the folder. Checks the index against them."""
+    """Read the headers of a checkpoint's shards, and check its index against them.
+
+    Returns:
+        The entries of each shard.
+
+    Raises:
+        CheckpointError: A shard is missing, malformed or truncated, or the index names what is not there.
+    """
     paths, weight_map, index = find_shards(folder)
     shards = {path: _read_header(path) for path in paths}
     if weight_map is None:
@@ -108,7 +126,10 @@ def read_shards(folder: Path) -> dict[Path, list[Entry]]:
 
 
 def _read_header(path: Path) -> list[Entry]:
-    """The tensors of one shard. Layout: 8 bytes little-endian header size, JSON header, tensors without gaps."""
+    """Return the tensors of one shard.
+
+    Layout: 8 bytes little-endian header size, JSON header, tensors without gaps.
+    """
 
     def bad(problem: str, expected: str) -> CheckpointError:
         return CheckpointError(f"{path.name} {problem}, expected {expected}. Download the shard again.")
@@ -133,7 +154,7 @@ def _read_header(path: Path) -> list[Entry]:
     try:
         header = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise bad(f"has a header that is not JSON ({' '.join(str(error).split())[:100]})", "a JSON object") from None
+        raise bad(f"has a header that is not JSON ({one_line(error, 100)})", "a JSON object") from None
     if not isinstance(header, dict):
         raise bad("has a header that is not a JSON object", "one entry per tensor")
     header.pop("__metadata__", None)
@@ -183,14 +204,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"{name!r} stands there twice")
             seen.add(name)
     return keys
-
-
-def some(names: list[str]) -> str:
-    """The first name, how many follow, and the verb: "a is", "a and 3 more are"."""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{short(names[0])}{more} {'are' if more else 'is'}"
-
-
-def short(text: str) -> str:
-    """A name out of a file in one short line."""
-    return one_line(text, 120)

@@ -15,21 +15,21 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from varco_runtime.dtypes import ITEM_BYTES, STORAGE, Array, is_finite
 from varco_runtime.errors import CheckpointError
 
 Dtype = Literal["bf16", "fp16", "fp32", "fp8", "int32", "int64"]
-Array = NDArray[Any]
 
 NUMPY_DTYPES: dict[Dtype, np.dtype[Any]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
-    "fp16": np.dtype(np.float16),
-    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(STORAGE["fp16"]),
+    "fp32": np.dtype(STORAGE["fp32"]),
     "fp8": np.dtype(ml_dtypes.float8_e4m3fn),
-    "int32": np.dtype("<i4"),
-    "int64": np.dtype("<i8"),
+    "int32": np.dtype(STORAGE["int32"]),
+    "int64": np.dtype(STORAGE["int64"]),
 }
+"""numpy's types for them: values to compute with, where the runtime holds the bits of bf16 and fp8."""
 SAFETENSORS_DTYPES: dict[str, Dtype] = {
     "BF16": "bf16",
     "F16": "fp16",
@@ -38,17 +38,17 @@ SAFETENSORS_DTYPES: dict[str, Dtype] = {
     "I32": "int32",
     "I64": "int64",
 }
+SAFETENSORS_NAMES: dict[Dtype, str] = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+TORCH_NAMES: dict[Dtype, str] = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "fp8": "float8_e4m3fn",
+    "int32": "int32",
+    "int64": "int64",
+}
 FLOAT_DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
 BLOCK_BYTES = 32 << 20
-# The bits of infinity as an integer, and those of minus infinity: whatever is above is infinity or NaN. FP8 has no
-# infinity, and one NaN of each sign.
-_INFINITY: dict[str, tuple[type[np.signedinteger[Any]], int, type[np.unsignedinteger[Any]], int]] = {
-    "bf16": (np.int16, 0x7F80, np.uint16, 0xFF80),
-    "fp16": (np.int16, 0x7C00, np.uint16, 0xFC00),
-    "fp32": (np.int32, 0x7F800000, np.uint32, 0xFF800000),
-    "fp8": (np.int8, 0x7F, np.uint8, 0xFF),
-}
-_CHECKED_BYTES = 1 << 20  # at a time, so that the second look at them comes out of the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +63,18 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def num_rows(self) -> int:
         return self.shape[0] if self.shape else 1
 
     def read(self) -> Array:
-        """All of it, in the dtype it is stored in."""
+        """Read all of it, in the dtype it is stored in."""
         return self.rows(0, self.num_rows).reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop`: [stop - start, *shape[1:]]. Raises CheckpointError for NaN and infinity."""
+        """Read rows `start` to `stop`: `[stop - start, *shape[1:]]`. Raises CheckpointError for NaN and infinity."""
         assert 0 <= start <= stop <= self.num_rows, f"Bug: rows {start}:{stop} of {self.shape}"
         array = np.empty((stop - start, *self.shape[1:]), NUMPY_DTYPES[self.dtype])
         row_bytes = self.nbytes // max(self.num_rows, 1)
@@ -83,7 +83,9 @@ class Tensor:
         return array
 
     def columns(self, start: int, stop: int) -> Array:
-        """Columns `start` to `stop` of a matrix: [rows, stop - start]."""
+        """Read columns `start` to `stop` of a matrix: `[rows, stop - start]`. Raises CheckpointError for NaN and
+        infinity.
+        """
         num_rows, width = self.shape
         assert 0 <= start <= stop <= width, f"Bug: columns {start}:{stop} of {self.shape}"
         array = np.empty((num_rows, stop - start), NUMPY_DTYPES[self.dtype])
@@ -93,13 +95,13 @@ class Tensor:
         return array
 
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
-        """Every row once, in order, in arrays of at most `max_bytes` (of one row where a row is larger)."""
+        """Yield every row once, in order, in arrays of at most `max_bytes` (of one row where a row is larger)."""
         step = max(1, max_bytes * self.num_rows // max(self.nbytes, 1))
         for start in range(0, self.num_rows, step):
             yield self.rows(start, min(start + step, self.num_rows))
 
     def column_blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
-        """Every column of a matrix once, in order, in arrays of at most `max_bytes` (of one column at least)."""
+        """Yield every column of a matrix once, in order, in arrays of at most `max_bytes` (of one column at least)."""
         width = self.shape[1]
         step = max(1, max_bytes * width // max(self.nbytes, 1))
         for start in range(0, width, step):
@@ -111,23 +113,6 @@ class Tensor:
                 f"{self.name} holds NaN or infinity in {self.path.name}, expected finite numbers. Copy the file again, "
                 "or use a checkpoint from before its training diverged."
             )
-
-
-def is_finite(array: Array, dtype: str) -> bool:
-    """Return whether contiguous numbers of a float type hold neither infinity nor NaN; integers never do.
-
-    Two maxima over the bits as integers: several times as fast as `numpy.isfinite`, and without memory of its own.
-    """
-    if dtype not in _INFINITY:
-        return True
-    signed, infinity, unsigned, minus_infinity = _INFINITY[dtype]
-    bits = array.reshape(-1).view(unsigned)
-    step = _CHECKED_BYTES // bits.itemsize
-    for start in range(0, len(bits), step):
-        part = bits[start : start + step]
-        if part.max() >= minus_infinity or part.view(signed).max() >= infinity:
-            return False
-    return True
 
 
 def _read_exactly(tensor: Tensor, spans: Iterable[tuple[int, Array]]) -> None:

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
     values = {key: value for key, value in vars(_parser().parse_args(arguments)).items() if value is not None}
     out, shape = values.pop("out"), values.pop("shape", None)
     options: dict[str, Any] = (SHAPES[shape] if shape else {}) | values

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from varco_export.reading.tensor import Dtype
+from varco_export.reading.tensor import TORCH_NAMES
 from varco_export.tiny.options import TinyOptions, pinpoints
 from varco_export.tiny.tokenizer import token_ids
 
-_TORCH_DTYPES: dict[Dtype, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
 
 def config_json(options: TinyOptions) -> dict[str, Any]:
+    """Return config.json."""
     text: dict[str, Any] = {
         "hidden_size": options.hidden_size,
         "intermediate_size": options.intermediate_size,
@@ -37,7 +36,7 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
         "patch_size": options.patch_size,
         "vision_use_head": False,
     }
-    dtype = _TORCH_DTYPES[options.dtype]
+    dtype = TORCH_NAMES[options.dtype]
     if options.format == "hf":
         extra = int(options.extra_vision_layer)
         new = options.names == "new"
@@ -77,6 +76,7 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
 
 
 def preprocessor_json(options: TinyOptions) -> dict[str, Any]:
+    """Return preprocessor_config.json."""
     return {
         "image_processor_type": "LlavaOnevisionImageProcessor",
         "do_convert_rgb": True,
@@ -94,6 +94,7 @@ def preprocessor_json(options: TinyOptions) -> dict[str, Any]:
 
 
 def processor_json(options: TinyOptions) -> dict[str, Any]:
+    """Return processor_config.json."""
     return {
         "processor_class": "LlavaOnevisionProcessor",
         "image_token": "<image>",
@@ -109,6 +110,7 @@ def _aspect_ratio(options: TinyOptions) -> str:
 
 
 def generation_json(options: TinyOptions) -> dict[str, Any]:
+    """Return generation_config.json."""
     ids = token_ids()
     generation: dict[str, Any] = {
         "bos_token_id": ids["<|endoftext|>"],

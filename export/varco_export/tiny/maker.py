@@ -8,8 +8,9 @@ from pathlib import Path
 
 from varco_export.tiny.config import config_json, generation_json, preprocessor_json, processor_json
 from varco_export.tiny.options import TinyOptions, check_options
-from varco_export.tiny.tokenizer import CHAT_TEMPLATE, write_json, write_tokenizer
+from varco_export.tiny.tokenizer import CHAT_TEMPLATE, write_tokenizer
 from varco_export.tiny.weights import write_weights
+from varco_export.writing.json_file import write_json
 from varco_runtime.errors import UsageError
 
 _README = """\
@@ -22,7 +23,19 @@ Random weights in the architecture of LLaVA-OneVision, made by `python -m varco_
 
 
 def make_tiny(out: Path, options: TinyOptions = TinyOptions()) -> Path:  # noqa: B008 - frozen
-    """Write the checkpoint to the new folder `out` and return it. Whole or absent: renamed when complete."""
+    """Make a checkpoint of random weights. It is whole or absent: renamed when complete.
+
+    Args:
+        out: The checkpoint's folder, made here.
+        options: What it is to look like.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: `out` exists, or no checkpoint has such sizes.
+        OSError: The disk refuses.
+    """
     check_options(options)
     out = Path(out)
     if out.exists():

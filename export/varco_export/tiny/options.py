@@ -38,8 +38,12 @@ class Scales:
 
 @dataclass(frozen=True, slots=True)
 class TinyOptions:
-    """What the checkpoint is to look like. `max_grid` is (rows, columns) of the largest tile grid; `extra_vision_layer`
-    adds a layer that never runs (LLaVA-NeXT's 27th); `max_grid_tiles` None writes plain "anyres"."""
+    """What a tiny checkpoint is to look like; sizes are counted as in config.json.
+
+    `max_grid` is (rows, columns) of the largest tile grid. `max_grid_tiles` None writes plain "anyres".
+    `extra_vision_layer` adds a layer that never runs (LLaVA-NeXT's 27th). `sparse` writes zeros that take no disk.
+    `tokenizer_files` writes vocab.json and merges.txt instead of tokenizer.json.
+    """
 
     seed: int = 0
     num_hidden_layers: int = 2
@@ -70,7 +74,7 @@ class TinyOptions:
     scales: Scales = field(default_factory=Scales)
 
     def to_config(self) -> ModelConfig:
-        """The configuration that `Checkpoint.open` reads back from the files."""
+        """Return the configuration that `Checkpoint.open` reads back from the files."""
         return ModelConfig(
             family="hf" if self.format == "hf" else "llava_next",
             vision=VisionConfig(
@@ -138,7 +142,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def pinpoints(options: TinyOptions) -> Iterator[tuple[int, int]]:
-    """(height, width) of every grid, rows outside, as in VARCO-VISION's config."""
+    """Yield (height, width) of every grid, rows outside, as in VARCO-VISION's config."""
     rows, columns = options.max_grid
     for row in range(1, rows + 1):
         for column in range(1, columns + 1):
@@ -146,6 +150,11 @@ def pinpoints(options: TinyOptions) -> Iterator[tuple[int, int]]:
 
 
 def check_options(options: TinyOptions) -> None:
+    """Check the options.
+
+    Raises:
+        UsageError: No checkpoint has such sizes.
+    """
     counts = {
         "--layers": options.num_hidden_layers,
         "--intermediate": options.intermediate_size,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+
+from varco_export.config.tokenizer_file import byte_level, qwen_tokenizer
+from varco_export.writing.json_file import write_json
 
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|endoftext|>",
@@ -22,11 +23,6 @@ SPECIAL_TOKENS += ("<obj>", "</obj>", "<bbox>", "</bbox>", "<delim>", "<image>")
 _WORDS = (
     "system user assistant picture image text What is in the this Describe You about and of how many colour "
     "대한민국 수도 사진 글자 고양이"
-)
-
-# Qwen2's own pattern: contractions, words, single digits, punctuation, line breaks, spaces.
-_PRE_TOKENIZE = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 # ChatML. Message content may be a string or a list of parts; pictures come before the text of their turn.
@@ -59,13 +55,13 @@ CHAT_TEMPLATE = """\
 
 
 def token_ids() -> dict[str, int]:
-    """Every token of the tokenizer and its id: bytes, merges, then the special tokens, `<image>` last."""
+    """Return every token of the tokenizer and its id: bytes, merges, then the special tokens, `<image>` last."""
     vocab = _bpe()[0]
     return vocab | {token: len(vocab) + number for number, token in enumerate(SPECIAL_TOKENS)}
 
 
 def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-level BPE: the 256 bytes, and merges that build the words of `_WORDS` from left to right."""
+    """Return a byte-level BPE: the 256 bytes, and merges that build the words of `_WORDS` from left to right."""
     letters = _byte_letters()
     vocab = {letter: number for number, letter in enumerate(letters)}
     merges: list[tuple[str, str]] = []
@@ -82,13 +78,24 @@ def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that byte-level BPE writes for each byte. Source: GPT-2's encoder, `bytes_to_unicode`."""
+    """Return the printable letter that byte-level BPE writes for each byte.
+
+    Source: GPT-2's encoder, `bytes_to_unicode`.
+    """
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
 def write_tokenizer(folder: Path, max_length: int, with_image_token: bool, as_files: bool) -> None:
+    """Write the tokenizer's files.
+
+    Args:
+        folder: Where to.
+        max_length: The model's maximum, as tokenizer_config.json tells it.
+        with_image_token: Whether `<image>` is a token, as in transformers' format.
+        as_files: Whether to write vocab.json and merges.txt instead of tokenizer.json.
+    """
     vocab, merges = _bpe()
     ids = token_ids()
     special = SPECIAL_TOKENS if with_image_token else SPECIAL_TOKENS[:-1]  # LLaVA-NeXT has no <image> token
@@ -124,34 +131,7 @@ def write_tokenizer(folder: Path, max_length: int, with_image_token: bool, as_fi
         (folder / "merges.txt").write_text("#version: 0.2\n" + lines, encoding="utf-8")
         write_json(folder / "added_tokens.json", {token: ids[token] for token in special})
         return
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": _PRE_TOKENIZE}, "behavior": "Isolated", "invert": False}
-    write_json(
-        folder / "tokenizer.json",
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": {"type": "NFC"},
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": byte_level,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": vocab,
-                "merges": [list(pair) for pair in merges],
-            },
-        },
-    )
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    letters = byte_level(add_prefix_space=False, trim_offsets=False)
+    pairs = [list(pair) for pair in merges]
+    document = qwen_tokenizer(vocab, pairs, letters, post_processor=letters, decoder=letters, added_tokens=added)
+    write_json(folder / "tokenizer.json", document)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from varco_export.checkpoint.expected_shapes import expected_shapes
 from varco_export.reading.names import Scheme, disk_name
-from varco_export.reading.tensor import NUMPY_DTYPES, Array, Dtype
+from varco_export.reading.tensor import NUMPY_DTYPES, SAFETENSORS_NAMES
 from varco_export.tiny.options import TinyOptions
-from varco_export.tiny.tokenizer import SPECIAL_TOKENS, token_ids, write_json
-
-_SAFETENSORS_DTYPES: dict[Dtype, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+from varco_export.tiny.tokenizer import SPECIAL_TOKENS, token_ids
+from varco_export.writing.json_file import write_json
+from varco_export.writing.safetensors_header import make_header
+from varco_runtime.dtypes import ITEM_BYTES, Array
 
 
 def write_weights(folder: Path, options: TinyOptions) -> None:
+    """Write the shards, and their index where there are several."""
     scheme: Scheme = "llava_next" if options.format == "llava-next" else "hf_old" if options.names == "old" else "hf_5"
     shapes = _all_shapes(options)
     shards = _split(shapes, options)
@@ -39,7 +39,7 @@ def write_weights(folder: Path, options: TinyOptions) -> None:
 
 
 def _all_shapes(options: TinyOptions) -> dict[str, tuple[int, ...]]:
-    """What the network needs, and what checkpoints hold besides: post_layernorm, and a layer that never runs."""
+    """Return the shapes of what the network needs and checkpoints hold besides: post_layernorm, an unused layer."""
     config = options.to_config()
     if options.extra_vision_layer:
         vision = replace(config.vision, num_hidden_layers=options.num_vision_layers + 1)
@@ -51,7 +51,7 @@ def _all_shapes(options: TinyOptions) -> dict[str, tuple[int, ...]]:
 
 
 def _split(shapes: dict[str, tuple[int, ...]], options: TinyOptions) -> list[list[str]]:
-    """Names in order, cut into shards of about equal bytes, none of them empty."""
+    """Return names in order, cut into shards of about equal bytes, none of them empty."""
     count = min(options.num_shards, len(shapes))
     goal = sum(_nbytes(shape, options) for shape in shapes.values()) / count
     shards: list[list[str]] = [[]]
@@ -66,33 +66,25 @@ def _split(shapes: dict[str, tuple[int, ...]], options: TinyOptions) -> list[lis
 
 
 def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], scheme: Scheme, options: TinyOptions) -> None:
-    """8 bytes little-endian header size, JSON header padded to 8 bytes, tensors without gaps."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + _nbytes(shape, options)
-        header[disk_name(name, scheme)] = {
-            "dtype": _SAFETENSORS_DTYPES[options.dtype],
-            "shape": list(shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    dtype = SAFETENSORS_NAMES[options.dtype]
+    header = make_header(
+        {disk_name(name, scheme): (dtype, shape, _nbytes(shape, options)) for name, shape in shapes.items()}
+    )
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         if options.sparse:
-            file.truncate(8 + len(text) + end)
+            file.truncate(len(header) + sum(_nbytes(shape, options) for shape in shapes.values()))
             return
         for name, shape in shapes.items():
             file.write(_random(name, shape, options).view(np.uint8).data)
 
 
 def _nbytes(shape: tuple[int, ...], options: TinyOptions) -> int:
-    return math.prod(shape) * NUMPY_DTYPES[options.dtype].itemsize
+    return math.prod(shape) * ITEM_BYTES[options.dtype]
 
 
 def _random(name: str, shape: tuple[int, ...], options: TinyOptions) -> Array:
-    """A flat tensor, the same for the same seed and canonical name."""
+    """Draw a flat tensor, the same for the same seed and canonical name."""
     generator = np.random.default_rng([options.seed, zlib.crc32(name.encode())])
     mean, std = _mean_and_std(name, shape, options)
     values = generator.standard_normal(shape, np.float32) * np.float32(std) + np.float32(mean)

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from varco_export.reading.tensor import is_finite
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts
+from varco_runtime.dtypes import FORMATS, Array, is_finite
 from varco_runtime.errors import ExportError
 
 MICROSOFT = "com.microsoft"
@@ -28,19 +28,11 @@ IR_VERSIONS = {23: 11, 24: 12}
 ALIGNMENT = 4096
 """Every tensor starts on a page of the data file, so that a runtime can map it."""
 
+_OWN_TYPES = {"bf16": ml_dtypes.bfloat16, "fp8": ml_dtypes.float8_e4m3fn, "int8": np.uint8}
+"""Types that blocks of weights come in where the runtime's differ: values of bf16 and fp8, and for int8 bytes in two's
+complement. int4 comes packed, two to a byte, the first in the low nibble."""
 DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
-    "fp64": (TensorProto.DOUBLE, np.dtype(np.float64)),
-    "fp32": (TensorProto.FLOAT, np.dtype(np.float32)),
-    "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
-    "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-    "fp8": (TensorProto.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn)),
-    "int8": (TensorProto.INT8, np.dtype(np.uint8)),  # bytes in two's complement
-    "uint8": (TensorProto.UINT8, np.dtype(np.uint8)),
-    "int32": (TensorProto.INT32, np.dtype(np.int32)),
-    "int64": (TensorProto.INT64, np.dtype(np.int64)),
-    "bool": (TensorProto.BOOL, np.dtype(np.bool_)),
-    # Two to a byte, the first in the low nibble; blocks are given packed.
-    "int4": (TensorProto.INT4, np.dtype(np.uint8)),
+    name: (row.onnx, np.dtype(_OWN_TYPES.get(name, row.numpy))) for name, row in FORMATS.items()
 }
 """Our names of element types: the ONNX type and the numpy type."""
 
@@ -48,7 +40,13 @@ Shape = Sequence[int | str]
 
 
 class Graph:
-    """One ONNX graph in the making. A context manager: leaving it closes the data file."""
+    """One ONNX graph in the making. A context manager: leaving it closes the data file.
+
+    Args:
+        name: The graph's, and of its files without their endings.
+        folder: Where they are written.
+        opset: The version of ONNX's operators.
+    """
 
     def __init__(self, name: str, folder: Path, opset: int = OPSET) -> None:
         self.name = name
@@ -72,10 +70,12 @@ class Graph:
         self._data.__exit__(kind, error, trace)
 
     def input(self, name: str, dtype: str, shape: Shape) -> str:
+        """Declare an input and return its name."""
         self._inputs.append(helper.make_tensor_value_info(name, DTYPES[dtype][0], list(shape)))
         return name
 
     def output(self, name: str, dtype: str, shape: Shape) -> str:
+        """Declare an output, which some node makes, and return its name."""
         self._outputs.append(helper.make_tensor_value_info(name, DTYPES[dtype][0], list(shape)))
         return name
 
@@ -106,15 +106,15 @@ class Graph:
         return new
 
     def value(self, hint: str) -> str:
-        """A fresh value name."""
+        """Return a fresh value name."""
         return self._value(hint)
 
     def _value(self, hint: str) -> str:
         count = self._num_values[hint] = self._num_values.get(hint, -1) + 1
         return f"{hint}_{count}"
 
-    def constant(self, name: str, array: np.ndarray[Any, Any]) -> str:
-        """A small constant inside the graph file. The same name gives the same constant again."""
+    def constant(self, name: str, array: Array) -> str:
+        """Return a small constant inside the graph file. The same name gives the same constant again."""
         if name not in self._initializers:
             assert array.nbytes <= 4096, f"Bug: {name} of {array.nbytes} bytes belongs into the data file"
             tensor = helper.make_tensor(
@@ -124,13 +124,20 @@ class Graph:
         return name
 
     def ints(self, *values: int) -> str:
-        """An int64 vector constant, shared by all who need the same numbers."""
+        """Return an int64 vector constant, shared by all who need the same numbers."""
         return self.constant("ints_" + "_".join(str(v) for v in values), np.array(values, dtype=np.int64))
 
-    def weight(self, name: str, dtype: str, shape: Sequence[int], blocks: Iterable[np.ndarray[Any, Any]]) -> str:
-        """Stream a weight of `shape` to the data file and return its name; `blocks` are its leading rows, in order.
+    def weight(self, name: str, dtype: str, shape: Sequence[int], blocks: Iterable[Array]) -> str:
+        """Stream a weight to the data file and return its name.
 
-        Raises ExportError for a number beyond the type's range: fp16 ends at 65,504.
+        Args:
+            name: Its name in the graph.
+            dtype: Its number format, of `DTYPES`.
+            shape: Its shape.
+            blocks: Its rows along the first dimension, in order, in any type that `dtype` can hold.
+
+        Raises:
+            ExportError: A number is beyond the type's range (fp16 ends at 65,504), or the disk refuses.
         """
         assert name not in self._initializers, f"Bug: weight {name} is written twice"
         onnx_type, numpy_type = DTYPES[dtype]
@@ -153,6 +160,7 @@ class Graph:
         return name
 
     def has_weight(self, name: str) -> bool:
+        """Return whether a weight or constant of that name is there."""
         return name in self._initializers
 
     def save(self) -> dict[str, FileFacts]:

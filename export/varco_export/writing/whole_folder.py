@@ -1,4 +1,4 @@
-"""Output that is whole or absent: files hashed while they are written, folders renamed into place when complete.
+"""Output that is whole or absent: folders renamed into place when complete.
 
     out/.bundle.varco-lock     held by the run that writes out/bundle, empty
     out/.bundle.varco-partial  what it has written so far; renamed to out/bundle at the end
@@ -11,78 +11,37 @@ in its output folder, and a killed export leaves nothing for longer than until t
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
-from varco_runtime.bundle.manifest import FileFacts
+from varco_export.writing.disk import disk_errors, sync
+from varco_export.writing.lock import try_lock
 from varco_runtime.bundle.schema import MANIFEST
 from varco_runtime.errors import ExportError
 
 _LOCK, _PARTIAL, _OLD = ".varco-lock", ".varco-partial", ".varco-old"
 
 
-class HashedFile:
-    """A new file whose size and sha256 are known when it is closed. Writing errors become `ExportError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._digest = hashlib.sha256()
-        with _one_line(path):
-            self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
-
-    def __enter__(self) -> HashedFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:  # the file is about to be removed, and a second error would hide the first
-            with contextlib.suppress(OSError):
-                self._file.close()
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Write all of `data` and return its length in bytes."""
-        view = memoryview(data).cast("B")
-        with _one_line(self.path):
-            done = 0
-            while done < len(view):
-                done += self._file.write(view[done:])
-        self._digest.update(view)
-        self.size += len(view)
-        return len(view)
-
-    def close(self) -> None:
-        """Bring the file to the disk, where the last of it may not fit. Closing again does nothing."""
-        if not self._file.closed:
-            with _one_line(self.path), self._file:
-                os.fsync(self._file.fileno())
-
-    def facts(self) -> FileFacts:
-        self.close()
-        return FileFacts(self.size, self._digest.hexdigest())
-
-
 @contextlib.contextmanager
 def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary sibling of `target` to fill; rename it to `target` at the end, remove it on an error.
 
-    Raises `ExportError` if `target` exists and `overwrite` is not set, if it is something else than a bundle or an
-    empty folder, if another run is writing it, and for whatever the disk refuses.
+    Args:
+        target: The folder to make.
+        overwrite: Whether a bundle, or an empty folder, in its place is replaced.
+
+    Raises:
+        ExportError: `target` exists and `overwrite` is not set, it is something else than a bundle or an empty folder,
+            another run is writing it, or the disk refuses.
     """
     target = Path(os.path.abspath(target))
     if not target.name:
         raise ExportError(f"{target} is the root of the file system, expected a folder to make. Name one below it.")
     if not overwrite:
         _check_target(target, overwrite)
-    with _one_line(target), _parents_of(target), _lock_of(target):
+    with disk_errors(target), _parents_of(target), _lock_of(target):
         # Behind the lock, since without it another run may stand between its two renames.
         _check_target(target, overwrite)
         with _partial_of(target) as partial:
@@ -95,7 +54,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ExportError(f"{target} exists already. Choose another output folder, remove it, or add --overwrite.")
-    with _one_line(target):
+    with disk_errors(target):
         is_folder = target.is_dir() and not target.is_symlink()
         if not is_folder or not ((target / MANIFEST).is_file() or not any(target.iterdir())):
             raise ExportError(
@@ -152,20 +111,12 @@ def _reclaim(lock: Path) -> None:
 
 
 def _try_lock(path: Path) -> int | None:
-    """The descriptor of a lock that is ours now, or None where another process holds it."""
+    """Return the descriptor of a lock that is ours now, or None where another process holds it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, descriptor):
-                return descriptor
-            os.close(descriptor)  # its last holder has removed it meanwhile
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
-            raise
+        descriptor = try_lock(path)
+        if descriptor is None or _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # its last holder has removed it meanwhile
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -211,25 +162,10 @@ def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring names to the disk. Some file systems cannot; the files themselves are there already."""
+    """Bring names to the disk where the file system can; the files themselves are there already."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)
 
 
 def _sibling(target: Path, suffix: str) -> Path:
     return target.with_name(f".{target.name}{suffix}")
-
-
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ExportError(
-            f"{path} could not be written: {error.strerror or error}. Expected a writable folder with enough free "
-            "space; free some space or choose another output folder, then export again."
-        ) from error

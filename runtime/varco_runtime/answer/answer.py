@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from varco_runtime.errors import UsageError
-from varco_runtime.markup.parser import Region
+from varco_runtime.markup.regions import Region
 from varco_runtime.picture.loading import Picture
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from varco_runtime.markup.parser import Kind, Region
+from varco_runtime.markup.regions import Kind, Region
 
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom lie outside
 Color = tuple[int, int, int]

@@ -13,7 +13,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from varco_runtime.markup.parser import Kind, Region
+from varco_runtime.markup.regions import Kind, Region
 
 Size = tuple[int, int]
 PixelBox = tuple[int, int, int, int]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
-from varco_runtime.picture.packing import PackingPlan, normalise, packing_plan, tile, tile_plan
+from varco_runtime.picture.packing import PackingPlan, packing_plan
+from varco_runtime.picture.tiles import normalise, tile, tile_plan
 
 PROMPT = "Describe this image."
 

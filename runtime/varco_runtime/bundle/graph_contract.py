@@ -2,7 +2,7 @@
 
 A bundle whose hashes fit may still contradict itself: a manifest of one model beside the graphs of another. The runtime
 sizes buffers by the manifest, so the two are compared when a graph is loaded, and not found to differ by a run.
-`contract.py` is the same for TensorRT's engines.
+`tensorrt/engine_io.py` is the same for TensorRT's engines.
 """
 
 from __future__ import annotations

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from varco_runtime.bundle.bounds import OneOf, Pattern, Range
 from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, PromptSettings
 from varco_runtime.dtypes import ITEM_BYTES
 
 FORMAT_VERSION = 2
+Float = Annotated[str, OneOf("fp32", "fp16", "bf16")]
+"""A type that networks compute in."""
+Context = Annotated[int, Range(16, 1 << 20)]
+"""Positions of a prompt and its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
     """What every file must be."""
 
-    size: int
-    sha256: str
+    size: Annotated[int, Range(0, 1 << 50)]
+    sha256: Annotated[str, Pattern("[0-9a-f]{64}", "64 hexadecimal digits")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +35,9 @@ class Component:
 
     file: str
     data: str
-    compute: str
+    compute: Float
     precision: str
-    weight_bytes: int
+    weight_bytes: Annotated[int, Range(0, 1 << 50)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,9 @@ class Embedding:
     """
 
     file: str
-    dtype: str
-    rows: int
-    width: int
+    dtype: Float
+    rows: Annotated[int, Range(2, (1 << 22) + 1)]
+    width: Annotated[int, Range(1, 1 << 16)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +63,16 @@ class EngineFacts:
     `max_tiles` is the greatest number of tiles in one run of this component.
     """
 
-    component: str
+    component: Annotated[str, OneOf("vision", "projector", "packing", "embedding", "decoder")]
     file: str
-    builder: str
+    builder: Annotated[str, OneOf("tensorrt", "tensorrt_rtx")]
     builder_version: str
     target: str
     precision: str
-    max_context: int
-    max_tiles: int
-    prefill_tokens: int
-    max_logits: int
+    max_context: Context
+    max_tiles: Annotated[int, Range(1, 1 << 16)]
+    prefill_tokens: Annotated[int, Range(1, 1 << 20)]
+    max_logits: Annotated[int, Range(1, 1 << 20)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +80,25 @@ class ModelFacts:
     """The shape of the language model, as far as the runtime needs it."""
 
     name: str
-    hidden_size: int
-    num_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    vision_layers: int
-    vision_hidden_size: int
-    num_parameters: int
+    hidden_size: Annotated[int, Range(1, 1 << 16)]
+    num_layers: Annotated[int, Range(1, 1 << 10)]
+    num_attention_heads: Annotated[int, Range(1, 1 << 10)]
+    num_key_value_heads: Annotated[int, Range(1, 1 << 10)]
+    head_dim: Annotated[int, Range(1, 1 << 12)]
+    vocab_size: Annotated[int, Range(1, 1 << 22)]
+    vision_layers: Annotated[int, Range(1, 1 << 10)]
+    vision_hidden_size: Annotated[int, Range(1, 1 << 16)]
+    num_parameters: Annotated[int, Range(1, 1 << 50)]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything `bundle.json` says."""
 
-    format_version: int
+    format_version: Annotated[int, Range(FORMAT_VERSION, FORMAT_VERSION)]
     model: ModelFacts
-    device: str
-    max_context: int
+    device: Annotated[str, OneOf("cpu", "cuda", "tensorrt")]
+    max_context: Context
     image: ImageSettings
     prompt: PromptSettings
     generation: GenerationSettings

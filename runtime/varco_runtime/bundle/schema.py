@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import re
+import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
-from varco_runtime.bundle.manifest import (
-    FORMAT_VERSION,
-    Component,
-    Embedding,
-    EngineFacts,
-    FileFacts,
-    Manifest,
-    ModelFacts,
-)
-from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, PromptSettings
+from varco_runtime.bundle.bounds import OneOf, Pattern, Range
+from varco_runtime.bundle.manifest import Embedding, Manifest
 from varco_runtime.dtypes import ITEM_BYTES
 
 MANIFEST = "bundle.json"
@@ -34,7 +28,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_][A-Za-z
 
 
 def serialise(document: dict[str, Any]) -> bytes:
-    """The one spelling of a manifest. `digest` is the sha256 of the text without it."""
+    """Return the one spelling of a manifest. `digest` is the sha256 of the text without it."""
     content = {key: value for key, value in document.items() if key != "digest"}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True)
     content["digest"] = hashlib.sha256(text.encode()).hexdigest()
@@ -50,52 +44,8 @@ def is_shallow(value: Any, levels: int) -> bool:
     return not children or (levels > 0 and all(is_shallow(child, levels - 1) for child in children))
 
 
-_LIMITS: dict[str, tuple[float, float]] = {
-    "Manifest.format_version": (FORMAT_VERSION, FORMAT_VERSION),
-    "Manifest.max_context": (16, 1 << 20),
-    "ModelFacts.hidden_size": (1, 1 << 16),
-    "ModelFacts.num_layers": (1, 1 << 10),
-    "ModelFacts.num_attention_heads": (1, 1 << 10),
-    "ModelFacts.num_key_value_heads": (1, 1 << 10),
-    "ModelFacts.head_dim": (1, 1 << 12),
-    "ModelFacts.vocab_size": (1, 1 << 22),
-    "ModelFacts.vision_layers": (1, 1 << 10),
-    "ModelFacts.vision_hidden_size": (1, 1 << 16),
-    "ModelFacts.num_parameters": (1, 1 << 50),
-    "ImageSettings.tile_px": (1, 1 << 12),
-    "ImageSettings.patch_px": (1, 1 << 12),
-    "ImageSettings.grid_pinpoints": (1, 1 << 16),
-    "ImageSettings.max_grid_tiles": (1, 1 << 16),
-    "ImageSettings.mean": (-1e6, 1e6),
-    "ImageSettings.std": (1e-6, 1e6),
-    "ImageSettings.rescale_factor": (1e-9, 1e6),
-    "PromptSettings.image_token_id": (-(1 << 22), 1 << 22),  # LLaVA-NeXT's is -200
-    "GenerationSettings.eos_token_ids": (0, 1 << 22),
-    "GenerationSettings.repetition_penalty": (1e-6, 1e6),
-    "GenerationSettings.suggested": (-1e9, 1e9),
-    "Component.weight_bytes": (0, 1 << 50),
-    "EngineFacts.max_context": (16, 1 << 20),
-    "EngineFacts.max_tiles": (1, 1 << 16),
-    "EngineFacts.prefill_tokens": (1, 1 << 20),
-    "EngineFacts.max_logits": (1, 1 << 20),
-    "Embedding.rows": (2, (1 << 22) + 1),
-    "Embedding.width": (1, 1 << 16),
-    "FileFacts.size": (0, 1 << 50),
-}
-"""Least and greatest value of every number, far beyond any model of this family: what a loop or allocation may cost."""
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "Manifest.device": ("cpu", "cuda", "tensorrt"),
-    "PromptSettings.content_format": ("parts", "string"),
-    "Component.compute": ("fp32", "fp16", "bf16"),
-    "EngineFacts.component": ("vision", "projector", "packing", "embedding", "decoder"),
-    "EngineFacts.builder": ("tensorrt", "tensorrt_rtx"),
-    "Embedding.dtype": ("fp32", "fp16", "bf16"),
-}
-
-
 def manifest_of(document: dict[str, Any]) -> Manifest:
-    """The manifest of a parsed document. Raises `ValueError` that says what, got and expected."""
+    """Return the manifest of a parsed document. Raises `ValueError` that says what, got and expected."""
     manifest: Manifest = _from_json(Manifest, {k: v for k, v in document.items() if k != "digest"}, "")
     if len(manifest.files) > MAX_FILES:
         raise ValueError(f"it lists {len(manifest.files)} files, expected at most {MAX_FILES}")
@@ -116,7 +66,7 @@ def manifest_of(document: dict[str, Any]) -> Manifest:
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
-    """What no single value shows."""
+    """Yield the faults that no single value shows."""
     model, image, embedding = manifest.model, manifest.image, manifest.embedding
     if model.num_attention_heads % model.num_key_value_heads:
         yield (
@@ -170,95 +120,75 @@ _NETWORKS = {
 }
 """What each device needs beside the networks that all have."""
 
-_NESTED: dict[str, type] = {
-    "ModelFacts": ModelFacts,
-    "ImageSettings": ImageSettings,
-    "PromptSettings": PromptSettings,
-    "GenerationSettings": GenerationSettings,
-    "Component": Component,
-    "Embedding": Embedding,
-    "EngineFacts": EngineFacts,
-}
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, with the bounds that are written beside them."""
+    return get_type_hints(cls, include_extras=True)
 
 
 def _from_json(cls: type, value: object, where: str) -> Any:
-    """A dataclass from parsed JSON: every field present, none unknown, each value of its type and within its limits."""
+    """Return a dataclass made of parsed JSON: every field present, none unknown, each of its type and in its bounds."""
     if not isinstance(value, dict):
         raise ValueError(f"{where.rstrip('.')} is {_kind(value)}, expected an object")
-    fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
-    for name in fields:
+    hints = _hints(cls)
+    for name in hints:
         if name not in value:
             raise ValueError(f"{where}{name} is missing, expected it there")
-    if unknown := set(value) - set(fields):
+    if unknown := set(value) - set(hints):
         raise ValueError(f"{where.rstrip('.') or 'it'} holds {short(min(unknown))}, expected only known keys")
-    return cls(
-        **{
-            name: _convert(kind, value[name], f"{where}{name}", f"{cls.__name__}.{name}")
-            for name, kind in fields.items()
-        }
-    )
+    return cls(**{name: _convert(hint, value[name], f"{where}{name}") for name, hint in hints.items()})
 
 
-def _convert(kind: str, value: Any, where: str, key: str) -> Any:
-    """`value` as the field type `kind` (the annotation's text) says; `key` finds its limits."""
-    if kind in _NESTED:
-        return _from_json(_NESTED[kind], value, f"{where}.")
-    if kind == "dict[str, FileFacts]":
+def _convert(hint: Any, value: Any, where: str, bound: Range | OneOf | Pattern | None = None) -> Any:
+    """Return `value` as the field type `hint` says, within the bound that stands beside it."""
+    if dataclasses.is_dataclass(hint):
+        return _from_json(cast("type", hint), value, f"{where}.")
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _convert(arguments[0], value, where, arguments[1])
+    if origin in (Union, types.UnionType):  # always with None
+        return None if value is None else _convert(arguments[0], value, where)
+    if origin is tuple:
+        return _tuple(arguments, value, where)
+    if origin is dict and arguments[1] is not Any:
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {_kind(value)}, expected an object")
-        return {name: _from_json(FileFacts, facts, f"{where}[{short(name)}].") for name, facts in value.items()}
-    if kind.endswith(" | None"):
-        return None if value is None else _convert(kind.removesuffix(" | None"), value, where, key)
-    if kind.startswith("tuple["):
-        return _tuple(kind, value, where, key)
-    expected, types = _PLAIN[kind]
-    if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool"):
+        return {name: _convert(arguments[1], item, f"{where}[{short(name)}]") for name, item in value.items()}
+    return _plain(origin or hint, value, where, bound)
+
+
+def _plain(kind: type, value: Any, where: str, bound: Range | OneOf | Pattern | None) -> Any:
+    expected, accepted = _PLAIN[kind]
+    if type(value) not in accepted:
         raise ValueError(f"{where} is {_kind(value)}, expected {expected}")
-    if kind in ("int", "float"):
-        low, high = _LIMITS[key]
-        if not low <= value <= high:  # compared before conversion: float() of a huge integer raises
-            raise ValueError(f"{where} is {short(value)}, expected {low} to {high}")
-        return float(value) if kind == "float" else value
-    if kind == "str":
-        return _text(value, where, key)
-    return value
-
-
-def _text(value: str, where: str, key: str) -> str:
-    if not 0 < len(value) <= MAX_CHARS:
+    if kind is str and not 0 < len(value) <= MAX_CHARS:
         raise ValueError(f"{where} has {len(value)} characters, expected 1 to {MAX_CHARS}")
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise ValueError(f"{where} is {short(value)}, expected one of: {', '.join(_CHOICES[key])}")
-    if key == "FileFacts.sha256" and not re.fullmatch("[0-9a-f]{64}", value):
-        raise ValueError(f"{where} is {short(value)}, expected 64 hexadecimal digits")
-    return value
+    assert bound is not None or kind not in (int, float), f"Bug: {where} has no Range"
+    if bound is not None and (fault := bound.fault(value, short(value))) is not None:
+        raise ValueError(f"{where} {fault}")
+    return float(value) if kind is float else value
 
 
-def _tuple(kind: str, value: Any, where: str, key: str) -> tuple[Any, ...]:
-    """`tuple[int, ...]` of any length up to `MAX_ITEMS`, or `tuple[float, float, float]` of exactly that one."""
-    kinds = _split(kind[len("tuple[") : -1])
+def _tuple(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """Return a list as `tuple[X, ...]`, of any length up to `MAX_ITEMS`, or as `tuple[X, Y]` of exactly that one."""
     if not isinstance(value, list):
         raise ValueError(f"{where} is {_kind(value)}, expected a list")
-    if kinds[-1] == "...":
+    if hints[-1] is ...:
         if len(value) > MAX_ITEMS:
             raise ValueError(f"{where} has {len(value)} entries, expected at most {MAX_ITEMS}")
-        kinds = kinds[:1] * len(value)
-    if len(value) != len(kinds):
-        raise ValueError(f"{where} has {len(value)} entries, expected {len(kinds)}")
-    return tuple(_convert(one, item, where, key) for one, item in zip(kinds, value, strict=True))
+        hints = hints[:1] * len(value)
+    if len(value) != len(hints):
+        raise ValueError(f"{where} has {len(value)} entries, expected {len(hints)}")
+    return tuple(_convert(hint, item, where) for hint, item in zip(hints, value, strict=True))
 
 
-def _split(kinds: str) -> list[str]:
-    """`tuple[str, float], ...` at its outer commas."""
-    return re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", kinds.replace(", ", ","))
-
-
-_PLAIN: dict[str, tuple[str, Any]] = {
-    "int": ("an integer", (int,)),
-    "str": ("text", (str,)),
-    "float": ("a number", (int, float)),
-    "bool": ("true or false", (bool,)),
-    "dict[str, Any]": ("an object", (dict,)),
+_PLAIN: dict[type, tuple[str, tuple[type, ...]]] = {
+    int: ("an integer", (int,)),
+    str: ("text", (str,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+    dict: ("an object", (dict,)),
 }
 
 
@@ -266,7 +196,7 @@ def _kind(value: object) -> str:
     """What JSON calls the type of `value`."""
     if isinstance(value, list):
         return "a list"
-    return next((name for name, types in _PLAIN.values() if type(value) in types), "null")
+    return next((name for name, accepted in _PLAIN.values() if type(value) in accepted), "null")
 
 
 def short(value: object) -> str:

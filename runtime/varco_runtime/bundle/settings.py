@@ -6,6 +6,13 @@ The exporter fills these from the checkpoint; the runtime reads them from `bundl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from varco_runtime.bundle.bounds import OneOf, Range
+
+Pixels = Annotated[int, Range(1, 1 << 16)]
+Mean = Annotated[float, Range(-1e6, 1e6)]
+Std = Annotated[float, Range(1e-6, 1e6)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +23,13 @@ class ImageSettings:
     `max_grid_tiles` is the N of `anyres_max_N`: a grid of more than N tiles' worth of patches is shrunk. None: never.
     """
 
-    tile_px: int
-    patch_px: int
-    grid_pinpoints: tuple[tuple[int, int], ...]
-    max_grid_tiles: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rescale_factor: float
+    tile_px: Annotated[int, Range(1, 1 << 12)]
+    patch_px: Annotated[int, Range(1, 1 << 12)]
+    grid_pinpoints: tuple[tuple[Pixels, Pixels], ...]
+    max_grid_tiles: Annotated[int, Range(1, 1 << 16)] | None
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
+    rescale_factor: Annotated[float, Range(1e-9, 1e6)]
 
     @property
     def patches_per_side(self) -> int:
@@ -45,8 +52,8 @@ class PromptSettings:
     """
 
     image_token: str
-    image_token_id: int
-    content_format: str
+    image_token_id: Annotated[int, Range(-(1 << 22), 1 << 22)]  # LLaVA-NeXT's is -200
+    content_format: Annotated[str, OneOf("parts", "string")]
     markup_tokens: tuple[str, ...]
 
 
@@ -59,7 +66,7 @@ class GenerationSettings:
     ids count there. `suggested` keeps the checkpoint's sampling settings, shown by `inspect` and never applied unasked.
     """
 
-    eos_token_ids: tuple[int, ...]
-    repetition_penalty: float
+    eos_token_ids: tuple[Annotated[int, Range(0, 1 << 22)], ...]
+    repetition_penalty: Annotated[float, Range(1e-6, 1e6)]
     penalise_prompt: bool
-    suggested: tuple[tuple[str, float], ...] = ()
+    suggested: tuple[tuple[str, Annotated[float, Range(-1e9, 1e9)]], ...] = ()

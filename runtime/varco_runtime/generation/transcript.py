@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 from varco_runtime.answer.answer import Piece
 from varco_runtime.generation.stopping import StopStrings
-from varco_runtime.markup.parser import Parsed, Region, StreamParser
+from varco_runtime.markup.parser import StreamParser
+from varco_runtime.markup.regions import Parsed, Region
 from varco_runtime.prompt.tokenizer import StreamDecoder, Tokenizer
 
 

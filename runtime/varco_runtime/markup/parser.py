@@ -1,4 +1,4 @@
-"""VARCO's markup: the one grammar that turns text into regions and regions into text.
+"""VARCO's markup read: the one grammar, which turns text into regions.
 
     answer := (TEXT | region)*
     region := ("<char>" TEXT "</char>" | "<obj>" TEXT "</obj>") box?
@@ -23,8 +23,8 @@ in `warnings`, with its offset in the markup:
 - a box with nothing in front becomes an "object" without text, so that its place is not lost.
 A region without a box is legal and no warning. Quads may also be separated by commas or white space alone.
 
-The grammar has no escape. `render` breaks a tag that stands in the text itself with a `<delim>`: reading drops it again
-(with a warning), so plain text and regions always survive.
+The grammar has no escape. `writer.py` breaks a tag that stands in the text itself with a `<delim>`: reading drops it
+again (with a warning), so plain text and regions always survive.
 """
 
 from __future__ import annotations
@@ -32,85 +32,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from numbers import Real
-from typing import Literal
 
-from varco_runtime.errors import InputError, PromptError
+from varco_runtime.markup.regions import (
+    CLOSING,
+    KINDS,
+    LONGEST_TAG,
+    MARKUP_TOKENS,
+    OPENING,
+    TAG,
+    Box,
+    Kind,
+    Parsed,
+    Region,
+)
 
-MARKUP_TOKENS = ("<gro>", "<ocr>", "<char>", "</char>", "<obj>", "</obj>", "<bbox>", "</bbox>", "<delim>")
-OCR_PROMPT = "<ocr>"
 MAX_WARNINGS = 50
 MAX_QUAD_CHARS = 128
 _LEAST, _MOST = -1.0, 2.0  # a number of a quad: an object may reach out of the picture, but not by more than its size
 
-Kind = Literal["text", "object"]
-
-_TAG = re.compile("|".join(MARKUP_TOKENS))
-_LONGEST_TAG = max(map(len, MARKUP_TOKENS))
-_KINDS: dict[str, Kind] = {"<char>": "text", "<obj>": "object"}
-_OPENING: dict[Kind, str] = {kind: tag for tag, kind in _KINDS.items()}
-_CLOSING: dict[Kind, str] = {"text": "</char>", "object": "</obj>"}
 _NOT_IN_QUAD = re.compile(r"[^0-9+\-.,\s]", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A rectangle in fractions of the original picture: 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1.
-
-    Raises PromptError for anything else, NaN included.
-    """
-
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.x1 <= self.x2 <= 1 and 0 <= self.y1 <= self.y2 <= 1):
-            raise PromptError(
-                f"The box ({self.x1}, {self.y1}, {self.x2}, {self.y2}) is not inside the picture: expected x1, y1, x2, "
-                "y2 with 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1. Divide pixels by the picture's width and height."
-            )
-
-    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Return left, top, right and bottom in whole pixels of a `width` x `height` picture.
-
-        Halves are rounded up. The right and bottom edges lie outside, at least one pixel from the left and top ones.
-        """
-        x1, x2 = _to_pixels(self.x1, self.x2, width)
-        y1, y2 = _to_pixels(self.y1, self.y2, height)
-        return x1, y1, x2, y2
-
-
-def _to_pixels(low: float, high: float, side_px: int) -> tuple[int, int]:
-    first = min(int(low * side_px + 0.5), side_px - 1)
-    return first, min(max(int(high * side_px + 0.5), first + 1), side_px)
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A text (`<char>`) or an object (`<obj>`) and its places; `plain_text[start:end]` is `text`."""
-
-    kind: Kind
-    text: str
-    boxes: tuple[Box, ...]
-    start: int
-    end: int
-
-    def pixels(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
-        """Every box in whole pixels of a `width` x `height` picture."""
-        return [box.pixels(width, height) for box in self.boxes]
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """An answer without its tags, its regions in the order of the text, and what was odd about its markup."""
-
-    plain_text: str
-    regions: tuple[Region, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 Event = str | Region
@@ -150,7 +91,7 @@ class _OpenBox:
 
 
 class StreamParser:
-    """The grammar as text arrives, cut anywhere: text comes out at once, a region when it is complete.
+    """Read the grammar as text arrives, cut anywhere: text comes out at once, a region when it is complete.
 
     At most a tag's beginning or one quad is held back. `parsed` is what was read so far, final after `finish`.
     """
@@ -174,11 +115,11 @@ class StreamParser:
         return Parsed("".join(self._pieces), tuple(self._regions), (*self._warnings, *more))
 
     def feed(self, piece: str) -> list[Event]:
-        """Read on; returns plain text (`str`) and finished regions (`Region`) in order."""
+        """Read on, and return plain text (`str`) and finished regions (`Region`) in order."""
         assert not self._finished, "Bug: feed() after finish()."
         text = self._held + piece
         position = 0
-        for match in _TAG.finditer(text):
+        for match in TAG.finditer(text):
             self._read_text(text[position : match.start()], self._held_at + position)
             self._read_tag(match.group(), self._held_at + match.start())
             position = match.end()
@@ -188,7 +129,7 @@ class StreamParser:
         return self._take_events()
 
     def finish(self) -> list[Event]:
-        """The text has ended; returns what was still held back."""
+        """End the text, and return what was still held back."""
         if self._finished:
             return []
         self._finished = True
@@ -244,10 +185,10 @@ class StreamParser:
             self._warn(f"<bbox> at {self._box.at} is not closed before {tag} at {at}.")
             self._end_quad(closed=False)
             self._end_box()
-        if tag in _KINDS:
+        if tag in KINDS:
             self._end_label(f"is not closed before {tag} at {at}.")
-            self._label = _Label(_KINDS[tag], at, self._plain_length, len(self._pieces))
-        elif tag in _CLOSING.values():
+            self._label = _Label(KINDS[tag], at, self._plain_length, len(self._pieces))
+        elif tag in CLOSING.values():
             self._close_label(tag, at)
         elif tag == "<bbox>":
             self._open_box(at)
@@ -263,8 +204,8 @@ class StreamParser:
         if label is None or label.closed:
             self._warn(f"{tag} at {at} closes nothing; it was dropped.")
             return
-        if tag != _CLOSING[label.kind]:
-            self._warn(f"{tag} at {at} closes the {_OPENING[label.kind]} at {label.at}.")
+        if tag != CLOSING[label.kind]:
+            self._warn(f"{tag} at {at} closes the {OPENING[label.kind]} at {label.at}.")
         self._close(label)
 
     def _close(self, label: _Label) -> None:
@@ -277,7 +218,7 @@ class StreamParser:
         if label is None:
             return
         if not label.closed:
-            self._warn(f"{_OPENING[label.kind]} at {label.at} {complaint}")
+            self._warn(f"{OPENING[label.kind]} at {label.at} {complaint}")
             self._close(label)
         self._add_region(label, ())
 
@@ -293,9 +234,9 @@ class StreamParser:
             self._warn(f"<bbox> at {at} has no <char> or <obj> in front.")
             label = _Label("object", at, self._plain_length, len(self._pieces))
         elif not label.closed:
-            self._warn(f"{_OPENING[label.kind]} at {label.at} is not closed before <bbox> at {at}.")
+            self._warn(f"{OPENING[label.kind]} at {label.at} is not closed before <bbox> at {at}.")
         elif label.end < self._plain_length:
-            self._warn(f"<bbox> at {at} is apart from its {_OPENING[label.kind]} at {label.at}.")
+            self._warn(f"<bbox> at {at} is apart from its {OPENING[label.kind]} at {label.at}.")
         if not label.closed:
             self._close(label)
         self._box = _OpenBox(at, label, owned)
@@ -361,89 +302,8 @@ def _clamp(value: float) -> float:
 
 
 def _unfinished_tag(text: str, position: int) -> int:
-    """Where the tail of `text` may be the beginning of a tag, else its length."""
-    start = text.rfind("<", max(position, len(text) - _LONGEST_TAG + 1))
+    """Return where the tail of `text` may be the beginning of a tag, else its length."""
+    start = text.rfind("<", max(position, len(text) - LONGEST_TAG + 1))
     if start >= 0 and any(tag.startswith(text[start:]) for tag in MARKUP_TOKENS):
         return start
     return len(text)
-
-
-def render(parsed: Parsed) -> str:
-    """Write regions back as markup, so that `parse(render(x))` gives the same plain text and regions.
-
-    Representable is every plain text with regions in its order that do not overlap and boxes of three decimals that
-    cover something; more decimals are rounded. `warnings` are not written. Raises InputError for regions that do not
-    fit the text.
-    """
-    plain, out, done = parsed.plain_text, [], 0
-    _check_regions(parsed)
-    for region in parsed.regions:
-        boxes = "<delim>".join(map(_quad_text, region.boxes))
-        out.append(_break_tags(plain[done : region.start]))
-        out.append(_OPENING[region.kind] + _break_tags(region.text) + _CLOSING[region.kind])
-        out.append(f"<bbox>{boxes}</bbox>" if boxes else "")
-        done = region.end
-    return "".join([*out, _break_tags(plain[done:])])
-
-
-def _check_regions(parsed: Parsed) -> None:
-    for before, region in pairwise((Region("text", "", (), 0, 0), *parsed.regions)):
-        there = parsed.plain_text[region.start : region.end]
-        if region.start < before.end or region.end < region.start:
-            raise InputError(
-                f"The region at {region.start}..{region.end} overlaps the one before, which ends at {before.end}. "
-                "Sort the regions by their start and drop one of the two."
-            )
-        if there != region.text or region.end > len(parsed.plain_text):
-            raise InputError(
-                f"The region at {region.start}..{region.end} is {region.text!r}, but the plain text has {there!r} "
-                "there. Make start and end its offsets in the plain text."
-            )
-
-
-def _break_tags(text: str) -> str:
-    return _TAG.sub(lambda tag: "<<delim>" + tag.group()[1:], text)
-
-
-def _number_text(value: float) -> str:
-    return f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def _quad_text(box: Box) -> str:
-    return ", ".join(map(_number_text, (box.x1, box.y1, box.x2, box.y2)))
-
-
-def ground_prompt(question: str) -> str:
-    """A question whose answer shall name places."""
-    return f"<gro>\n{question}"
-
-
-def refer_prompt(template: str, text: str, box: Box | Sequence[float]) -> str:
-    """A question about the object `text` in `box`.
-
-    The object's markup takes the place of `{object}` in the template, or stands in front where there is none. Raises
-    PromptError for a box that is not inside the picture or covers nothing, and for a text that is blank or holds a tag.
-    """
-    if tag := _TAG.search(text):
-        raise PromptError(
-            f"The object text {text!r} holds the markup {tag.group()}: expected words. Leave the tags out."
-        )
-    if not text.strip():
-        raise PromptError(f"The object text is {text!r}: expected some words. Name the object, as 'this thing'.")
-    markup = f"<obj>{text}</obj><bbox>{_quad_text(_check_box(box))}</bbox>"
-    return template.replace("{object}", markup) if "{object}" in template else markup + template
-
-
-def _check_box(box: Box | Sequence[float]) -> Box:
-    numbers = (box.x1, box.y1, box.x2, box.y2) if isinstance(box, Box) else tuple(box)
-    if len(numbers) != 4 or not all(isinstance(number, Real) for number in numbers):
-        raise PromptError(
-            f"The box {numbers} is not four numbers: expected x1, y1, x2, y2. Give it as 0.1, 0.2, 0.3, 0.4."
-        )
-    checked = Box(*map(float, numbers))
-    if round(checked.x1, 3) >= round(checked.x2, 3) or round(checked.y1, 3) >= round(checked.y2, 3):
-        raise PromptError(
-            f"The box {numbers} covers nothing at three decimals: expected x1 < x2 and y1 < y2. "
-            "Give the top-left corner first, then the bottom-right one."
-        )
-    return checked

@@ -6,26 +6,50 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from varco_runtime.picture.bounds import MAX_PIXELS
     from varco_runtime.picture.loading import (
+        MAX_FILE_BYTES,
+        MAX_SIDE_PX,
         Picture,
+        Readable,
         Source,
         load_picture,
     )
+    from varco_runtime.picture.packing import PackingPlan, num_image_tokens, packing_plan
 
 __all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE_PX",
+    "PackingPlan",
     "Picture",
+    "Readable",
     "Source",
     "load_picture",
+    "num_image_tokens",
+    "packing_plan",
 ]
 
 _HOMES = {
-    "Picture": "loading",
-    "Source": "loading",
-    "load_picture": "loading",
+    "bounds": ("MAX_PIXELS",),
+    "loading": (
+        "MAX_FILE_BYTES",
+        "MAX_SIDE_PX",
+        "Picture",
+        "Readable",
+        "Source",
+        "load_picture",
+    ),
+    "packing": (
+        "PackingPlan",
+        "num_image_tokens",
+        "packing_plan",
+    ),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

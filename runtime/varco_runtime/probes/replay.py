@@ -40,7 +40,8 @@ from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import BundleError, ImageError, PromptError, one_line
 from varco_runtime.picture.loading import Picture, load_picture
-from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 from varco_runtime.probes.digest import digest, digest_error, newline_digest
 from varco_runtime.probes.facts import bundle_facts, differences
 from varco_runtime.probes.file import DISTURBANCE, MAX_BYTES, NUM_TOP, Probe, ProbePicture, Probes, kept_ids, probes_of

@@ -14,7 +14,6 @@ without added tokens, because byte-pair encoding runs over each whole stretch be
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,17 +21,13 @@ from typing import Any
 
 from varco_runtime.bundle.settings import PromptSettings
 from varco_runtime.errors import BundleError, PromptError
+from varco_runtime.prompt.added_tokens import AddedTokens, Owners, Span
 from varco_runtime.prompt.chat_template import ChatTemplate
 from varco_runtime.prompt.tokenizer import AddedToken, Tokenizer, check_encodable
 
 ROLES = ("system", "user", "assistant")
 MAX_PROMPT_CHARS = 1_000_000  # some 30 times what fits the longest context of these models
 _MARKS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use, planes 15 and 16
-_SPACE = (
-    "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # what `\s` is in the tokenizers library
-)
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ class Prompter:
         self._markup = frozenset(settings.markup_tokens)
         # The tokenizers library takes tokens with `normalized` in a second pass over what the first has left.
         self._passes = [
-            _Table([t for t in tokens if t.normalized is normalized], self._markup) for normalized in (False, True)
+            AddedTokens([t for t in tokens if t.normalized is normalized], self._markup) for normalized in (False, True)
         ]
 
     def encode(
@@ -83,7 +78,7 @@ class Prompter:
         text, spans = self._render(messages, add_generation_prompt)
         ids: list[int] = []
         num_images = 0
-        for token, start, end in self._cut(text, _Owners(spans)):
+        for token, start, end in self._cut(text, Owners(spans)):
             if token is None:
                 ids += self._tokenizer.encode_plain(text[start:end])
             elif token.content == self._settings.image_token:
@@ -99,7 +94,7 @@ class Prompter:
             )
         return ids
 
-    def _cut(self, text: str, owners: _Owners) -> Iterator[tuple[AddedToken | None, int, int]]:
+    def _cut(self, text: str, owners: Owners) -> Iterator[tuple[AddedToken | None, int, int]]:
         """The text as added tokens and the stretches (None) between them."""
         first, second = self._passes
         for token, start, end in first.cut(text, 0, len(text), owners):
@@ -161,7 +156,7 @@ class Prompter:
 
     def _tokens(self, text: str) -> list[str]:
         """The added tokens in `text` that a user may not write."""
-        found = (token for token, _, _ in self._cut(text, _Owners([])) if token is not None)
+        found = (token for token, _, _ in self._cut(text, Owners([])) if token is not None)
         return [token.content for token in found if token.content not in self._markup]
 
     def _contents(
@@ -179,102 +174,6 @@ class Prompter:
                 content = [{"type": "image"}] * message.image + [{"type": "text", "text": text}]
             turns.append({"role": message.role, "content": content})
         return turns
-
-
-class _Owners:
-    """Tells how far the template's own text goes. `spans` are the others', sorted and apart."""
-
-    def __init__(self, spans: list[Span]) -> None:
-        self._spans = spans
-        self._starts = [start for start, _ in spans]
-
-    def end_of_templates(self, start: int, end: int) -> int:
-        """Return up to where the text from `start` on is the template's, `end` at most; `start` where it is not."""
-        after = bisect_right(self._starts, start)
-        if after and self._spans[after - 1][1] > start:
-            return start
-        return end if after == len(self._starts) else min(end, self._starts[after])
-
-
-class _Contents:
-    """Finds the longest of some tokens that a text goes on with, in the time of a binary search.
-
-    Of all tokens that are not greater than the text, the greatest begins with every token that the text begins with;
-    `shorter` leads from each token to the longest that it begins with.
-    """
-
-    def __init__(self, tokens: Sequence[AddedToken]) -> None:
-        self._tokens = sorted(tokens, key=lambda token: token.content)
-        self._sorted = [token.content for token in self._tokens]
-        self._longest = max(map(len, self._sorted), default=0)
-        self._shorter: list[int] = []
-        for index, content in enumerate(self._sorted):
-            before = index - 1
-            while before >= 0 and not content.startswith(self._sorted[before]):
-                before = self._shorter[before]
-            self._shorter.append(before)
-
-    def find(self, text: str, start: int, end: int) -> AddedToken | None:
-        following = text[start : min(start + self._longest, end)]
-        index = bisect_right(self._sorted, following) - 1
-        while index >= 0 and not following.startswith(self._sorted[index]):
-            index = self._shorter[index]
-        return self._tokens[index] if index >= 0 else None
-
-
-class _Table:
-    """Finds added tokens as the tokenizers library does (leftmost, longest, flags), minding owners."""
-
-    def __init__(self, tokens: Sequence[AddedToken], markup: frozenset[str]) -> None:
-        first = "".join(re.escape(char) for char in sorted({token.content[0] for token in tokens}))
-        self._first = re.compile(f"[{first}]") if first else None
-        self._all = _Contents(tokens)
-        self._markup = _Contents([token for token in tokens if token.content in markup])
-
-    def cut(self, text: str, start: int, end: int, owners: _Owners) -> Iterator[tuple[AddedToken | None, int, int]]:
-        """`text[start:end]` as added tokens and the stretches (None) between them, in order and without gaps."""
-        position = done = start
-        while self._first is not None and (match := self._first.search(text, position, end)):
-            token = self._honoured(text, match.start(), end, owners)
-            if token is None:
-                position = match.start() + 1
-                continue
-            position = match.start() + len(token.content)
-            if token.single_word and _touches_word(text, match.start(), position, start, end):
-                continue
-            first, last = match.start(), position
-            if token.lstrip:
-                first = _end_without_space(text, done, first)
-            if token.rstrip:
-                last = position = _start_without_space(text, last, end)
-            if done < first:
-                yield None, done, first
-            yield token, first, last
-            done = last
-        if done < end:
-            yield None, done, end
-
-    def _honoured(self, text: str, start: int, end: int, owners: _Owners) -> AddedToken | None:
-        """Return the longest token here that whoever wrote it may write: any in the template's text, markup in all."""
-        own = self._all.find(text, start, owners.end_of_templates(start, end))
-        markup = self._markup.find(text, start, end)
-        return markup if own is None or (markup is not None and len(markup.content) > len(own.content)) else own
-
-
-def _touches_word(text: str, first: int, last: int, start: int, end: int) -> bool:
-    return bool((first > start and re.match(r"\w", text[first - 1])) or (last < end and re.match(r"\w", text[last])))
-
-
-def _end_without_space(text: str, start: int, end: int) -> int:
-    while end > start and re.match(f"[{_SPACE}]", text[end - 1]):
-        end -= 1
-    return end
-
-
-def _start_without_space(text: str, start: int, end: int) -> int:
-    while start < end and re.match(f"[{_SPACE}]", text[start]):
-        start += 1
-    return start
 
 
 def _check(messages: Sequence[Message]) -> None:

@@ -19,8 +19,9 @@ from tests.makers.refusals import refusal
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.checkpoint.provenance import find_license
 from varco_export.reading.shards import _unique_keys
-from varco_export.reading.tensor import NUMPY_DTYPES, Tensor, is_finite
+from varco_export.reading.tensor import NUMPY_DTYPES, Tensor
 from varco_export.tiny import TinyOptions, make_tiny
+from varco_runtime.dtypes import is_finite
 from varco_runtime.errors import MissingExtraError
 
 TINY = TinyOptions(seed=5)

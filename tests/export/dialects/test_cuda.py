@@ -28,7 +28,8 @@ from varco_runtime.backend import PromptInputs
 from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.bundle.opening import read_manifest
 from varco_runtime.errors import BackendError, UsageError
-from varco_runtime.picture.packing import normalise, pack, packing_plan
+from varco_runtime.picture.packing import pack, packing_plan
+from varco_runtime.picture.tiles import normalise
 from varco_runtime.probes.replay import read_probes, replay
 
 Array = np.ndarray[Any, Any]

@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from varco_export.dialects.linear import pack_values, quantise_rows
+from varco_export.dialects.linear import quantize_rows
+from varco_export.quantized.integers import pack as pack_values
 
 
 def dequantise(values: np.ndarray, scales: np.ndarray, bits: int, width: int) -> np.ndarray:
@@ -20,7 +21,7 @@ def dequantise(values: np.ndarray, scales: np.ndarray, bits: int, width: int) ->
 @pytest.mark.parametrize("width", [128, 200])
 def test_the_rounding_error_is_at_most_one_step(bits: int, block_size: int, width: int) -> None:
     rows = np.random.default_rng(bits).normal(size=(7, width)).astype(np.float32)
-    values, scales = quantise_rows(rows, bits, block_size)
+    values, scales = quantize_rows(rows, bits, block_size)
     step = np.repeat(np.abs(scales), block_size, axis=1)[:, :width]
     error = np.abs(dequantise(values, scales, bits, width) - rows)
     # Half a step, or up to one where the side opposite to the largest entry has one level fewer.
@@ -31,7 +32,7 @@ def test_the_rounding_error_is_at_most_one_step(bits: int, block_size: int, widt
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_largest_entry_of_every_block_is_exact(bits: int) -> None:
     rows = np.random.default_rng(3).normal(size=(5, 96)).astype(np.float32)
-    values, scales = quantise_rows(rows, bits, 32)
+    values, scales = quantize_rows(rows, bits, 32)
     back = dequantise(values, scales, bits, 96)
     blocks, back_blocks = rows.reshape(-1, 32), back.reshape(-1, 32)
     largest = np.abs(blocks).argmax(axis=1)
@@ -40,7 +41,7 @@ def test_the_largest_entry_of_every_block_is_exact(bits: int) -> None:
 
 
 def test_a_block_of_zeros_stays_zero() -> None:
-    values, scales = quantise_rows(np.zeros((2, 64), dtype=np.float32), 4, 32)
+    values, scales = quantize_rows(np.zeros((2, 64), dtype=np.float32), 4, 32)
     assert (dequantise(values, scales, 4, 64) == 0).all()
     assert np.isfinite(scales).all()
 
@@ -49,7 +50,7 @@ def test_a_block_of_zeros_stays_zero() -> None:
 def test_numbers_at_the_ends_of_fp32_give_no_others(largest: float) -> None:
     rows = np.linspace(-largest, largest, 128, dtype=np.float32).reshape(2, 64)
     for bits in (4, 8):
-        values, scales = quantise_rows(rows, bits, 32)
+        values, scales = quantize_rows(rows, bits, 32)
         assert np.isfinite(back := dequantise(values, scales, bits, 64)).all()
         assert np.abs(back - rows).max() <= max(2 * np.abs(scales).max(), 1e-38)
 
@@ -62,7 +63,7 @@ def test_onnxruntime_multiplies_by_the_dequantised_rows(
 ) -> None:
     rng = np.random.default_rng(5)
     rows = rng.normal(size=(24, width)).astype(np.float32)
-    values, scales = quantise_rows(rows, bits, block_size)
+    values, scales = quantize_rows(rows, bits, block_size)
     x = rng.normal(size=(1, 3, width)).astype(np.float32)
     expected = x @ dequantise(values, scales, bits, width).T
 

@@ -21,7 +21,7 @@ from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.backends.embedding import EmbeddingTable
-from varco_runtime.backends.tensorrt.contract import contract
+from varco_runtime.backends.tensorrt.engine_io import engine_io
 from varco_runtime.bundle.opening import Bundle, read_manifest
 from varco_runtime.errors import ExportError, UsageError
 from varco_runtime.picture.packing import pack, packing_plan
@@ -55,7 +55,7 @@ def test_every_graph_is_standard_onnx_without_plugins(tiny_checkpoint: Path, tmp
     bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", device="tensorrt", decoder=decoder, max_context=64)
     manifest = read_manifest(bundle)
     assert list(manifest.components) == ["vision", "projector", "packing", "embedding", "decoder"]
-    for name, tensors in contract(manifest, 64).items():
+    for name, tensors in engine_io(manifest, 64).items():
         path = bundle / manifest.components[name].file
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(path, load_external_data=False)

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import export_bundle
 from varco_export.engines.build import EngineOptions, EngineReport, build_engines
 from varco_export.engines.builder import Builder, Built
-from varco_export.writing.whole_folder import HashedFile
+from varco_export.writing.hashed_file import HashedFile
 
 CONTEXT = 256
 

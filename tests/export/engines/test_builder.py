@@ -23,8 +23,8 @@ from varco_export.engines import timing_cache
 from varco_export.engines.builder import Builder
 from varco_export.engines.callbacks import build_monitor, engine_writer
 from varco_export.engines.log import open_log, process_logger
-from varco_export.writing.whole_folder import HashedFile
-from varco_runtime.backends.tensorrt.contract import contract
+from varco_export.writing.hashed_file import HashedFile
+from varco_runtime.backends.tensorrt.engine_io import engine_io
 from varco_runtime.bundle.opening import read_manifest
 from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.errors import ExportError
@@ -93,7 +93,7 @@ def test_warnings_that_go_elsewhere_fail_the_build(tmp_path: Path) -> None:
 
 def test_warnings_are_seen_while_an_earlier_builder_is_alive(int4: Path, tmp_path: Path) -> None:
     manifest = read_manifest(int4)
-    builder, tensors = Builder.load(is_target_named=True), contract(manifest, CONTEXT)["embedding"]
+    builder, tensors = Builder.load(is_target_named=True), engine_io(manifest, CONTEXT)["embedding"]
     kept = trt.Builder(process_logger(trt))
     for name in ("first", "second"):
         builder.check(int4 / "embedding.onnx", tensors, 89, tmp_path / name)
@@ -133,7 +133,7 @@ def test_a_plugin_fails_the_build(int4: Path, tmp_path: Path, monkeypatch: pytes
     manifest = read_manifest(int4)
     with pytest.raises(ExportError, match=r"projector.onnx was parsed into PLUGIN_V3 layers, expected none"):
         Builder.load(True).check(
-            int4 / "projector.onnx", contract(manifest, CONTEXT)["projector"], 89, tmp_path / "log"
+            int4 / "projector.onnx", engine_io(manifest, CONTEXT)["projector"], 89, tmp_path / "log"
         )
 
 

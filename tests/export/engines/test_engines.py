@@ -20,11 +20,11 @@ from varco_export.engines import builder as engine_builder
 from varco_export.engines.build import EngineOptions, build_engines
 from varco_export.engines.builder import Builder
 from varco_export.tiny import TinyOptions, make_tiny
-from varco_export.writing.whole_folder import HashedFile
-from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
-from varco_runtime.backends.tensorrt.memory import largest_picture
+from varco_export.writing.hashed_file import HashedFile
+from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.bundle.opening import Bundle, read_manifest
 from varco_runtime.errors import BackendError, BundleError, ExportError, UsageError
+from varco_runtime.picture.packing import largest_picture
 from varco_runtime.system.peak_memory import PeakMemory
 
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra dev or tensorrt)")
@@ -61,7 +61,7 @@ def test_engines_take_their_memory_from_the_runtime_so_that_a_graph_can_hold_a_p
         lambda builder, config, *rest: (configs.append(config), add_profile(builder, config, *rest)),
     )
     manifest, builder = read_manifest(fresh), Builder.load(is_target_named=True)
-    tensors = contract(manifest, CONTEXT)["embedding"]
+    tensors = engine_io(manifest, CONTEXT)["embedding"]
     lengths = [{"sequence": (1, 4, 16)}]
     graph, log = fresh / manifest.components["embedding"].file, tmp_path / "log"
     built = builder.build(graph, tensors, lengths, 89, tmp_path / "embedding.engine", log, lambda *_: None)
@@ -91,7 +91,7 @@ def test_attention_caches_and_rotations_are_native_layers(int4: Path, tmp_path: 
     builder = Builder.load(is_target_named=True)
     found = {
         name: builder.check(int4 / manifest.components[name].file, tensors, 89, tmp_path / "log")
-        for name, tensors in contract(manifest, CONTEXT).items()
+        for name, tensors in engine_io(manifest, CONTEXT).items()
     }
     num_layers = manifest.model.num_layers
     assert found["decoder"]["KV_CACHE_UPDATE"] == 2 * num_layers

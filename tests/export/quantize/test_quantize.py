@@ -31,7 +31,7 @@ from varco_export.quantize import QuantizeOptions, quantize
 from varco_export.quantize.activations import read_activations, write_activations
 from varco_export.quantize.calibration import MAX_LINES_BYTES, read_samples, spread
 from varco_export.quantize.layer import LINEARS
-from varco_export.quantize.linear import Hessian, output_error, quantise
+from varco_export.quantize.linear import Hessian, output_error, quantize_linear
 from varco_export.quantize.scheme import make_scheme
 from varco_export.quantize.weights import TORCH_DTYPES, read_weight
 from varco_export.reading.shards import read_shards
@@ -348,8 +348,8 @@ def test_a_linear_that_was_only_rounded_is_told_at_once(
     """The run that continues cannot know."""
     from varco_export.quantize import quantizer
 
-    real = quantizer.quantise
-    monkeypatch.setattr(quantizer, "quantise", lambda *given: dataclasses.replace(real(*given), is_nearest=True))
+    real = quantizer.quantize_linear
+    monkeypatch.setattr(quantizer, "quantize_linear", lambda *given: dataclasses.replace(real(*given), is_nearest=True))
     real_write, progress = quantizer.write_shard, Quiet()
 
     def failing(path: Path, *arguments: Any) -> None:
@@ -467,7 +467,8 @@ def test_gptq_disturbs_a_linears_outputs_less_than_rounding_to_the_nearest(tmp_p
         hessian.add(some[None], linear)
     scheme = make_scheme(QuantizeOptions("gptq", tmp_path, bits=bits, group_size=32))
     ours, nearest = (
-        quantise(weight, torch.float32, scheme, "pack-quantized", matrix).weight for matrix in (hessian.mean(), None)
+        quantize_linear(weight, torch.float32, scheme, "pack-quantized", matrix).weight
+        for matrix in (hessian.mean(), None)
     )
     assert output_error(weight, ours, hessian.mean()) < 0.5 * output_error(weight, nearest, hessian.mean())
     measured = float(((inputs @ (weight - ours).T) ** 2).sum() / ((inputs @ weight.T) ** 2).sum())
@@ -480,7 +481,7 @@ def test_a_hessian_of_nothing_leaves_the_nearest_values(tmp_path: Path) -> None:
     hessian = Hessian(linear)
     hessian.add(torch.zeros(1, 4, 32), linear)
     scheme = make_scheme(QuantizeOptions("gptq", tmp_path, group_size=32))
-    found = quantise(linear.weight.detach(), torch.float32, scheme, "pack-quantized", hessian.mean())
+    found = quantize_linear(linear.weight.detach(), torch.float32, scheme, "pack-quantized", hessian.mean())
     assert bool(torch.isfinite(found.weight).all())
 
 
@@ -493,7 +494,7 @@ def test_what_runs_on_is_what_a_reader_of_the_saved_tensors_gets(tmp_path: Path,
     options = QuantizeOptions(method, group_size=None if method == "fp8" else 32)
     scheme = make_scheme(options)
     weight = read_weight(Checkpoint.open(source), "language_model.layers.0.mlp.up_proj.weight")
-    found = quantise(weight, TORCH_DTYPES[dtype], scheme, options.format, None)
+    found = quantize_linear(weight, TORCH_DTYPES[dtype], scheme, options.format, None)
     assert found.tensors["weight_scale"].dtype == TORCH_DTYPES[dtype]
     widened = found.tensors | {"weight_scale": found.tensors["weight_scale"].float()}
     read = BaseCompressor.get_value_from_registry(options.format).decompress(widened, scheme)["weight"]

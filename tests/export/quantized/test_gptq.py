@@ -429,7 +429,7 @@ def test_every_tensor_of_a_quantised_checkpoint_is_used_or_skipped_with_a_reason
     pack_checkpoint(original, tmp_path / "packed", GptqPacking(zero_biases=True))
     checkpoint = Checkpoint.open(tmp_path / "packed")
     assert {reason for name, reason in checkpoint.skipped.items() if name.endswith("proj.bias")} == {"a bias of zeros"}
-    for name in checkpoint.quantised:
+    for name in checkpoint.quantized:
         checkpoint.weight(name)
     for name in checkpoint.tensors:
         checkpoint.tensor(name)

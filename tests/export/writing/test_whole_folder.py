@@ -1,4 +1,4 @@
-"""An export is whole or absent, whatever ends it; every message of `output.py` is raised here."""
+"""An export is whole or absent, whatever ends it; every message of `writing/` is raised here."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import export_bundle
+from varco_export.writing import hashed_file, lock
 from varco_export.writing import whole_folder as output
-from varco_export.writing.whole_folder import HashedFile, whole_folder
+from varco_export.writing.hashed_file import HashedFile
+from varco_export.writing.whole_folder import whole_folder
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.bundle.schema import MANIFEST
 from varco_runtime.errors import BundleError, ExportError
@@ -101,7 +103,7 @@ def test_a_disk_that_takes_a_part_of_each_write_gets_everything(
             os.close(self.descriptor)
             self.closed = True
 
-    monkeypatch.setattr(output, "open", Slow, raising=False)
+    monkeypatch.setattr(hashed_file, "open", Slow, raising=False)
     with HashedFile(tmp_path / "file") as file:
         file.write(bytes(range(100)))
     assert (tmp_path / "file").read_bytes() == bytes(range(100))
@@ -324,16 +326,16 @@ def test_of_many_exports_at_once_each_is_whole_or_refused(tmp_path: Path) -> Non
 def test_a_lock_that_its_last_holder_removes_meanwhile_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, flock, removed = tmp_path / ".bundle.varco-lock", output.fcntl.flock, []
+    held, flock, removed = tmp_path / ".bundle.varco-lock", lock.fcntl.flock, []
 
     def late(descriptor: int, operation: int) -> None:
         if not removed:
-            removed.append(lock.unlink())
+            removed.append(held.unlink())
         flock(descriptor, operation)
 
-    monkeypatch.setattr(output.fcntl, "flock", late)
+    monkeypatch.setattr(lock.fcntl, "flock", late)
     with whole_folder(tmp_path / "bundle"):
-        assert lock.exists()
+        assert held.exists()
     assert removed
 
 
@@ -419,7 +421,7 @@ def test_a_disk_that_fills_during_an_export_is_one_line_and_leaves_nothing(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: float
 ) -> None:
     hashed_bytes = sum(path.stat().st_size for path in tiny_bundle.iterdir() if path.name != MANIFEST)
-    monkeypatch.setattr(output, "open", Budget(int(part * hashed_bytes)), raising=False)
+    monkeypatch.setattr(hashed_file, "open", Budget(int(part * hashed_bytes)), raising=False)
     with pytest.raises(ExportError, match="could not be written: No space left on device") as caught:
         export_bundle(tiny_checkpoint, tmp_path / "bundle")
     assert str(tmp_path) in one_line(caught.value)

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from varco_runtime.answer import draw as draw_module
 from varco_runtime.answer.draw import FONT_FILE, MAX_LABEL_CHARS, MIN_FONT_PX, PALETTES, Scale, draw
-from varco_runtime.markup.parser import Box, Kind, Region
+from varco_runtime.markup.regions import Box, Kind, Region
 
 GREY = (128, 128, 128)
 

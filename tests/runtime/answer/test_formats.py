@@ -9,7 +9,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from varco_runtime.answer.formats import COCO_CATEGORIES, to_coco, to_hocr, to_json_regions
-from varco_runtime.markup.parser import Box, Region, parse
+from varco_runtime.markup.parser import parse
+from varco_runtime.markup.regions import Box, Region
 
 SIZE = (200, 100)
 ANSWER = parse(

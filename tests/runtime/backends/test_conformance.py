@@ -30,7 +30,8 @@ from varco_runtime.backends.cpu.backend import CHUNK_TOKENS
 from varco_runtime.errors import BackendError, ContextError
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import PackingPlan, normalise, packing_plan, tile
+from varco_runtime.picture.packing import PackingPlan, packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 
 Array = np.ndarray[Any, Any]
 

@@ -15,20 +15,10 @@ from hypothesis import strategies as st
 
 from tests.makers.steps import assert_linear
 from varco_runtime.errors import InputError, PromptError
-from varco_runtime.markup.parser import (
-    MARKUP_TOKENS,
-    MAX_QUAD_CHARS,
-    MAX_WARNINGS,
-    OCR_PROMPT,
-    Box,
-    Parsed,
-    Region,
-    StreamParser,
-    ground_prompt,
-    parse,
-    refer_prompt,
-    render,
-)
+from varco_runtime.markup.parser import MAX_QUAD_CHARS, MAX_WARNINGS, StreamParser, parse
+from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt, refer_prompt
+from varco_runtime.markup.regions import MARKUP_TOKENS, Box, Parsed, Region
+from varco_runtime.markup.writer import render
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 

@@ -17,16 +17,8 @@ from PIL import Image
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import BundleError, ImageError
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import (
-    TilePlan,
-    normalise,
-    num_image_tokens,
-    pack,
-    packing_plan,
-    select_best_resolution,
-    tile,
-    tile_plan,
-)
+from varco_runtime.picture.packing import num_image_tokens, pack, packing_plan
+from varco_runtime.picture.tiles import TilePlan, normalise, select_best_resolution, tile, tile_plan
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[4] / "shared" / "images"
 

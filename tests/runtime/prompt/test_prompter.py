@@ -13,6 +13,7 @@ from varco_runtime.bundle.settings import PromptSettings
 from varco_runtime.errors import BundleError, PromptError
 from varco_runtime.prompt import prompter as module
 from varco_runtime.prompt import template_sandbox
+from varco_runtime.prompt.added_tokens import AddedTokens, Owners
 from varco_runtime.prompt.chat_template import ChatTemplate
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import AddedToken, Tokenizer
@@ -179,8 +180,8 @@ def test_tokens_are_found_as_by_trying_each_at_each_place(
 ) -> None:
     spans = list(zip(ends[::2], ends[1::2], strict=False))
     markup = frozenset(contents[:num_markup])
-    table = module._Table([AddedToken(content, id_) for id_, content in enumerate(contents)], markup)
-    cut = list(table.cut(text, 0, len(text), module._Owners(spans)))
+    table = AddedTokens([AddedToken(content, id_) for id_, content in enumerate(contents)], markup)
+    cut = list(table.cut(text, 0, len(text), Owners(spans)))
     assert "".join(text[start:end] for _, start, end in cut) == text
     expected = found_one_by_one(text, contents, set(markup), spans)
     assert [token.content for token, _, _ in cut if token is not None] == expected
@@ -198,9 +199,9 @@ class CountedText(str):
 
 def test_a_token_is_looked_for_once_or_twice_where_it_may_begin_whatever_the_number_of_tokens() -> None:
     text = CountedText("<y1" * 1000 + "x" * 5000 + "<y7>" * 1000)
-    table = module._Table([AddedToken(f"<y{number}>", number) for number in range(10_000)], frozenset())
+    table = AddedTokens([AddedToken(f"<y{number}>", number) for number in range(10_000)], frozenset())
     CountedText.num_looks = 0
-    found = [token for token, _, _ in table.cut(text, 0, len(text), module._Owners([])) if token is not None]
+    found = [token for token, _, _ in table.cut(text, 0, len(text), Owners([])) if token is not None]
     assert [token.id for token in found] == [7] * 1000
     assert CountedText.num_looks <= 2 * 2000
 

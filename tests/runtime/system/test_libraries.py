@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from varco_runtime.backends.tensorrt.engine import find_module
+from varco_runtime.backends.tensorrt.library import find_module
 from varco_runtime.errors import BrokenExtraError, MissingExtraError
 from varco_runtime.system.libraries import import_onnxruntime, needs_extra
 

@@ -17,6 +17,7 @@ from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInp
 from varco_runtime.backends.cpu.prepacked import Prepacked
 from varco_runtime.backends.embedding import EmbeddingTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
+from varco_runtime.backends.token_checks import image_rows_before
 from varco_runtime.bundle.graph_contract import SILENT, check_graph_contract, graph_contract
 from varco_runtime.bundle.graph_nodes import unrounded
 from varco_runtime.bundle.manifest import Component
@@ -180,16 +181,16 @@ class OnnxRuntimeBackend:
         features: list[Array] = []
         for tile in np.split(pixel_values, num_tiles):
             self._report("tiles", len(features), num_tiles)
-            features.append(self._project(self._look(tile)))
+            features.append(self._project(self._run_vision_tower(tile)))
         return np.concatenate(features).astype(np.float32, copy=False)
 
     def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
-        patches = [self._look(tile) for tile in np.split(pixel_values, len(pixel_values))]
+        patches = [self._run_vision_tower(tile) for tile in np.split(pixel_values, len(pixel_values))]
         features = np.concatenate([self._project(one) for one in patches]).astype(np.float32, copy=False)
         tokens = self.pack(features, plan)
         return Features(np.concatenate(patches).astype(np.float32), features, tokens, tokens)
 
-    def _look(self, tile: Array) -> Array:
+    def _run_vision_tower(self, tile: Array) -> Array:
         """A tile `[1, 3, S, S]` to patch features `[1, P, C]`."""
         return self._run(self._vision, {"pixel_values": tile.astype(self._vision_type, copy=False)})
 
@@ -230,7 +231,7 @@ class OnnxRuntimeBackend:
         is_image = ids == inputs.image_token_id
         rows = self._embedding.rows(np.where(is_image, 0, ids))
         if inputs.image_tokens is not None:
-            before = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+            before = image_rows_before(inputs, start)
             rows[is_image] = inputs.image_tokens[before : before + int(np.count_nonzero(is_image))]
         return rows[None].astype(self._decoder_type, copy=False)
 

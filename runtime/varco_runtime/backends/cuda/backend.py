@@ -24,10 +24,11 @@ from varco_runtime.backends.cuda.sampling import SamplingStep
 from varco_runtime.backends.cuda.session import ARENA, Device, Network
 from varco_runtime.backends.cuda.step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
 from varco_runtime.backends.cuda.threads import DEVICE_LOCK, DeviceThreads, on_device_thread
-from varco_runtime.backends.cuda.vision import CudaVision, DeviceFeatures, DeviceImageTokens
+from varco_runtime.backends.cuda.vision import CudaVision
+from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens, Sizes
 from varco_runtime.backends.embedding import EmbeddingTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
-from varco_runtime.backends.tensorrt.memory import Sizes
+from varco_runtime.backends.token_checks import check_chosen, check_tokens, image_rows_before, not_finite
 from varco_runtime.bundle.graph_contract import check_graph_contract, graph_contract
 from varco_runtime.bundle.manifest import Embedding, Manifest
 from varco_runtime.bundle.opening import Bundle
@@ -206,7 +207,7 @@ class CudaBackend:
             is_image = np.zeros_like(is_image)
         else:
             assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of an earlier picture"
-            before = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+            before = image_rows_before(inputs, start)
             image_rows[is_image] = before + np.arange(int(np.count_nonzero(is_image)))
             num_rows = inputs.image_tokens.num_tokens
             assert image_rows.max() < num_rows, f"Bug: row {image_rows.max()} of a picture of {num_rows} tokens"
@@ -260,13 +261,9 @@ class CudaBackend:
         """What the device chose after `position` and the positions behind it."""
         if NO_TOKEN in tokens:
             clear_caches(self._caches)
-            raise BackendError(
-                f"The decoder gave logits that are not finite at position {position + tokens.index(NO_TOKEN)}. "
-                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
-            )
+            raise not_finite(position + tokens.index(NO_TOKEN))
         for token in tokens:
-            if not 0 <= token < self._manifest.model.vocab_size:
-                raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")
+            check_chosen(token, self._manifest.model.vocab_size)
         return tokens
 
     def _watched(self, logits: Array) -> Array:
@@ -282,8 +279,7 @@ class CudaBackend:
 
     def _check_tokens(self, least: int, greatest: int) -> None:
         """The device looks up whatever it is given, without a word."""
-        vocab_size = self._manifest.model.vocab_size
-        assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
+        check_tokens(least, greatest, self._manifest.model.vocab_size)
 
 
 def _token_rows(bundle: Bundle, facts: Embedding) -> TokenRows:

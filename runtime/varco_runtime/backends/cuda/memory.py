@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from varco_runtime.backends.cuda.driver import GpuFacts
-from varco_runtime.backends.tensorrt.memory import Sizes, largest_picture
+from varco_runtime.backends.device_picture import Sizes
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.dtypes import ITEM_BYTES
 from varco_runtime.errors import ShortageError
+from varco_runtime.picture.packing import largest_picture
 
 BATCH_TILES = 16
 """Tiles in one run of the vision tower: enough to fill a data-centre GPU, few enough to bound the activations."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,25 +11,11 @@ import numpy as np
 from varco_runtime.backend import Features
 from varco_runtime.backends.cuda.memory import PACK_TOKENS
 from varco_runtime.backends.cuda.session import Buffer, Device, Network
-from varco_runtime.backends.tensorrt.memory import Sizes
+from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens, Sizes
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.dtypes import Array, from_stored
 from varco_runtime.errors import ContextError
 from varco_runtime.picture.packing import PackingPlan
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceFeatures:
-    """Projected features of one picture's tiles, on the device until the next picture."""
-
-    num_tiles: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceImageTokens:
-    """Image tokens `[num_tokens, D]` of one picture, on the device until the next picture."""
-
-    num_tokens: int
 
 
 class CudaVision:

@@ -16,18 +16,20 @@ import weakref
 import numpy as np
 
 from varco_runtime.backend import Features, PromptInputs
+from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
-from varco_runtime.backends.tensorrt.contract import COMPONENTS, contract
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
-from varco_runtime.backends.tensorrt.engine import Engine, Pass
+from varco_runtime.backends.tensorrt.engine import Engine, ExecutionContext
 from varco_runtime.backends.tensorrt.engine_choice import choose_engines, choose_max_context
-from varco_runtime.backends.tensorrt.memory import DeviceMemory, Sizes
+from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
+from varco_runtime.backends.tensorrt.memory import DeviceMemory, sizes_of
 from varco_runtime.backends.tensorrt.step import DECODE, DecodeStep, bind_caches
-from varco_runtime.backends.tensorrt.vision import DeviceFeatures, DeviceImageTokens, TensorRtVision
+from varco_runtime.backends.tensorrt.vision import TensorRtVision
+from varco_runtime.backends.token_checks import check_chosen, check_tokens, image_rows_before, not_finite
 from varco_runtime.bundle.manifest import cache_names
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import ITEM_BYTES, Array
-from varco_runtime.errors import BackendError, BundleError
+from varco_runtime.errors import BundleError
 from varco_runtime.picture.packing import PackingPlan
 
 PREFILL = 0
@@ -80,10 +82,10 @@ class TensorRtBackend:
         self._library, chosen = choose_engines(manifest, cuda)
         cuda.at_close(self._library.release)
         self._max_context = choose_max_context(max_context, chosen)
-        self._sizes = Sizes.of(manifest, chosen)
+        self._sizes = sizes_of(manifest, chosen)
         memory = DeviceMemory(cuda, manifest, chosen, self._sizes)
         memory.check()
-        expected = contract(manifest, self._sizes.max_context)
+        expected = engine_io(manifest, self._sizes.max_context)
         engines = {}
         for name in COMPONENTS:
             file = chosen[name].file
@@ -120,10 +122,10 @@ class TensorRtBackend:
         cuda, manifest, buffers, sizes = self._cuda, self._manifest, self._buffers, self._sizes
         self._vision = TensorRtVision(cuda, manifest, sizes, engines, buffers, scratch)
         self._step = DecodeStep(cuda, manifest, engines, buffers, scratch)
-        self._embedding = Pass(engines["embedding"], scratch, PREFILL)
+        self._embedding = ExecutionContext(engines["embedding"], scratch, PREFILL)
         for name in ("token_ids", "inputs_embeds"):
             self._embedding.bind(name, buffers[name])
-        self._decoder = Pass(engines["decoder"], scratch, PREFILL)
+        self._decoder = ExecutionContext(engines["decoder"], scratch, PREFILL)
         inputs = ("inputs_embeds", "position_ids", "write_indices", "attention_mask", "logit_positions")
         for name in (*inputs, "logits", "next_token"):
             self._decoder.bind(name, buffers[name])
@@ -175,7 +177,7 @@ class TensorRtBackend:
             return
         assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of an earlier picture"
         row_bytes = self._manifest.model.hidden_size * ITEM_BYTES[self._manifest.decoder.compute]
-        row = int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
+        row = image_rows_before(inputs, start)
         for first, last in _runs(is_image):
             num_bytes = (last - first) * row_bytes
             target = self._buffers["inputs_embeds"].part(first * row_bytes, num_bytes)
@@ -186,7 +188,7 @@ class TensorRtBackend:
         """One run of the prefill profile over the positions `start` .. `end`, with the last `num_logits` logits."""
         cuda, buffers, length = self._cuda, self._buffers, end - start
         self._length = end  # from here on the caches may hold something up to there, whatever happens
-        self._step.show(start, length)
+        self._step.unmask(start, length)
         cuda.copy(buffers["position_ids"], self._positions(start, length))
         cuda.copy(buffers["write_indices"], self._positions(start, 1))
         cuda.copy(buffers["logit_positions"], self._positions(length - num_logits, num_logits))
@@ -215,12 +217,8 @@ class TensorRtBackend:
         self._run_step(token_id, position)
         token = self._step.chosen()
         if position % CHECK_EVERY == 0 and not np.isfinite(self._read_logits(1)).all():
-            raise BackendError(
-                f"The decoder gave logits that are not finite at position {position}. "
-                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
-            )
-        if not 0 <= token < self._manifest.model.vocab_size:
-            raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")
+            raise not_finite(position)
+        check_chosen(token, self._manifest.model.vocab_size)
         return token
 
     def _run_step(self, token_id: int, position: int) -> None:
@@ -244,7 +242,7 @@ class TensorRtBackend:
         for cache in self._caches:
             tail = cache.part(position * row_bytes, cache.num_bytes - position * row_bytes)
             self._cuda.fill_rows(tail, pitch, 0, stale * row_bytes, model.num_key_value_heads)
-        self._step.hide(position, stale)
+        self._step.mask(position, stale)
         self._length = position
 
     def _read_logits(self, count: int) -> Array:
@@ -255,8 +253,7 @@ class TensorRtBackend:
         return rows
 
     def _check_tokens(self, least: int, greatest: int) -> None:
-        vocab_size = self._manifest.model.vocab_size
-        assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
+        check_tokens(least, greatest, self._manifest.model.vocab_size)
 
 
 def _runs(mask: Array) -> list[tuple[int, int]]:

@@ -3,13 +3,13 @@
 TensorRT and TensorRT for RTX are one interface under two module names. An engine is a program: it runs on the version
 that built it and on the kind of device it was built for, and is only loaded after `Bundle.open` has checked its hash.
 
-Every `Pass` is an execution context of its own, because a captured CUDA graph is only valid as long as nobody touches
-the context it was captured from. All of them work in one scratch memory, one after the other on one stream.
+Every way to run an engine is an `ExecutionContext` of its own, because a captured CUDA graph is only valid as long as
+nobody touches the context it was captured from. All of them work in one scratch memory, one after the other on one
+stream.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 import mmap
 from pathlib import Path
@@ -17,15 +17,11 @@ from typing import Any
 
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.kernel_cache import KernelCache
+from varco_runtime.backends.tensorrt.library import PRODUCTS, error_log, import_builder, reason_of
 from varco_runtime.bundle.manifest import EngineFacts
 from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.dtypes import ITEM_BYTES
-from varco_runtime.errors import BackendError, BundleError, first_line
-from varco_runtime.extras import install_command
-from varco_runtime.system.libraries import is_interrupt
-
-_MODULES = {"tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt": ("tensorrt",)}
-PRODUCTS = {"tensorrt_rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
+from varco_runtime.errors import BackendError, BundleError
 
 
 class Library:
@@ -34,12 +30,12 @@ class Library:
     def __init__(self, builder: str) -> None:
         self.builder = builder
         self.product = PRODUCTS[builder]
-        self.module = _import(builder)
+        self.module = import_builder(builder)
         self.version = str(self.module.__version__)
         self._errors: list[str] = []
-        self._log = _error_log(self.module, self._errors)  # TensorRT keeps no reference of its own
+        self._log = error_log(self.module, self._errors)  # TensorRT keeps no reference of its own
         self._runtime: Any = self.module.Runtime(self._log)
-        self._loaded: list[Engine | Pass] = []
+        self._loaded: list[Engine | ExecutionContext] = []
 
     def load(self, cuda: Cuda, path: Path, facts: EngineFacts, sha256: str) -> Engine:
         """Deserialise an engine, whose file has this hash: its weights go to the device."""
@@ -49,20 +45,20 @@ class Library:
         if engine is None:
             reason = self._errors[0] if self._errors else "no reason was given"
             raise BackendError(
-                f"{self.product} {self.version} could not load {path}: {_reason(reason)}. "
+                f"{self.product} {self.version} could not load {path}: {reason_of(reason)}. "
                 "Build it again with: varco engines BUNDLE"
             )
         loaded = Engine(self, cuda, path.name, facts, engine, sha256)
         self._loaded.append(loaded)
         return loaded
 
-    def keep(self, one_pass: Pass) -> None:
+    def keep(self, one_pass: ExecutionContext) -> None:
         """Release it before the engines."""
         self._loaded.append(one_pass)
 
     def last_error(self) -> str:
         """What TensorRT logged last, as one line."""
-        return _reason(self._errors[-1]) if self._errors else "no reason was given"
+        return reason_of(self._errors[-1]) if self._errors else "no reason was given"
 
     def release(self) -> None:
         """Keep what was compiled, let go of contexts, then engines, then the library, while their memory is there."""
@@ -174,7 +170,7 @@ class Engine:
         self.handle = None
 
 
-class Pass:
+class ExecutionContext:
     """One way to run an engine: a profile, with its addresses and shapes. `is_captured`: for a CUDA graph."""
 
     def __init__(self, engine: Engine, scratch: Buffer, profile: int = 0, is_captured: bool = False) -> None:
@@ -232,51 +228,6 @@ class Pass:
         self._context = None
 
 
-def find_module(builder: str) -> tuple[Any, str]:
-    """A builder's module; or None and why it cannot be loaded, which is empty where it is not installed."""
-    reason = ""
-    for name in _MODULES[builder]:
-        try:
-            return importlib.import_module(name), ""
-        except (ImportError, OSError) as error:  # OSError: a shared library that the module loads by itself
-            if is_interrupt(error):
-                raise KeyboardInterrupt from None
-            is_missing = isinstance(error, ModuleNotFoundError) and error.name == name
-            if not is_missing:  # it is there, what it needs is not
-                reason = _reason(str(error))
-    return None, reason
-
-
-def _import(builder: str) -> Any:
-    """The module, or one line that says what is missing."""
-    module, reason = find_module(builder)
-    if module is not None:
-        return module
-    problem = f"cannot be loaded ({reason})" if reason else "is not installed"
-    raise BackendError(f"{PRODUCTS[builder]}, which built this bundle's engines, {problem}. {_how_to_get(builder)}")
-
-
-def _how_to_get(builder: str) -> str:
-    if builder == "tensorrt_rtx":
-        return f"Install it with: {install_command('tensorrt')}"
-    return "Install it as the README says (JetPack and NVIDIA's containers bring it)."
-
-
-def _error_log(module: Any, errors: list[str]) -> Any:
-    """A logger that keeps what TensorRT calls errors. Its base class is only known once the library is there."""
-    serious = (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
-
-    def init(self: Any) -> None:
-        module.ILogger.__init__(self)
-
-    def log(self: Any, severity: Any, message: str) -> None:
-        if severity in serious:
-            errors.append(message)
-            del errors[:-20]
-
-    return type("ErrorLog", (module.ILogger,), {"__init__": init, "log": log})()
-
-
 def _fits(got: Tensor, want: Tensor) -> bool:
     same_lengths = len(got.shape) == len(want.shape) and all(
         g == "any" if isinstance(w, str) else g == w for g, w in zip(got.shape, want.shape, strict=True)
@@ -288,7 +239,3 @@ def _described(name: str, tensor: Tensor | None) -> str:
     if tensor is None:
         return f"no {name}"
     return f"{'input' if tensor.is_input else 'output'} {name} {tensor}"
-
-
-def _reason(text: str) -> str:
-    return first_line(text, "no reason was given").rstrip(".")

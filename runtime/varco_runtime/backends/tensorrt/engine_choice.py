@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from varco_runtime.backends.tensorrt.contract import COMPONENTS
 from varco_runtime.backends.tensorrt.cuda_api import Cuda
 from varco_runtime.backends.tensorrt.engine import Library
+from varco_runtime.backends.tensorrt.engine_io import COMPONENTS
 from varco_runtime.bundle.manifest import EngineFacts, Manifest
 from varco_runtime.errors import BackendError, UsageError
 

@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
+from varco_runtime.backends.device_picture import Sizes
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.engine_choice import Engines
 from varco_runtime.bundle.manifest import Manifest, cache_names
-from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import ITEM_BYTES
 from varco_runtime.errors import BackendError
+from varco_runtime.picture.packing import largest_picture
 
-SHRUNK_TOKENS = 1.21
-"""A grid is shrunk once it exceeds `max_grid_tiles` by a factor of 1.1 along each side: so much larger can it be."""
 MAX_LOGITS = 16
 """Rows of logits kept at once, of those that the engine allows: one is the answer's, many are a measurement's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What the buffers hold at most: `batch_tiles` in one run of the vision tower, `picture_tiles` in a picture."""
-
-    batch_tiles: int
-    picture_tiles: int
-    image_tokens: int
-    prefill_tokens: int
-    num_logits: int
-    max_context: int
-
-    @classmethod
-    def of(cls, manifest: Manifest, engines: Engines) -> Sizes:
-        tiles, tokens = largest_picture(manifest.image)
-        max_context = engines["decoder"].max_context
-        return cls(
-            batch_tiles=min(engines["vision"].max_tiles, engines["projector"].max_tiles, tiles),
-            picture_tiles=min(engines["packing"].max_tiles, tiles),
-            image_tokens=min(tokens, max_context),
-            prefill_tokens=min(engines["decoder"].prefill_tokens, engines["embedding"].prefill_tokens, max_context),
-            num_logits=min(engines["decoder"].max_logits, MAX_LOGITS),
-            max_context=max_context,
-        )
-
-
-def largest_picture(settings: ImageSettings) -> tuple[int, int]:
-    """The most tiles and the most image tokens that any picture makes."""
-    side, patches = settings.patches_per_side, settings.patches_per_tile
-    grids = [(height // settings.tile_px, width // settings.tile_px) for height, width in settings.grid_pinpoints]
-    tiles = max(rows * columns for rows, columns in grids)
-    grid_tokens = tiles * patches
-    if settings.max_grid_tiles is not None:
-        grid_tokens = min(grid_tokens, math.ceil(SHRUNK_TOKENS * settings.max_grid_tiles * patches))
-    newlines = max(rows for rows, _ in grids) * side
-    return 1 + tiles, patches + grid_tokens + newlines
+def sizes_of(manifest: Manifest, engines: Engines) -> Sizes:
+    """Return the sizes of all buffers: the bundle's largest picture, within what the engines were built for."""
+    tiles, tokens = largest_picture(manifest.image)
+    max_context = engines["decoder"].max_context
+    return Sizes(
+        batch_tiles=min(engines["vision"].max_tiles, engines["projector"].max_tiles, tiles),
+        picture_tiles=min(engines["packing"].max_tiles, tiles),
+        image_tokens=min(tokens, max_context),
+        prefill_tokens=min(engines["decoder"].prefill_tokens, engines["embedding"].prefill_tokens, max_context),
+        num_logits=min(engines["decoder"].max_logits, MAX_LOGITS),
+        max_context=max_context,
+    )
 
 
 def buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, int]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
-from varco_runtime.backends.tensorrt.engine import Engine, Pass
+from varco_runtime.backends.tensorrt.engine import Engine, ExecutionContext
 from varco_runtime.bundle.manifest import Manifest, cache_names
 from varco_runtime.dtypes import ITEM_BYTES
 
@@ -43,8 +43,8 @@ class DecodeStep:
         self._buffers = buffers
         self._max_context = buffers["step_mask"].num_bytes
         profile = min(DECODE, engines["embedding"].num_profiles - 1)
-        self._embedding = Pass(engines["embedding"], scratch, profile, is_captured=True)
-        self._decoder = Pass(engines["decoder"], scratch, DECODE, is_captured=True)
+        self._embedding = ExecutionContext(engines["embedding"], scratch, profile, is_captured=True)
+        self._decoder = ExecutionContext(engines["decoder"], scratch, DECODE, is_captured=True)
         self._bind(manifest)
         for name in ("step_mask", "step_logit", "step_token"):
             cuda.fill(buffers[name], 0)
@@ -75,11 +75,11 @@ class DecodeStep:
         self._decoder.shape("position_ids", 1, 1)
         self._decoder.shape("logit_positions", 1)
 
-    def show(self, first: int, count: int) -> None:
+    def unmask(self, first: int, count: int) -> None:
         """Let steps attend to positions that are in the caches."""
         self._cuda.fill(self._buffers["step_mask"].part(first, count), 1)
 
-    def hide(self, first: int, count: int) -> None:
+    def mask(self, first: int, count: int) -> None:
         self._cuda.fill(self._buffers["step_mask"].part(first, count), 0)
 
     def run(self, token_id: int, position: int) -> None:
@@ -91,7 +91,7 @@ class DecodeStep:
             cuda.upload_pinned(buffers["step_token"], self._host_token)
         self._device_token = None
         cuda.copy(buffers["step_position"], buffers["positions"].part(position * _INT_BYTES, _INT_BYTES))
-        self.show(position, 1)
+        self.unmask(position, 1)
         buckets = -(-(position + 1) // BUCKET_POSITIONS)
         self._run(min(buckets * BUCKET_POSITIONS, self._max_context))
 
@@ -131,7 +131,7 @@ class DecodeStep:
             self._cuda.forget(graph)
 
 
-def bind_caches(decoder: Pass, manifest: Manifest, buffers: dict[str, Buffer]) -> None:
+def bind_caches(decoder: ExecutionContext, manifest: Manifest, buffers: dict[str, Buffer]) -> None:
     """Past and present at one address: the decoder updates its caches in place."""
     for name in cache_names(manifest.model.num_layers):
         decoder.bind(f"past.{name}", buffers[f"cache.{name}"])

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from varco_runtime.backend import Features
+from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens, Sizes
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
-from varco_runtime.backends.tensorrt.engine import Engine, Pass
-from varco_runtime.backends.tensorrt.memory import Sizes
+from varco_runtime.backends.tensorrt.engine import Engine, ExecutionContext
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.dtypes import ITEM_BYTES, STORAGE, Array, from_stored, to_stored
 from varco_runtime.errors import ContextError, ImageError
 from varco_runtime.picture.packing import PackingPlan
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceFeatures:
-    """Projected features of one picture's tiles, on the device until the next picture."""
-
-    num_tiles: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceImageTokens:
-    """Image tokens `[num_tokens, D]` of one picture, on the device until the next picture."""
-
-    num_tokens: int
-    rows: Buffer
 
 
 class TensorRtVision:
@@ -49,9 +32,9 @@ class TensorRtVision:
         self._buffers = buffers
         self._max_tokens = min(sizes.image_tokens, engines["packing"].longest("indices", 0))
         self._row_bytes = manifest.model.hidden_size * ITEM_BYTES[manifest.decoder.compute]
-        self._vision = Pass(engines["vision"], scratch)
-        self._projector = Pass(engines["projector"], scratch)
-        self._packing = Pass(engines["packing"], scratch)
+        self._vision = ExecutionContext(engines["vision"], scratch)
+        self._projector = ExecutionContext(engines["projector"], scratch)
+        self._packing = ExecutionContext(engines["packing"], scratch)
         for name in ("pixel_values", "patch_features"):
             self._vision.bind(name, buffers[name])
         self._projector.bind("patch_features", buffers["patch_features"])
@@ -73,11 +56,11 @@ class TensorRtVision:
             )
         self._picture = None
         for first in range(0, num_tiles, batch):
-            self._look(pixel_values[first : first + batch], first)
+            self._run_vision_tower(pixel_values[first : first + batch], first)
         self._picture = DeviceFeatures(num_tiles)
         return self._picture
 
-    def _look(self, tiles: Array, first: int) -> None:
+    def _run_vision_tower(self, tiles: Array, first: int) -> None:
         """One batch of tiles to the features from tile `first` on."""
         image, model = self._manifest.image, self._manifest.model
         tile_bytes = image.patches_per_tile * self._row_bytes
@@ -95,7 +78,7 @@ class TensorRtVision:
         shape = 1, image.patches_per_tile, model.vision_hidden_size
         patches = []
         for index in range(len(pixel_values)):
-            self._look(pixel_values[index : index + 1], 0)
+            self._run_vision_tower(pixel_values[index : index + 1], 0)
             patches.append(self._read(self._buffers["patch_features"], shape))
         features = self.encode(pixel_values)
         image_features = self._read(

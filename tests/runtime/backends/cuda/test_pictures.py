@@ -17,7 +17,8 @@ from varco_runtime.backends.cuda.memory import needed_bytes, sizes_of
 from varco_runtime.bundle.opening import Bundle, read_manifest
 from varco_runtime.errors import ContextError, ShortageError
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import normalise, packing_plan, tile
+from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.tiles import normalise, tile
 
 
 def test_tiles_are_encoded_in_batches_and_no_feature_leaves_the_device(

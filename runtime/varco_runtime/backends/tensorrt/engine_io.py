@@ -8,8 +8,8 @@ from varco_runtime.bundle.tensor import Tensor
 COMPONENTS = ("vision", "projector", "packing", "embedding", "decoder")
 
 
-def contract(manifest: Manifest, max_context: int) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each component, for caches of `max_context` positions.
+def engine_io(manifest: Manifest, max_context: int) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each component, for caches of `max_context` positions.
 
     All networks compute in one type. `indices` count the rows of all tiles, the one behind the last is image_newline.
     """

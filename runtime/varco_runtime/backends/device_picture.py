@@ -1,0 +1,47 @@
+"""A picture in a device's memory, and how large the buffers are that hold it and its question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the buffers hold at most.
+
+    Attributes:
+        batch_tiles: Tiles in one run of the vision tower.
+        picture_tiles: Tiles of a picture.
+        image_tokens: Image tokens of a picture.
+        prefill_tokens: Positions in one run of a prompt.
+        num_logits: Rows of logits that a run gives.
+        max_context: Positions of the caches.
+    """
+
+    batch_tiles: int
+    picture_tiles: int
+    image_tokens: int
+    prefill_tokens: int
+    num_logits: int
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceFeatures:
+    """Projected features of one picture's tiles, on the device until the next picture."""
+
+    num_tiles: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceImageTokens:
+    """Image tokens `[num_tokens, D]` of one picture, on the device until the next picture.
+
+    Attributes:
+        num_tokens: How many there are.
+        rows: The device's buffer, for a backend that copies rows of it; None where a graph reads them by itself.
+    """
+
+    num_tokens: int
+    rows: Any = None

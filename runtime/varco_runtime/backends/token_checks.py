@@ -1,0 +1,36 @@
+"""What a device may look up, and what it may choose: it does both without a word, whatever the number."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from varco_runtime.backend import PromptInputs
+from varco_runtime.errors import BackendError
+
+
+def check_tokens(least: int, greatest: int, vocab_size: int) -> None:
+    """Assert that all token ids from `least` to `greatest` have a row in the table."""
+    assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
+
+
+def check_chosen(token_id: int, vocab_size: int) -> None:
+    """Check that a token which the device chose exists.
+
+    Raises:
+        BackendError: It is none of the vocabulary's.
+    """
+    if not 0 <= token_id < vocab_size:
+        raise BackendError(f"The decoder chose token {token_id}, which does not exist. Run 'varco verify BUNDLE'.")
+
+
+def not_finite(position: int) -> BackendError:
+    """Return the error of a step whose logits are not finite."""
+    return BackendError(
+        f"The decoder gave logits that are not finite at position {position}. "
+        "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
+    )
+
+
+def image_rows_before(inputs: PromptInputs, start: int) -> int:
+    """Return how many of the picture's rows stand before position `start`."""
+    return int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))
