@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
-from tests.runtime.bundle.test_opening import forge
+from tests.makers.manifests import forge
 from varco_cli.main import main
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +14,6 @@ from tests.doubles.recording_cuda import Device
 from tests.doubles.recording_tensorrt import add_engines, runs
 from tests.runtime.backends.tensorrt.conftest import backend_of, shorter
 from varco_runtime import Varco
-from varco_runtime.dtypes import to_stored
 from varco_runtime.errors import ContextError, ImageError
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -52,12 +50,6 @@ def test_a_picture_of_too_many_tokens_is_one_clear_line(changed: Path, device: D
     with pytest.raises(ContextError, match=r"makes \d+ image tokens, these engines take 50\."):
         varco.ask(image, "What is this?", max_new_tokens=4)
     assert varco.ask(None, "Hello", max_new_tokens=4).token_ids
-
-
-def test_bf16_is_rounded_to_nearest_even() -> None:
-    values = np.concatenate([np.random.default_rng(0).normal(size=4000), [0, -0.0, 1.00390625, 1.01171875]])
-    expected = values.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    assert (to_stored(values.astype(np.float32), "bf16") == expected).all()
 
 
 def test_fp16_engines_answer_like_their_graphs_do(tiny_checkpoint: Path, tmp_path: Path, device: Device) -> None:
