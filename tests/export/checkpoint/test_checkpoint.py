@@ -1,4 +1,4 @@
-"""Shards -> tensors: what is read, what is left out, and every way in which a checkpoint can be broken."""
+"""Shards -> tensors: what is read, what is left out, and what does not fit the configuration."""
 
 from __future__ import annotations
 

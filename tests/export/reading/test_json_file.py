@@ -1,3 +1,5 @@
+"""Small JSON files of a checkpoint: read within bounds, or refused in one line."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""A bundle is opened only when it is exactly what was exported; every message of `bundle.py` is raised here."""
+"""A bundle is opened only when it is exactly what was exported: every file, and nothing in the place of one."""
 
 from __future__ import annotations
 
