@@ -1,4 +1,4 @@
-"""The JSON that a benchmark ends with: one line on standard output, and a file where one is asked for.
+"""The JSON that a benchmark ends with: one line on standard output, and a whole file where one is asked for.
 
 Imports next to nothing: benchmarks that measure a child's memory must hold little themselves.
 """
@@ -26,9 +26,14 @@ def finish(report: dict[str, Any], out: Path | None) -> None:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write `data` to `path`, whole or not at all."""
+    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.document import add_out, finish
 
 # This process imports nothing heavy: Linux counts what the parent held when it forked into the child's ru_maxrss.
@@ -82,6 +84,8 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     if child.returncode:
         raise SystemExit(f"The export ended with status {child.returncode}.")
 
+    from benchmarks.machine import processor  # now that the child has ended: it imports numpy
+
     read_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     bundle_bytes = sum(path.stat().st_size for path in bundle.iterdir())
     largest = max(bundle.iterdir(), key=lambda path: path.stat().st_size)
@@ -91,7 +95,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "decoder": options.decoder,
         "quantised": options.quantised,
         "vision": options.vision,
-        "machine": f"{os.cpu_count()} x {_processor()}, Python {platform.python_version()}",
+        "machine": f"{psutil.cpu_count()} x {processor()}, Python {platform.python_version()}",
         "peak_rss_bytes": usage.ru_maxrss * 1024,
         "limit_bytes": int(options.limit_gb * 1e9),
         "wall_s": round(wall_s, 1),
@@ -149,13 +153,6 @@ def _sha256_bytes_per_s() -> float:
     for _ in range(HASH_PROBE_BYTES // len(block)):
         digest.update(block)
     return HASH_PROBE_BYTES / (time.perf_counter() - started)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return platform.machine()
 
 
 def _print(report: dict[str, Any]) -> None:

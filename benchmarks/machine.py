@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import statistics
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from varco_runtime.bench.bandwidth import measure
 from varco_runtime.system.processor import usable_cores
@@ -19,14 +19,13 @@ from varco_runtime.system.processor import usable_cores
 
 def describe_machine() -> dict[str, Any]:
     """Processor, usable cores, memory, system, Python: what a figure needs beside it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": processor(),
         "usable_cores": usable_cores(),
-        "memory_bytes": memory,
+        "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2),
+        "load_average": round(psutil.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
     }
 

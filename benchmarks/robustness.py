@@ -28,6 +28,7 @@ from typing import Any
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # exports are forked from this process, which must have one thread
 
 import PIL
+import psutil
 
 from benchmarks.document import add_out, finish
 from benchmarks.robust.bundles import make_reference
@@ -49,7 +50,7 @@ def main() -> int:
         report: Report = {
             "benchmark": "robustness",
             "seed": options.seed,
-            "machine": f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, "
+            "machine": f"{psutil.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, "
             f"Pillow {PIL.__version__}",
             "pictures": mutated_pictures(options.seed, 500 if options.quick else 10_000),
             "kills": killed_exports(checkpoint, reference, folder / "kills", 10 if options.quick else 50),

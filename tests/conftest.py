@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Matrix products of tiny models take several times as long on several threads as on one. Before numpy is imported.
@@ -12,6 +12,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
+from tests.makers.probes import OPTIONS, PRECISIONS
 from tests.makers.smollm import make_smollm
 from varco_export.export import ExportOptions, export
 from varco_export.progress import Silent
@@ -69,3 +70,23 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` exported in fp32."""
     return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def probe_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that int4 is fine enough for, unlike `tiny_checkpoint`: see `tests.makers.probes`."""
+    return make_tiny(tmp_path_factory.mktemp("probes") / "checkpoint", OPTIONS)
+
+
+@pytest.fixture(scope="session")
+def probed(probe_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the bundle of `probe_checkpoint` in a precision, with probes, exported once."""
+    folder = tmp_path_factory.mktemp("probed")
+
+    def bundle(precision: str) -> Path:
+        target = folder / precision
+        return (
+            target if target.exists() else export_bundle(probe_checkpoint, target, probes=True, **PRECISIONS[precision])
+        )
+
+    return bundle

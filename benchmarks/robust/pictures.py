@@ -8,12 +8,13 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image, features
 
+from varco_runtime.bench.memory import peak_memory_bytes
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError
 from varco_runtime.picture.loading import load_picture
@@ -65,7 +66,7 @@ def _work(seed: int, count: int) -> None:
         **outcomes,
         "growth_bytes": max(largest, _resident_bytes()) - before,
         "limit_bytes": MAX_GROWTH_BYTES,
-        "peak_bytes": _status("VmHWM"),
+        "peak_bytes": peak_memory_bytes(),
         "wall_s": round(time.perf_counter() - started, 1),
         "faults": faults[:20],
     }
@@ -169,15 +170,7 @@ def _mutate(data: bytes, other: bytes, generator: np.random.Generator) -> tuple[
 
 
 def _resident_bytes() -> int:
-    return _status("VmRSS")
-
-
-def _status(key: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return int(psutil.Process().memory_info().rss)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from benchmarks import peers, quality_plot
+from benchmarks import charts, peers
 from benchmarks.document import add_out, finish
 from varco_runtime.errors import UsageError
 
@@ -29,7 +29,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("name", ["charts", "engines", "quality_plot", "speculation"])
+@pytest.mark.parametrize("name", ["charts", "engines", "speculation"])
 def test_a_missing_package_is_one_line(name: str) -> None:
     done = run(f"benchmarks.{name}")
     assert done.returncode == 1
@@ -65,7 +65,7 @@ def test_figures_of_another_benchmark_are_refused(tmp_path: Path) -> None:
     for content, says in (({"a": "text"}, "holds no figures of benchmarks.quality"), ({"a": {}}, "no figures of fp32")):
         (tmp_path / "a.json").write_text(json.dumps(content))
         with pytest.raises(UsageError, match=says):
-            quality_plot.main([str(tmp_path / "a.json"), str(tmp_path / "a.png")])
+            charts.main([str(tmp_path / "a.json")])
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 

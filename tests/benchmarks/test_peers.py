@@ -14,6 +14,7 @@ from PIL import Image
 from benchmarks import charts, peers, scaling, startup
 from benchmarks.document import write_json
 from benchmarks.machine import line_fit, power_fit, read_bandwidth, spread
+from benchmarks.peer import contest
 from benchmarks.peer.contest import Contestant
 from benchmarks.peer.material import Facts, make_material, write_text_checkpoint
 from benchmarks.peer.process import PeerError, PeerProcess
@@ -24,6 +25,13 @@ from varco_runtime.errors import UsageError
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("material")
+
+
+@pytest.fixture(autouse=True)
+def _brief_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of reading, several times per report, says no more here than a hundredth."""
+    for module in (contest, scaling):
+        monkeypatch.setattr(module, "read_bandwidth", lambda threads: read_bandwidth(threads, seconds=0.01))
 
 
 def run(main: Any, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Captured, fail, run, shell
-from tests.runtime.bundle.test_opening import forge, set_at
+from tests.makers.manifests import forge, set_at
 from varco_cli import console
 from varco_cli.app import app
 from varco_cli.commands import doctor

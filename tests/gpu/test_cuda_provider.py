@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import export_bundle
 from tests.gpu.conftest import MAX_CONTEXT, MODEL
 from tests.makers.drafts import foretell
-from tests.makers.inputs import text_inputs
+from tests.makers.inputs import noise_picture, text_inputs
 from varco_export.tiny import make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 @pytest.fixture
 def image() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
+    return noise_picture()
 
 
 @pytest.fixture

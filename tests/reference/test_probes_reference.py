@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import export_bundle
+from tests.makers.probes import OPTIONS, checks_of, divergence_of, failed
 from tests.reference.oracle import Oracle, photo, relative_error, user_message
 from tests.reference.test_parity import CHECKPOINTS as PARITY_CHECKPOINTS
 from varco_export.checkpoint.checkpoint import Checkpoint
@@ -84,7 +85,6 @@ def test_fixed_input_scales_pass_and_what_they_cut_off_is_no_noise(tmp_path: Pat
     """`part`: of the largest input, what the scales can hold. At a half much is cut off, on every device alike."""
     pytest.importorskip("compressed_tensors", reason="the packer is compressed-tensors")
     from tests.makers.compressed_packer import CompressedPacking, compress_checkpoint
-    from tests.runtime.probes.test_replay import OPTIONS, checks_of, failed
 
     source = make_tiny(tmp_path / "checkpoint", OPTIONS)
     scales = {name: part * most / 448 for name, most in largest_inputs(source, tmp_path / "plain").items()}
@@ -112,7 +112,6 @@ def test_fixed_input_scales_pass_and_what_they_cut_off_is_no_noise(tmp_path: Pat
 def test_an_fp8_bundle_passes_and_one_of_other_scales_fails(tmp_path: Path, inputs: str) -> None:
     pytest.importorskip("compressed_tensors", reason="the packer is compressed-tensors")
     from tests.makers.compressed_packer import CompressedPacking, compress_checkpoint
-    from tests.runtime.probes.test_replay import OPTIONS, checks_of, divergence_of, failed
 
     source = make_tiny(tmp_path / "checkpoint", OPTIONS)
     weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}

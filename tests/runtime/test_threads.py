@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.makers.inputs import close
+from tests.makers.inputs import close, noise_picture
 from varco_runtime import Varco
 from varco_runtime.backend import KeepsPrefixes, PromptInputs
 from varco_runtime.errors import UsageError
@@ -22,7 +22,7 @@ from varco_runtime.stream import Stream
 
 NUM_TOKENS = 4
 ENDED = "A newer question ended this stream. Read a stream to its end before the next question."
-SHARED_PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (90, 130, 3), dtype=np.uint8))
+SHARED_PICTURE = noise_picture(3)
 QUESTIONS: tuple[tuple[Image.Image | None, str], ...] = (
     (None, "Hello"),
     (SHARED_PICTURE, "What is this?"),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.makers.inputs import noise_picture
 from varco_runtime import Varco
-from varco_runtime.backend import PromptInputs
-from varco_runtime.backends.cpu.backend import CHUNK_TOKENS, OnnxRuntimeBackend
+from varco_runtime.backends.cpu.backend import OnnxRuntimeBackend
 from varco_runtime.errors import ContextError, ImageError, PromptError, UsageError, VarcoError
 
 
@@ -25,70 +25,7 @@ def varco(tiny_bundle: Path) -> Varco:
 
 @pytest.fixture
 def image() -> Image.Image:
-    rng = np.random.default_rng(0)
-    return Image.fromarray(rng.integers(0, 256, (90, 130, 3), dtype=np.uint8))
-
-
-def text_inputs(varco: Varco, length: int, seed: int = 0) -> PromptInputs:
-    ids = np.random.default_rng(seed).integers(0, 250, length)
-    return PromptInputs(ids.astype(np.int64), varco.bundle.manifest.prompt.image_token_id, None)
-
-
-def close(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.abs(a - b).max() <= 2e-5 * np.abs(b).max())
-
-
-def test_chunked_prefill_equals_one_full_pass(varco: Varco, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = text_inputs(varco, 300)
-    assert CHUNK_TOKENS > 300
-    whole = varco.backend.prefill(inputs, 0, num_logits=300)
-    monkeypatch.setattr("varco_runtime.backends.cpu.backend.CHUNK_TOKENS", 37)
-    assert close(varco.backend.prefill(inputs, 0, num_logits=300), whole)
-    assert close(varco.backend.prefill(inputs, 0, num_logits=50), whole[-50:])
-
-
-def test_decode_steps_equal_one_full_pass(varco: Varco) -> None:
-    inputs = text_inputs(varco, 40)
-    whole = varco.backend.prefill(inputs, 0, num_logits=40)
-    first = PromptInputs(inputs.ids[:20], inputs.image_token_id, None)
-    rows = [varco.backend.prefill(first, 0)[0].copy()]
-    rows += [varco.backend.decode_step(int(token), 20 + i).copy() for i, token in enumerate(inputs.ids[20:])]
-    assert close(np.stack(rows), whole[19:])
-
-
-def test_a_rewound_cache_forgets_what_came_after(varco: Varco) -> None:
-    inputs, other = text_inputs(varco, 60), text_inputs(varco, 60, seed=9)
-    fresh = varco.backend.prefill(inputs, 0, num_logits=30).copy()
-    mixed = PromptInputs(np.concatenate([inputs.ids[:30], other.ids]), inputs.image_token_id, None)
-    varco.backend.prefill(mixed, 0)
-    assert close(varco.backend.prefill(inputs, 30, num_logits=30), fresh)
-
-
-def test_a_second_question_about_a_picture_encodes_no_tile_again(tiny_bundle: Path, image: Image.Image) -> None:
-    varco = Varco.load(tiny_bundle, threads=1)
-    encoded: list[int] = []
-    encode = varco.backend.encode
-
-    def counting(pixel_values: np.ndarray) -> object:
-        encoded.append(len(pixel_values))
-        return encode(pixel_values)
-
-    varco.backend.encode = counting  # type: ignore[method-assign]
-    first = varco.ask(image, "What is this?", max_new_tokens=4)
-    second = varco.ask(image, "And what colour is it?", max_new_tokens=16)
-    assert len(encoded) == 1
-    assert second.usage.cached_tokens >= first.usage.image_tokens
-    fresh = Varco.load(tiny_bundle, threads=1).ask(image, "And what colour is it?", max_new_tokens=16)
-    assert second.token_ids == fresh.token_ids
-
-
-def test_another_picture_of_the_same_size_is_not_mistaken_for_the_first(tiny_bundle: Path, image: Image.Image) -> None:
-    other = Image.eval(image, lambda value: 255 - value)
-    varco = Varco.load(tiny_bundle, threads=1)
-    varco.ask(image, "What is this?", max_new_tokens=4)
-    again = varco.ask(other, "What is this?", max_new_tokens=16)
-    fresh = Varco.load(tiny_bundle, threads=1).ask(other, "What is this?", max_new_tokens=16)
-    assert again.token_ids == fresh.token_ids
+    return noise_picture()
 
 
 def test_the_same_question_twice_gives_the_same_answer(varco: Varco, image: Image.Image) -> None:
@@ -176,13 +113,6 @@ def test_a_prompt_longer_than_the_context_is_one_clear_line(tiny_bundle: Path) -
         varco.ask(None, "word " * 100)
     assert "\n" not in str(caught.value)
     assert varco.ask(None, "Hello", max_new_tokens=3).token_ids
-
-
-def test_an_answer_stops_at_the_end_of_the_context(tiny_bundle: Path) -> None:
-    varco = Varco.load(tiny_bundle, max_context=64, threads=1)
-    answer = varco.ask(None, "Hello", max_new_tokens=1000)
-    assert answer.finish_reason == "length"
-    assert answer.usage.prompt_tokens + len(answer.token_ids) == 64
 
 
 def test_an_error_in_the_middle_leaves_the_model_usable(tiny_bundle: Path, image: Image.Image) -> None:

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
+from tests.makers.picture_files import png_chunk
 from varco_runtime import Varco
 from varco_runtime.bundle.manifest import FORMAT_VERSION
 from varco_runtime.bundle.opening import read_manifest
@@ -77,10 +78,6 @@ def make_newer(place: Place) -> None:
     document = json.loads((place.bundle / MANIFEST).read_bytes())
     document["format_version"] = FORMAT_VERSION + 1
     (place.bundle / MANIFEST).write_bytes(serialise(document))
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def write_bomb(path: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from tests.makers.refusals import refusal
 from varco_export.checkpoint.expected_shapes import expected_shapes
 from varco_export.checkpoint.provenance import find_license
 from varco_export.config.config_hf import _CLIP_MEAN
 from varco_export.config.config_reader import read_config
 from varco_export.config.model_config import ModelConfig, Shapes
 from varco_export.tiny import TinyOptions, make_tiny
-from varco_runtime.errors import CheckpointError
 
 REAL = Path("models", "varco-vision-14b-hf")
 TINY = TinyOptions(sparse=True)
@@ -286,18 +286,18 @@ REFUSED_HF: list[tuple[Change, str]] = [
 def test_what_is_not_implemented_is_refused_by_name(
     read: Callable[..., ModelConfig], changes: Change, message: str
 ) -> None:
-    assert message in _refusal(lambda: read(**changes))
+    assert message in refusal(lambda: read(**changes))
 
 
 @pytest.mark.parametrize("value", [-1, 0, True, 10**12, 1.5, math.nan, math.inf, "64", [64], {"a": 1}])
 def test_a_hostile_width_is_refused_by_name(read: Callable[..., ModelConfig], value: Any) -> None:
     for key in ("text_config__hidden_size", "text_config__num_hidden_layers", "vision_config__image_size"):
-        assert f"{key.rpartition('__')[2]} is " in _refusal(lambda key=key: read(**{key: value}))
+        assert f"{key.rpartition('__')[2]} is " in refusal(lambda key=key: read(**{key: value}))
 
 
 @pytest.mark.parametrize("value", [-1.0, 0, True, math.nan, math.inf, 10**400, 5e-324, 1e-40, "1e-6"])
 def test_a_hostile_number_is_refused_by_name(read: Callable[..., ModelConfig], value: Any) -> None:
-    assert "rms_norm_eps is " in _refusal(lambda: read(text_config__rms_norm_eps=value))
+    assert "rms_norm_eps is " in refusal(lambda: read(text_config__rms_norm_eps=value))
 
 
 REFUSED_IMAGE: list[tuple[Change, str]] = [
@@ -319,7 +319,7 @@ REFUSED_IMAGE: list[tuple[Change, str]] = [
 def test_another_preprocessing_is_refused_by_name(
     read: Callable[..., ModelConfig], changes: Change, message: str
 ) -> None:
-    assert message in _refusal(lambda: read(file="preprocessor_config.json", **changes))
+    assert message in refusal(lambda: read(file="preprocessor_config.json", **changes))
 
 
 REFUSED_LLAVA_NEXT: list[tuple[Change, str]] = [
@@ -346,24 +346,24 @@ REFUSED_LLAVA_NEXT: list[tuple[Change, str]] = [
 def test_another_llava_next_model_is_refused_by_name(
     read: Callable[..., ModelConfig], changes: Change, message: str
 ) -> None:
-    assert message in _refusal(lambda: read("llava-next", **changes))
+    assert message in refusal(lambda: read("llava-next", **changes))
 
 
 def test_llava_next_weights_without_a_vision_tower_are_refused(read: Callable[..., ModelConfig]) -> None:
     name = "vision_tower.embeddings.patch_embedding.weight"
-    assert f"{name} is missing from the weights" in _refusal(lambda: read("llava-next", shapes={}))
-    assert f"{name} has shape [0], expected 4 dimensions" in _refusal(lambda: read("llava-next", shapes={name: (0,)}))
+    assert f"{name} is missing from the weights" in refusal(lambda: read("llava-next", shapes={}))
+    assert f"{name} has shape [0], expected 4 dimensions" in refusal(lambda: read("llava-next", shapes={name: (0,)}))
 
 
 def test_a_missing_or_broken_file_is_named(made: dict[str, Path], tmp_path: Path) -> None:
-    assert "config.json is missing from" in _refusal(lambda: read_config(tmp_path, {}))
+    assert "config.json is missing from" in refusal(lambda: read_config(tmp_path, {}))
     (tmp_path / "config.json").write_text((made["hf"] / "config.json").read_text())
-    assert "preprocessor_config.json is missing from" in _refusal(lambda: read_config(tmp_path, {}))
+    assert "preprocessor_config.json is missing from" in refusal(lambda: read_config(tmp_path, {}))
     (tmp_path / "config.json").write_text("[1]")
-    assert "holds '[1]', expected a JSON object" in _refusal(lambda: read_config(tmp_path, {}))
+    assert "holds '[1]', expected a JSON object" in refusal(lambda: read_config(tmp_path, {}))
     for text in ("{", "", "[" * 10**5, '{"a": ' + "9" * 5000 + "}"):
         (tmp_path / "config.json").write_text(text)
-        assert "config.json is not JSON" in _refusal(lambda: read_config(tmp_path, {}))
+        assert "config.json is not JSON" in refusal(lambda: read_config(tmp_path, {}))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
@@ -372,7 +372,7 @@ def test_no_file_is_waited_for(made: dict[str, Path], tmp_path: Path, name: str)
     shutil.copytree(made["hf"], tmp_path, dirs_exist_ok=True)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    assert f"{name} cannot be read (it is a folder, pipe or device)" in _refusal(lambda: read_config(tmp_path, {}))
+    assert f"{name} cannot be read (it is a folder, pipe or device)" in refusal(lambda: read_config(tmp_path, {}))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
@@ -380,12 +380,3 @@ def test_a_licence_that_is_a_pipe_tells_nothing(tmp_path: Path) -> None:
     for name in ("README.md", "LICENSE"):
         os.mkfifo(tmp_path / name)
     assert find_license(tmp_path, "someone/model") == "unknown"
-
-
-def _refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message

@@ -1,3 +1,5 @@
+"""The chat template, the tokenizer and the settings of generation that a bundle takes over from a checkpoint."""
+
 from __future__ import annotations
 
 import json

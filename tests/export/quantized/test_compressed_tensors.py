@@ -24,6 +24,7 @@ from tests.makers.exported_weights import (
     export_exactly,
     exported_linears,
 )
+from tests.makers.refusals import assert_matches, export_refusal
 from varco_export.quantized import patterns
 from varco_export.quantized.compressed_config import Names
 from varco_export.quantized.patterns import match_names
@@ -32,7 +33,7 @@ from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.bundle.opening import read_manifest
-from varco_runtime.errors import CheckpointError, UsageError
+from varco_runtime.errors import UsageError
 
 torch = pytest.importorskip("torch", reason="the packer needs torch")
 pytest.importorskip("compressed_tensors", reason="the packer needs compressed-tensors")
@@ -263,16 +264,6 @@ def test_a_token_of_zeros_gives_finite_logits_in_fp8(original: Path, tmp_path: P
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def refusal(folder: Path, bundle: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        export_bundle(folder, bundle)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith((".", "varco quantize"))
-    assert not bundle.exists()
-    return message
-
-
 def change_tensor(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
@@ -285,10 +276,6 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
     document = json.loads(path.read_text())
     change(document["quantization_config"])
     path.write_text(json.dumps(document))
-
-
-def assert_matches(pattern: str, text: str) -> None:
-    assert re.search(pattern, text), text
 
 
 @pytest.mark.parametrize(
@@ -325,7 +312,7 @@ def test_a_broken_tensor_is_refused_in_one_line(
 ) -> None:
     compress_checkpoint(original, tmp_path / "packed", PACKINGS[packing])
     change_tensor(tmp_path / "packed", f"{PART}.{part}", change)
-    assert_matches(message, refusal(tmp_path / "packed", tmp_path / "bundle"))
+    assert_matches(message, export_refusal(tmp_path / "packed", tmp_path / "bundle"))
 
 
 def in_group(**changes: Any) -> Callable[[dict[str, Any]], None]:
@@ -370,7 +357,7 @@ def test_a_config_that_contradicts_or_is_unknown_is_refused(
 ) -> None:
     compress_checkpoint(original, tmp_path / "packed", CompressedPacking(GROUP))
     change_config(tmp_path / "packed", change)
-    assert_matches(message, refusal(tmp_path / "packed", tmp_path / "bundle"))
+    assert_matches(message, export_refusal(tmp_path / "packed", tmp_path / "bundle"))
 
 
 @pytest.mark.parametrize(
@@ -400,14 +387,14 @@ def test_an_fp8_config_that_contradicts_or_is_unknown_is_refused(
 ) -> None:
     compress_checkpoint(original, tmp_path / "packed", PACKINGS["fp8-channel-dynamic"])
     change_config(tmp_path / "packed", change)
-    assert_matches(message, refusal(tmp_path / "packed", tmp_path / "bundle"))
+    assert_matches(message, export_refusal(tmp_path / "packed", tmp_path / "bundle"))
 
 
 def test_a_pattern_that_never_ends_is_refused(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "MAX_CPU_S", 1)
     compress_checkpoint(original, tmp_path / "packed", CompressedPacking(GROUP))
     change_config(tmp_path / "packed", lambda config: config["ignore"].append(r"re:(.*.*.*.*.*.*.*.*)*!"))
-    message = refusal(tmp_path / "packed", tmp_path / "bundle")
+    message = export_refusal(tmp_path / "packed", tmp_path / "bundle")
     assert_matches(r"quantization_config: its 3 regular expressions take more than 1 s or 1 GiB", message)
 
 
@@ -415,4 +402,4 @@ def test_a_quantised_vision_tower_is_refused(original: Path, tmp_path: Path) -> 
     compress_checkpoint(original, tmp_path / "packed", CompressedPacking(GROUP))
     name = "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight_scale"
     change_tensor(tmp_path / "packed", name, lambda t: torch.ones(1))
-    assert f"{name} is quantised, expected only" in refusal(tmp_path / "packed", tmp_path / "bundle")
+    assert f"{name} is quantised, expected only" in export_refusal(tmp_path / "packed", tmp_path / "bundle")

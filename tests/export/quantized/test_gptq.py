@@ -23,12 +23,13 @@ from tests.makers.exported_weights import (
     exported_linears,
 )
 from tests.makers.gptq_packer import GptqPacking, pack_checkpoint, quantization_config, write_config
+from tests.makers.refusals import assert_matches, export_refusal
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantized import patterns
 from varco_export.reading.names import Scheme, canonical_name, disk_name
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.bundle.opening import read_manifest
-from varco_runtime.errors import CheckpointError, UsageError
+from varco_runtime.errors import UsageError
 
 Array = np.ndarray[Any, Any]
 TINY = TinyOptions(seed=11, hidden_size=128, num_attention_heads=8, intermediate_size=192, vocab_size=520)
@@ -165,7 +166,7 @@ def test_a_dynamic_pattern_that_never_ends_is_refused(
     monkeypatch.setattr(patterns, "MAX_CPU_S", 1)
     pack_checkpoint(original, tmp_path / "packed", GptqPacking())
     change_config(tmp_path / "packed", dynamic={r"-:(\w+\.?)+!": {}, r"-:(.*.*.*.*.*.*.*.*)*!": {}})
-    message = refusal(tmp_path / "packed", tmp_path / "bundle")
+    message = export_refusal(tmp_path / "packed", tmp_path / "bundle")
     assert "quantization_config: dynamic: its 2 regular expressions take more than 1 s" in message
 
 
@@ -251,16 +252,6 @@ def change_config(folder: Path, **changes: Any) -> None:
     write_config(folder, json.loads((folder / "config.json").read_text())["quantization_config"] | changes)
 
 
-def refusal(folder: Path, bundle: Path, **options: Any) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        export_bundle(folder, bundle, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith((".", "varco quantize"))
-    assert not bundle.exists()
-    return message
-
-
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
@@ -289,7 +280,7 @@ def test_a_broken_tensor_is_refused_in_one_line(
 ) -> None:
     pack_checkpoint(original, tmp_path / "packed", GptqPacking())
     break_tensor(tmp_path / "packed", f"{PART}.{part}", change)
-    assert_matches(message, refusal(tmp_path / "packed", tmp_path / "bundle"))
+    assert_matches(message, export_refusal(tmp_path / "packed", tmp_path / "bundle"))
 
 
 @pytest.mark.parametrize(
@@ -326,11 +317,7 @@ def test_a_config_that_contradicts_or_is_unknown_is_refused(
 ) -> None:
     pack_checkpoint(original, tmp_path / "packed", GptqPacking())
     change_config(tmp_path / "packed", **changes)
-    assert_matches(message, refusal(tmp_path / "packed", tmp_path / "bundle"))
-
-
-def assert_matches(pattern: str, text: str) -> None:
-    assert re.search(pattern, text), text
+    assert_matches(message, export_refusal(tmp_path / "packed", tmp_path / "bundle"))
 
 
 def test_two_configs_must_agree(original: Path, tmp_path: Path) -> None:
@@ -340,17 +327,17 @@ def test_two_configs_must_agree(original: Path, tmp_path: Path) -> None:
     (folder / "quantize_config.json").write_text(json.dumps(config))
     export_bundle(folder, tmp_path / "agreeing")
     (folder / "quantize_config.json").write_text(json.dumps(config | {"group_size": 128}))
-    message = refusal(folder, tmp_path / "bundle")
+    message = export_refusal(folder, tmp_path / "bundle")
     assert message.startswith("group_size is 32 in config.json and 128 in quantize_config.json")
     apart = "checkpoint_format is gptq in config.json and gptq_v2 in quantize_config.json"
     for key in ("checkpoint_format", "format"):  # of which the other is not there, or null
         other = config | {"checkpoint_format": None, key: "gptq_v2"}
         (folder / "quantize_config.json").write_text(json.dumps(other))
-        assert refusal(folder, tmp_path / "bundle").startswith(apart)
+        assert export_refusal(folder, tmp_path / "bundle").startswith(apart)
     document = json.loads((folder / "config.json").read_text())
     document["text_config"]["quantization_config"] = config | {"bits": 8}
     (folder / "config.json").write_text(json.dumps(document))
-    assert "two different quantization_configs" in refusal(folder, tmp_path / "bundle")
+    assert "two different quantization_configs" in export_refusal(folder, tmp_path / "bundle")
 
 
 def test_quantize_config_json_alone_is_enough(original: Path, tmp_path: Path) -> None:
@@ -381,7 +368,7 @@ def test_a_config_over_plain_weights_is_refused(original: Path, tmp_path: Path) 
     folder = tmp_path / "plain"
     shutil.copytree(original, folder)
     write_config(folder, quantization_config(GptqPacking()))
-    assert "says GPTQ and the weights hold no qweight" in refusal(folder, tmp_path / "bundle")
+    assert "says GPTQ and the weights hold no qweight" in export_refusal(folder, tmp_path / "bundle")
 
 
 def test_quantised_weights_without_a_config_are_refused(original: Path, tmp_path: Path) -> None:
@@ -390,7 +377,7 @@ def test_quantised_weights_without_a_config_are_refused(original: Path, tmp_path
     document = json.loads((folder / "config.json").read_text())
     document.pop("quantization_config")
     (folder / "config.json").write_text(json.dumps(document))
-    assert "quantised and config.json holds no quantization_config" in refusal(folder, tmp_path / "bundle")
+    assert "quantised and config.json holds no quantization_config" in export_refusal(folder, tmp_path / "bundle")
 
 
 def test_a_quantised_vision_tower_is_refused(original: Path, tmp_path: Path) -> None:
@@ -398,21 +385,23 @@ def test_a_quantised_vision_tower_is_refused(original: Path, tmp_path: Path) -> 
     pack_checkpoint(original, folder, GptqPacking())
     name = "vision_tower.vision_model.encoder.layers.0.mlp.fc1"
     rename(folder, lambda disk: disk.replace(f"{name}.weight", f"{name}.qweight"))
-    assert f"{name}.qweight is quantised, expected only the language model's" in refusal(folder, tmp_path / "bundle")
+    assert f"{name}.qweight is quantised, expected only the language model's" in export_refusal(
+        folder, tmp_path / "bundle"
+    )
 
 
 def test_a_bias_that_the_network_does_not_have_is_refused(original: Path, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     pack_checkpoint(original, folder, GptqPacking(zero_biases=True))
     break_tensor(folder, f"{PART}.bias", lambda bias: bias + 1)
-    assert "up_proj.bias is not zero, expected no bias" in refusal(folder, tmp_path / "bundle")
+    assert "up_proj.bias is not zero, expected no bias" in export_refusal(folder, tmp_path / "bundle")
 
 
 def test_act_order_without_g_idx_is_refused(original: Path, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     pack_checkpoint(original, folder, GptqPacking(act_order=True))
     break_tensor(folder, f"{PART}.g_idx", lambda g_idx: None)
-    assert "g_idx is missing and quantization_config says desc_act" in refusal(folder, tmp_path / "bundle")
+    assert "g_idx is missing and quantization_config says desc_act" in export_refusal(folder, tmp_path / "bundle")
 
 
 def test_a_missing_g_idx_is_fine_without_act_order(original: Path, tmp_path: Path) -> None:
@@ -426,11 +415,11 @@ def test_a_missing_g_idx_is_fine_without_act_order(original: Path, tmp_path: Pat
 def test_a_text_model_alone_or_with_the_wrong_vision_side_is_refused(original: Path, tmp_path: Path) -> None:
     pack_checkpoint(original, tmp_path / "whole", GptqPacking())
     text = text_model_of(tmp_path / "whole", tmp_path / "text")
-    assert "add --vision-from ORIGINAL" in refusal(text, tmp_path / "bundle")
-    message = refusal(tmp_path / "whole", tmp_path / "bundle", vision_from=str(original))
+    assert "add --vision-from ORIGINAL" in export_refusal(text, tmp_path / "bundle")
+    message = export_refusal(tmp_path / "whole", tmp_path / "bundle", vision_from=str(original))
     assert "is no part of a language model" in message
     other = make_tiny(tmp_path / "other", replace(TINY, rope_theta=5e5))
-    message = refusal(text, tmp_path / "bundle", vision_from=str(other))
+    message = export_refusal(text, tmp_path / "bundle", vision_from=str(other))
     assert message.startswith("text: rope_theta is 1000000.0 and 500000.0 in the checkpoint of the vision side")
 
 

@@ -1,3 +1,5 @@
+"""Small JSON files of a checkpoint: read within bounds, or refused in one line."""
+
 from __future__ import annotations
 
 import json
@@ -6,17 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.makers import refusals
 from varco_export.reading.json_file import MAX_NESTING, open_plain, read_head, read_json, read_text
 from varco_runtime.errors import CheckpointError
 
 
 def refusal(path: Path, max_bytes: int = 1000) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read_json(path, max_bytes=max_bytes)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
+    return refusals.refusal(lambda: read_json(path, max_bytes=max_bytes))
 
 
 def test_an_object_is_read_through_a_link_as_the_hubs_cache_has_it(tmp_path: Path) -> None:

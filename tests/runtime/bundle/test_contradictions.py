@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
-from tests.runtime.bundle.test_opening import forge
+from tests.makers.manifests import forge
 from varco_cli.main import main
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
@@ -37,14 +36,6 @@ def cuda_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def probed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("probed") / "tiny", probes=True)
-
-
-def linked(bundle: Path, folder: Path) -> Path:
-    """A copy whose files are the same ones: only the manifest is to be written anew."""
-    shutil.copytree(bundle, folder, copy_function=os.link)
-    (folder / MANIFEST).unlink()
-    shutil.copy(bundle / MANIFEST, folder / MANIFEST)
-    return folder
 
 
 def changed(path: str, value: Callable[[Any], Any]) -> Callable[[Document], None]:
@@ -117,7 +108,7 @@ def test_a_manifest_that_contradicts_its_graphs_is_refused_when_they_are_loaded(
     tiny_bundle: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     change, message = {**CONTRADICTIONS, **OF_THE_CPU}[name]
-    bundle = linked(tiny_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     forge(bundle, change)
     check_refusal(bundle, message, capfd)
 
@@ -130,7 +121,7 @@ def test_so_is_one_of_a_bundle_for_cuda(
     cuda_bundle: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     change, message = CONTRADICTIONS[name]
-    bundle = linked(cuda_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(cuda_bundle, tmp_path / "bundle")
     forge(bundle, change)
     check_refusal(bundle, message, capfd)
 
@@ -138,7 +129,7 @@ def test_so_is_one_of_a_bundle_for_cuda(
 def test_a_vocabulary_that_the_graph_for_cuda_has_not_is_refused(
     cuda_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = linked(cuda_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(cuda_bundle, tmp_path / "bundle")
     forge(bundle, changed("model/vocab_size", lambda n: n // 2))
     check_refusal(bundle, "decoder.onnx has the output logits fp32", capfd)
 
@@ -168,7 +159,7 @@ def test_no_number_of_a_manifest_is_a_traceback(tmp_path: Path, factor: float) -
             if type(value) not in (int, float):
                 continue
             other = type(value)(value * factor) + (1 if factor == 1.01 and type(value) is int else 0)
-            bundle = linked(good, tmp_path / f"{group}-{key}")
+            bundle = shutil.copytree(good, tmp_path / f"{group}-{key}")
             forge(bundle, changed(f"{group}/{key}", lambda _, other=other: other))  # type: ignore[misc]
             with contextlib.suppress(VarcoError):
                 Varco.load(bundle, threads=1).ask(picture, "Hi", max_new_tokens=2)
@@ -204,7 +195,7 @@ def test_probes_that_are_junk_are_one_line(
     probed_bundle: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change, message = PROBES[name]
-    bundle = linked(probed_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(probed_bundle, tmp_path / "bundle")
     file = json.loads((bundle / MANIFEST).read_bytes())["probes"]
     probes = json.loads((bundle / file).read_bytes())
     change(probes)

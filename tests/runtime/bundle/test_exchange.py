@@ -29,11 +29,6 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(checkpoint, tmp_path_factory.mktemp("other_bundle") / "tiny")
 
 
-@pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-
-
 def overwrite(bundle: Path, other: Path) -> None:
     """What `varco export --overwrite` does at its end."""
     with whole_folder(bundle, overwrite=True) as partial:

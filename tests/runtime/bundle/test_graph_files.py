@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from tests.runtime.bundle.test_opening import forge, set_at
+from tests.makers.manifests import forge, set_at
 from varco_cli.main import main
 from varco_runtime.bundle import opening as bundle_module
 from varco_runtime.bundle.graph_files import MAX_DEPTH, external_files

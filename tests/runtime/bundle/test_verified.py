@@ -8,22 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.bundle.test_opening import FILES, hashed, refusal
+from tests.makers.manifests import FILES, hashed, refusal
 from varco_runtime.bundle import verified
 from varco_runtime.bundle.opening import LARGE_SUFFIXES
 from varco_runtime.bundle.schema import MANIFEST
 from varco_runtime.system import cache_folder as cache
 
-
-@pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-
-
-@pytest.fixture(autouse=True)
-def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VARCO_EDGE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 @pytest.fixture

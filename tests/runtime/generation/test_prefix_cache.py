@@ -6,18 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.makers.inputs import noise_picture
 from varco_runtime import Varco
 from varco_runtime.backend import KeepsPrefixes
 from varco_runtime.errors import UsageError
 from varco_runtime.generation.prefix_cache import Memory
 
 QUESTION, OTHER_QUESTION = "What is this?", "And what colour is it?"
-
-
-def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (90, 130, 3), dtype=np.uint8))
 
 
 @pytest.fixture
@@ -31,7 +27,7 @@ def fresh_answers(tiny_bundle: Path) -> dict[tuple[int, str], tuple[int, ...]]:
 
     def answer(seed: int, question: str) -> tuple[int, ...]:
         varco = Varco.load(tiny_bundle, threads=1, memory_mb=0)
-        return varco.ask(picture(seed), question, max_new_tokens=16).token_ids
+        return varco.ask(noise_picture(seed), question, max_new_tokens=16).token_ids
 
     return {(seed, question): answer(seed, question) for seed in range(3) for question in (QUESTION, OTHER_QUESTION)}
 
@@ -53,7 +49,7 @@ def test_coming_back_to_a_picture_computes_none_of_it_again(
 ) -> None:
     for round_, question in enumerate((QUESTION, OTHER_QUESTION, QUESTION)):
         for seed in range(3):
-            answer = varco.ask(picture(seed), question, max_new_tokens=16)
+            answer = varco.ask(noise_picture(seed), question, max_new_tokens=16)
             assert answer.token_ids == fresh_answers[seed, question]
             if round_:
                 assert answer.usage.cached_tokens >= answer.usage.image_tokens
@@ -66,36 +62,36 @@ def test_without_memory_only_the_latest_picture_is_kept(
 ) -> None:
     varco = Varco.load(tiny_bundle, threads=1, memory_mb=0)
     for seed, question in [(0, QUESTION), (1, QUESTION), (0, OTHER_QUESTION), (0, QUESTION)]:
-        answer = varco.ask(picture(seed), question, max_new_tokens=16)
+        answer = varco.ask(noise_picture(seed), question, max_new_tokens=16)
         assert answer.token_ids == fresh_answers[seed, question]
     assert answer.usage.cached_tokens >= answer.usage.image_tokens
     assert varco.session.memory.num_bytes == 0
 
 
 def test_the_least_recently_used_picture_goes_first(varco: Varco, num_encoded: list[int]) -> None:
-    varco.ask(picture(0), QUESTION, max_new_tokens=1)
+    varco.ask(noise_picture(0), QUESTION, max_new_tokens=1)
     one = varco.session.memory.num_bytes  # image tokens alone: the keys and values are still in the cache
     prefix = varco.backend.prefix_bytes_per_position * 80  # type: ignore[attr-defined]
     varco.session.memory._max_bytes = 2 * (one + prefix)
     for seed in (1, 0, 2, 3):
-        varco.ask(picture(seed), QUESTION, max_new_tokens=1)
+        varco.ask(noise_picture(seed), QUESTION, max_new_tokens=1)
         assert varco.session.memory.num_bytes <= varco.session.memory._max_bytes
     before = len(num_encoded)
-    varco.ask(picture(1), QUESTION, max_new_tokens=1)
+    varco.ask(noise_picture(1), QUESTION, max_new_tokens=1)
     assert len(num_encoded) == before + 1
 
 
 def test_a_question_without_a_picture_in_between_keeps_the_picture(varco: Varco) -> None:
-    first = varco.ask(picture(0), QUESTION, max_new_tokens=16)
+    first = varco.ask(noise_picture(0), QUESTION, max_new_tokens=16)
     varco.ask(None, "Hello", max_new_tokens=16)
-    again = varco.ask(picture(0), QUESTION, max_new_tokens=16)
+    again = varco.ask(noise_picture(0), QUESTION, max_new_tokens=16)
     assert again.token_ids == first.token_ids
     assert again.usage.cached_tokens >= again.usage.image_tokens
 
 
 def test_a_copy_that_fails_leaves_the_model_usable(varco: Varco, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = varco.ask(picture(0), QUESTION, max_new_tokens=16)
-    varco.ask(picture(1), QUESTION, max_new_tokens=16)
+    first = varco.ask(noise_picture(0), QUESTION, max_new_tokens=16)
+    varco.ask(noise_picture(1), QUESTION, max_new_tokens=16)
 
     def failing(prefix: np.ndarray) -> None:
         raise MemoryError("no memory left")
@@ -103,8 +99,8 @@ def test_a_copy_that_fails_leaves_the_model_usable(varco: Varco, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(varco.backend, "restore_prefix", failing)
         with pytest.raises(MemoryError):
-            varco.ask(picture(0), QUESTION, max_new_tokens=16)
-    assert varco.ask(picture(0), QUESTION, max_new_tokens=16).token_ids == first.token_ids
+            varco.ask(noise_picture(0), QUESTION, max_new_tokens=16)
+    assert varco.ask(noise_picture(0), QUESTION, max_new_tokens=16).token_ids == first.token_ids
 
 
 def test_a_backend_that_cannot_copy_keeps_nothing_else(varco: Varco) -> None:
@@ -124,7 +120,7 @@ def test_the_system_message_is_in_the_cache_before_the_first_question(varco: Var
     opening = len(varco.session.memory.sequence.ids)
     assert opening > 0
     assert varco.ask(None, "Hello", max_new_tokens=1).usage.cached_tokens >= opening
-    assert varco.ask(picture(0), QUESTION, max_new_tokens=1).usage.cached_tokens >= opening
+    assert varco.ask(noise_picture(0), QUESTION, max_new_tokens=1).usage.cached_tokens >= opening
 
 
 def test_a_negative_bound_is_refused(tiny_bundle: Path) -> None:

@@ -1,3 +1,5 @@
+"""The next token: greedy, drawn, penalised, and what is refused."""
+
 from __future__ import annotations
 
 from collections import Counter

@@ -156,13 +156,6 @@ def test_one_slow_moment_does_not_end_all_drafts(tokenizer: Tokenizer) -> None:
     assert drafter.propose(MAX_STEP_TOKENS) != []
 
 
-def test_a_step_of_several_tokens_equals_as_many_steps(varco: Varco) -> None:
-    tokens = [5, 17, 33, 4, 99]
-    single = np.stack([varco.backend.decode_step(token, position).copy() for position, token in enumerate(tokens)])
-    together = varco.backend.decode_steps(tokens, 0)  # type: ignore[attr-defined]
-    assert np.abs(together - single).max() <= 2e-5 * np.abs(single).max()
-
-
 class Scripted:
     """A decoder that says a given text whatever it is asked, and records its steps."""
 

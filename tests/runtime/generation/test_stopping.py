@@ -1,3 +1,5 @@
+"""Stop strings: the text ends before the first of them, however it comes in pieces."""
+
 from __future__ import annotations
 
 import pytest

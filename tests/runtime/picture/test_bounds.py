@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import warnings
-import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.makers.picture_files import encoded, png_chunk
 from varco_runtime.errors import ImageError
 from varco_runtime.picture import bounds as bounds
 from varco_runtime.picture import jpeg2000
@@ -25,12 +25,6 @@ from varco_runtime.picture import loading as picture
 from varco_runtime.picture.loading import load_picture
 
 RGB = np.random.default_rng(0).integers(0, 256, (23, 37, 3), dtype=np.uint8)
-
-
-def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
 
 
 def tiff(
@@ -129,10 +123,6 @@ def jpeg_of_scans(count: int, size: tuple[int, int] = (37, 23)) -> bytes:
     data = jpeg(size=size)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * (count - data.count(b"\xff\xda") + 1) + data[-2:]
-
-
-def png_chunk(kind: bytes, body: bytes = b"") -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(*more: bytes) -> bytes:

@@ -19,18 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
+from tests.makers.picture_files import encoded
 from varco_runtime.errors import ImageError
 from varco_runtime.picture import loading as picture
 from varco_runtime.picture.loading import load_picture
 
 RGB = np.random.default_rng(0).integers(0, 256, (23, 37, 3), dtype=np.uint8)
 PLAIN_MODES = ["1", "L", "P", "PA", "LA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"]
-
-
-def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
 
 
 def grey(values: Any, dtype: str) -> list[int]:

@@ -1,3 +1,5 @@
+"""Messages become token ids, and only who may write a special token does."""
+
 from __future__ import annotations
 
 import math

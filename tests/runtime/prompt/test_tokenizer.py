@@ -1,3 +1,5 @@
+"""Tokens and text, both ways, piece by piece."""
+
 from __future__ import annotations
 
 import json

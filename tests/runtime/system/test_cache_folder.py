@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.makers.manifests import FILES, hashed
 from tests.runtime.backends.cpu.test_prepacked import graphs_loaded, numbers
-from tests.runtime.bundle.test_opening import FILES, hashed
 from varco_export.engines import timing_cache
 from varco_runtime.backends.cpu import prepacked
 from varco_runtime.bundle import verified

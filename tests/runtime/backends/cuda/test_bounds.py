@@ -13,34 +13,15 @@ from PIL import Image
 
 from tests.conftest import export_bundle
 from tests.doubles.recording_onnxruntime import Gpu
-from tests.makers.inputs import close, text_inputs
-from tests.runtime.backends.cuda.conftest import MAX_CONTEXT, backend_of
+from tests.runtime.backends.cuda.conftest import backend_of
 from varco_runtime import Varco
 from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.bundle.opening import Bundle
-from varco_runtime.errors import ContextError
 
 
-def test_no_position_beyond_the_context_reaches_the_device(bundle: Path, gpu: Gpu) -> None:
-    varco = Varco.load(bundle, max_context=64)
-    answer = varco.ask(None, "Hello", max_new_tokens=1000)
-    assert answer.usage.prompt_tokens + len(answer.token_ids) == 64
-    for step in (varco.backend.decode_step, backend_of(varco).decode_greedy):
-        with pytest.raises(ContextError, match="65 positions do not fit the context of 64"):
-            step(1, 64)
-    with pytest.raises(ContextError, match="100 positions do not fit"):
-        varco.backend.prefill(text_inputs(varco, 100), 0)
+def test_no_token_beyond_the_vocabulary_reaches_the_device(varco: Varco) -> None:
     with pytest.raises(AssertionError, match="token ids 999999"):
         varco.backend.decode_step(999_999, 3)
-
-
-def test_the_last_position_of_the_caches_can_be_used(bundle: Path, gpu: Gpu, cpu: Varco) -> None:
-    varco = Varco.load(bundle)
-    inputs = text_inputs(varco, MAX_CONTEXT - 1)
-    for one in (varco, cpu):
-        one.backend.prefill(inputs, 0)
-    position = MAX_CONTEXT - 1
-    assert close(varco.backend.decode_step(3, position), cpu.backend.decode_step(3, position))
 
 
 def test_buffers_are_allocated_at_loading_alone_and_hold_finite_numbers(

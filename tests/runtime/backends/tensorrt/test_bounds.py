@@ -5,19 +5,16 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
-from tests.doubles.recording_cuda import CudaError, Device
+from tests.doubles.recording_cuda import Device
 from tests.doubles.recording_tensorrt import add_engines, runs
-from tests.makers.inputs import close, text_inputs
-from tests.runtime.backends.tensorrt.conftest import MAX_CONTEXT, backend_of, shorter
+from tests.runtime.backends.tensorrt.conftest import backend_of, shorter
 from varco_runtime import Varco
-from varco_runtime.dtypes import to_stored
-from varco_runtime.errors import BackendError, ContextError, ImageError
+from varco_runtime.errors import ContextError, ImageError
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
@@ -55,12 +52,6 @@ def test_a_picture_of_too_many_tokens_is_one_clear_line(changed: Path, device: D
     assert varco.ask(None, "Hello", max_new_tokens=4).token_ids
 
 
-def test_bf16_is_rounded_to_nearest_even() -> None:
-    values = np.concatenate([np.random.default_rng(0).normal(size=4000), [0, -0.0, 1.00390625, 1.01171875]])
-    expected = values.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    assert (to_stored(values.astype(np.float32), "bf16") == expected).all()
-
-
 def test_fp16_engines_answer_like_their_graphs_do(tiny_checkpoint: Path, tmp_path: Path, device: Device) -> None:
     folder = export_bundle(tiny_checkpoint, tmp_path / "fp16", device="tensorrt", decoder="fp16", max_context=256)
     add_engines(folder)
@@ -71,26 +62,6 @@ def test_fp16_engines_answer_like_their_graphs_do(tiny_checkpoint: Path, tmp_pat
 
 
 # --- bounds and memory ------------------------------------------------------------------------------------------------
-
-
-def test_no_position_beyond_the_context_reaches_the_device(bundle: Path, device: Device) -> None:
-    varco = Varco.load(bundle, max_context=64)
-    answer = varco.ask(None, "Hello", max_new_tokens=1000)
-    assert answer.finish_reason == "length"
-    assert answer.usage.prompt_tokens + len(answer.token_ids) == 64
-    for step in (varco.backend.decode_step, backend_of(varco).decode_greedy):
-        with pytest.raises(ContextError, match="65 positions do not fit the context of 64"):
-            step(1, 64)
-    with pytest.raises(ContextError, match="100 positions do not fit"):
-        varco.backend.prefill(text_inputs(varco, 100), 0)
-
-
-def test_the_last_position_of_the_caches_can_be_used(varco: Varco, cpu: Varco) -> None:
-    inputs = text_inputs(varco, MAX_CONTEXT - 2)
-    got, want = varco.backend.prefill(inputs, 0), cpu.backend.prefill(inputs, 0)
-    for position in (MAX_CONTEXT - 2, MAX_CONTEXT - 1):
-        got, want = varco.backend.decode_step(3, position), cpu.backend.decode_step(3, position)
-    assert close(got, want)
 
 
 def test_memory_is_allocated_at_loading_and_freed_once(bundle: Path, device: Device, image: Image.Image) -> None:
@@ -112,10 +83,3 @@ def test_losing_the_model_frees_the_device(bundle: Path, device: Device) -> None
     del varco
     gc.collect()
     device.assert_all_is_freed()
-
-
-def test_a_fault_of_the_device_is_one_clear_line(varco: Varco, device: Device) -> None:
-    device.fault = CudaError.cudaErrorIllegalAddress
-    with pytest.raises(BackendError, match="cudaErrorIllegalAddress") as caught:
-        varco.ask(None, "Hello", max_new_tokens=4)
-    assert "\n" not in str(caught.value)

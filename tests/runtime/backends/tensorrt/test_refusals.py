@@ -189,21 +189,3 @@ def test_a_decoder_of_another_context_is_refused(changed: Path, device: Device) 
     refused(
         changed, device, BundleError, r"decoder\.engine has input past\.0\.key fp32 \[1, 2, 1024, 16\], expected .*512"
     )
-
-
-# --- providers --------------------------------------------------------------------------------------------------------
-
-
-def test_auto_takes_what_the_bundle_was_exported_for_and_says_why(varco: Varco, cpu: Varco) -> None:
-    assert varco.provider == "tensorrt (the bundle was exported for TensorRT, and its engines fit this sm89)"
-    assert cpu.provider == "cpu (the bundle was exported for the CPU)"
-    assert varco.backend.description == f"TensorRT for RTX {RTX_VERSION}, Recording GPU (sm89)"
-
-
-def test_a_provider_that_the_bundle_was_not_exported_for_is_refused(
-    bundle: Path, tiny_bundle: Path, device: Device
-) -> None:
-    refused(bundle, device, BackendError, r"for TensorRT, got the provider 'cpu'\..*--device cpu", provider="cpu")
-    refused(tiny_bundle, device, BackendError, r"exported for the CPU, got .*--device tensorrt", provider="tensorrt")
-    refused(tiny_bundle, device, BackendError, r"exported for the CPU, got .*--device cuda", provider="cuda")
-    assert Varco.load(tiny_bundle, provider="cpu", threads=1).provider == "cpu (as asked)"

@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from varco_cli.commands.doctor import EXTRAS
 from varco_runtime.extras import install_command, reinstall_command, required_packages
 
-RUNTIME = Path(__file__).parents[3] / "runtime" / "varco_runtime"
-PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+RUNTIME = Path(__file__).parents[2] / "runtime" / "varco_runtime"
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
