@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from PIL import Image, features
 
-from varco_runtime.bench.memory import peak_memory_bytes
+from varco_runtime.system.memory import peak_memory_bytes
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError
 from varco_runtime.picture.loading import load_picture

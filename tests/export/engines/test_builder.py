@@ -28,7 +28,7 @@ from varco_runtime.backends.tensorrt.engine_io import engine_io
 from varco_runtime.bundle.opening import read_manifest
 from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.errors import ExportError
-from varco_runtime.system import peak_memory
+from varco_runtime.system import memory as peak_memory
 
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (extra dev or tensorrt)")
 
