@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 from PIL import Image, features
 
-from varco_runtime.system.memory import peak_memory_bytes
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.tiles import tile
+from varco_runtime.system.memory import peak_memory_bytes
 
 MAX_GROWTH_BYTES = 100_000_000
 _GRIDS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))

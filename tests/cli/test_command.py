@@ -232,14 +232,6 @@ def test_an_encoding_without_hangul_gets_escapes(tiny_bundle: Path) -> None:
     assert ascii_only.stdout == plain.stdout.encode("ascii", "backslashreplace").decode()
 
 
-def test_the_readme_names_every_module() -> None:
-    root = Path(__file__).resolve().parents[2]
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    modules = {path.name for top in ("export", "runtime") for path in (root / top).rglob("*.py")} - {"__init__.py"}
-    assert modules
-    assert sorted(name for name in modules if name not in readme) == []
-
-
 @pytest.mark.parametrize(
     ("num_bytes", "expected"),
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (30_391_954_496, "30.4 GB"), (524_288_000, "524 MB")],
