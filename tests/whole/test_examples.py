@@ -40,7 +40,8 @@ def test_ask(tiny_bundle: Path, picture: str, capsys: pytest.CaptureFixture[str]
 
 def test_ocr_writes_its_overlay(tiny_bundle: Path, picture: str, tmp_path: Path) -> None:
     run("ocr.py", tiny_bundle, picture, tmp_path / "overlay.png")
-    assert Image.open(tmp_path / "overlay.png").size == (80, 60)
+    with Image.open(tmp_path / "overlay.png") as overlay:
+        assert overlay.size == (80, 60)
 
 
 def test_stream(tiny_bundle: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
