@@ -22,6 +22,7 @@ from varco_export.graph import Graph
 from varco_export.names import canonical_name
 from varco_export.pixels import emit_pixels
 from varco_export.precision import Precision
+from varco_export.precision_gpu import INTEGERS_IN_BF16
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
@@ -55,6 +56,11 @@ CUDA_KERNELS = {
 @pytest.fixture(scope="module")
 def fused_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("fused") / "original", FUSED)
+
+
+@pytest.fixture(scope="module")
+def bf16_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("bf16") / "checkpoint", TinyOptions(dtype="bf16"))
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +108,42 @@ def test_fp16_and_bf16_are_the_same_graph(tiny_checkpoint: Path, tmp_path: Path)
     assert nodes("fp16") == nodes("bf16")
 
 
-@pytest.mark.parametrize("options", [{}, {"decoder": "int4"}, {"decoder": "bf16"}])
-def test_a_checkpoint_in_bf16_computes_in_bf16(tmp_path: Path, options: dict[str, str]) -> None:
-    checkpoint = make_tiny(tmp_path / "checkpoint", TinyOptions(dtype="bf16"))
-    manifest = read_manifest(export_bundle(checkpoint, tmp_path / "bundle", device="cuda", max_context=64, **options))
+@pytest.mark.parametrize(
+    ("options", "compute"),
+    [
+        ({}, "bf16"),
+        ({"decoder": "fp8"}, "bf16"),
+        ({"decoder": "int4"}, "fp16"),
+        ({"decoder": "int8", "lm_head": "int8"}, "fp16"),
+        ({"lm_head": "int4"}, "fp16"),
+        ({"decoder": "int4", "vision": "bf16"}, "bf16"),
+        ({"decoder": "int4", "lm_head": "bf16"}, "bf16"),
+        ({"decoder": "bf16", "lm_head": "int8"}, "bf16"),
+    ],
+)
+def test_integers_of_a_checkpoint_in_bf16_compute_in_fp16_unless_asked(
+    bf16_checkpoint: Path, tmp_path: Path, options: dict[str, str], compute: str
+) -> None:
+    """Integer products in bf16 cost accuracy, and export says so where it was asked for them."""
+    manifest = read_manifest(
+        export_bundle(bf16_checkpoint, tmp_path / "bundle", device="cuda", max_context=64, **options)
+    )
     computes = {name: part.compute for name, part in manifest.components.items()}
     assert (computes.pop("pixels"), computes.pop("sampling")) == ("fp32", "fp32")
-    assert set(computes.values()) == {"bf16"}
-    assert manifest.decoder.precision.endswith("head bf16" if "int4" in options.values() else "bf16")
+    assert set(computes.values()) == {compute}
+    has_integers = any(kind in ("int4", "int8") for kind in options.values())
+    assert (INTEGERS_IN_BF16 in manifest.provenance["notes"]) == (has_integers and compute == "bf16")
+
+
+def test_integers_of_a_quantized_checkpoint_in_bf16_compute_in_fp16_unless_asked(
+    bf16_checkpoint: Path, tmp_path: Path
+) -> None:
+    pack_checkpoint(bf16_checkpoint, tmp_path / "packed", GptqPacking(group_size=32))
+    for options, compute in (({}, "fp16"), ({"vision": "bf16"}, "bf16")):
+        folder = tmp_path / compute
+        manifest = read_manifest(export_bundle(tmp_path / "packed", folder, device="cuda", max_context=64, **options))
+        assert manifest.decoder.compute == compute
+        assert (INTEGERS_IN_BF16 in manifest.provenance["notes"]) == (compute == "bf16")
 
 
 def test_a_step_reads_one_row_of_the_token_table(tiny_checkpoint: Path, tmp_path: Path) -> None:

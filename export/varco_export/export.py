@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,13 @@ from varco_export.output import HashedFile, whole_folder
 from varco_export.packing import emit_packing
 from varco_export.pixels import emit_pixels
 from varco_export.precision import Precision, check_decoder_options, decoder_precision, vision_precision
-from varco_export.precision_gpu import GPU_DEVICES, check_gpu_options, gpu_precisions
+from varco_export.precision_gpu import (
+    GPU_DEVICES,
+    INTEGERS_IN_BF16,
+    check_gpu_options,
+    gpu_precisions,
+    loses_sums,
+)
 from varco_export.probes import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.progress import Progress
 from varco_export.projector import emit_projector
@@ -210,7 +217,7 @@ def _write(
         tokenizer="tokenizer.json",
         chat_template="chat_template.jinja",
         license=str(checkpoint.provenance["license"]),
-        provenance={**checkpoint.provenance, "exported_by": f"varco-edge {__version__}"},
+        provenance=_provenance(checkpoint, decoder, options.device),
         engines=(),
         files=files,
     )
@@ -219,6 +226,14 @@ def _write(
         manifest = write_probes(checkpoint, folder, manifest, progress)
     write_manifest(folder, manifest)
     return manifest
+
+
+def _provenance(checkpoint: Checkpoint, decoder: Precision, device: str) -> dict[str, Any]:
+    """Return where the bundle comes from, and notes for whoever exports it."""
+    facts = {**checkpoint.provenance, "exported_by": f"varco-edge {__version__}"}
+    if loses_sums(device, decoder):
+        facts["notes"] = [*facts["notes"], INTEGERS_IN_BF16]
+    return facts
 
 
 def write_embedding(checkpoint: Checkpoint, folder: Path, files: dict[str, FileFacts]) -> Embedding:

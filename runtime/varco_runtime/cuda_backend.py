@@ -260,7 +260,7 @@ class CudaBackend:
             clear_caches(self._caches)
             raise BackendError(
                 f"The decoder gave logits that are not finite at position {position + tokens.index(NO_TOKEN)}. "
-                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
+                f"{self._manifest.overflow_advice}"
             )
         for token in tokens:
             if not 0 <= token < self._manifest.model.vocab_size:

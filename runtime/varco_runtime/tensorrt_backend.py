@@ -214,8 +214,7 @@ class TensorRtBackend:
         token = self._step.chosen()
         if position % CHECK_EVERY == 0 and not np.isfinite(self._read_logits(1)).all():
             raise BackendError(
-                f"The decoder gave logits that are not finite at position {position}. "
-                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
+                f"The decoder gave logits that are not finite at position {position}. {self._manifest.overflow_advice}"
             )
         if not 0 <= token < self._manifest.model.vocab_size:
             raise BackendError(f"The decoder chose token {token}, which does not exist. Run 'varco verify BUNDLE'.")

@@ -352,7 +352,7 @@ class Stream:
             prefill_started = time.perf_counter()
             logits, num_cached = varco._prefill(request.ids, encoded)
             prefill_s = time.perf_counter() - prefill_started
-        sampler = Sampler(request.sampling, generation, request.ids)
+        sampler = Sampler(request.sampling, generation, request.ids, varco.bundle.manifest.overflow_advice)
         self._drafter = varco._drafter(request)
         tokens = generate_tokens(
             varco.backend,
