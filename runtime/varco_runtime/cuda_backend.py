@@ -21,7 +21,7 @@ from varco_runtime.bundle import Bundle
 from varco_runtime.cores import usable_cores
 from varco_runtime.cuda_driver import GpuFacts, find_gpu
 from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
-from varco_runtime.cuda_memory import buffer_shapes, buffer_sizes, check_memory, shortage, sizes_of
+from varco_runtime.cuda_memory import NUM_LOGITS, buffer_shapes, buffer_sizes, check_memory, shortage, sizes_of
 from varco_runtime.cuda_sampling import SamplingStep
 from varco_runtime.cuda_session import ARENA, Device, Network
 from varco_runtime.cuda_step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
@@ -38,9 +38,10 @@ from varco_runtime.storage import to_stored
 
 CAPTURED = ("decoder", "sampling")
 """The networks whose runs can be replayed; prompts, in the decoder's session, ask for no graph."""
-PROFILED_ROWS = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096"
-"""Numbers of rows for which the fused kernel for integers seeks its best form at loading: a step's, a draft's, those of
-prompts and of whole runs. Others it would seek when they first come, which for the largest takes seconds."""
+PROFILED_ROWS = (*range(1, MAX_STEP_TOKENS + 1), NUM_LOGITS)
+"""Numbers of rows for which every fused product of integers seeks its best form when the session is made: those of
+steps, and what the head sees at most. Larger numbers, rounded up to powers of two, a product seeks when they first
+come: `_warm_up` lets the layers see them, and the head, which would need gigabytes of scratch for them, never does."""
 NO_TOKEN = -1
 """The device's choice among logits that are not finite."""
 
@@ -105,15 +106,16 @@ class CudaBackend:
     def _warm_up(self) -> None:
         """Everything once, before the first question: what is missing or does not fit shows now.
 
-        The largest picture and the longest run of a prompt come before the captures: memory is taken once in its
-        greatest sizes, and kernels are chosen. What this leaves in the caches is finite, and overwritten before it is
-        seen.
+        The largest picture and runs of prompts, the longest first, come before the captures: memory is taken once in
+        its greatest sizes, and kernels are chosen for every length that a run can have. What this leaves in the caches
+        is finite, and overwritten before it is seen.
         """
         for num_tokens in range(1, MAX_STEP_TOKENS + 1):
             self._step(num_tokens)  # its buffers, which would else take the place that a prompt's inputs leave
         self._vision.warm_up()
-        ids = np.zeros(self._sizes.prefill_tokens, np.int64)
-        self.prefill(PromptInputs(ids, self._manifest.prompt.image_token_id, None), 0, self._sizes.num_logits)
+        for num_rows in warm_up_rows(self._sizes.prefill_tokens):
+            prompt = PromptInputs(np.zeros(num_rows, np.int64), self._manifest.prompt.image_token_id, None)
+            self.prefill(prompt, 0, min(num_rows, self._sizes.num_logits))
         for num_tokens in range(1, MAX_STEP_TOKENS + 1):
             self._run_step((0,) * num_tokens, 0)
         self._sampling.run(FIRST_OF_THE_GREATEST)
@@ -284,6 +286,12 @@ class CudaBackend:
         assert 0 <= least <= greatest < vocab_size, f"Bug: token ids {least}..{greatest} of {vocab_size}"
 
 
+def warm_up_rows(prefill_tokens: int) -> list[int]:
+    """Return lengths of runs, the longest first, for which kernels are chosen: one for each power of two."""
+    powers = [1 << bits for bits in range(1, prefill_tokens.bit_length()) if 1 << bits < prefill_tokens]
+    return [prefill_tokens, *(rows for rows in reversed(powers) if rows > NUM_LOGITS)]
+
+
 def _token_rows(bundle: Bundle, facts: Embedding) -> TokenRows:
     """Rows of tokens `[..., width]` in the compute type, for a decoder that does not hold them."""
     table, compute = EmbeddingTable(bundle.path(facts.file), facts), bundle.manifest.decoder.compute
@@ -323,7 +331,7 @@ def _session_entries(compute: str) -> dict[str, str]:
     """For the session."""
     return {
         "ep.cuda.fpa_intb_gemm": "0" if compute == "fp32" else "1",
-        "ep.cuda.fpa_intb_profile_m": PROFILED_ROWS,
+        "ep.cuda.fpa_intb_profile_m": ",".join(map(str, PROFILED_ROWS)),
         # Weights outside the arena: a repacked weight's first copy is then given back.
         "session.use_device_allocator_for_initializers": "1",
     }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import onnx
 import pytest
 
-from tests.provider.conftest import A100, FAST, MODEL, SLOW, Observed, params, require_provider
+from tests.provider.conftest import A100, FAST, MODEL, SLOW, Case, Observed, params, require_provider
 from tests.provider.kernel_families import claimed, families
 from tests.provider.scenario import LOAD, LONG_PROMPT, PROMPTS
 from varco_runtime.backend import MAX_STEP_TOKENS
 from varco_runtime.bundle import read_manifest
+from varco_runtime.cuda_memory import PREFILL_TOKENS
 from varco_runtime.kernels import FP8_ROWS, GEMV_ROWS, _node, kernel_uses
 
 require_provider()
@@ -20,6 +22,9 @@ AMPERE_ON = [case for case in FAST if case.capability >= A100]
 INTEGERS = [case for case in FAST if case.decoder in ("int8", "int4")]
 FP8 = [case for case in FAST if case.decoder == "fp8"]
 WITHOUT_FUSED = [case for case in SLOW if case.decoder != case.compute]
+WHOLE_VOCABULARY_INT4 = next(case for case in FAST if ("lm_head", "int4") in case.options)
+LAUNCHES_PER_LAYER, AROUND_LAYERS = 12, 18
+"""Of a step of one token, with a bias as a launch of its own; around the layers, the choice of the token included."""
 PROMPT = "prompt of 650"
 PRODUCTS = ("cuBLAS", "fpA_intB", "n-bit", "FP8", "unpacking")
 
@@ -110,6 +115,41 @@ def test_every_product_of_integers_takes_the_fused_kernel(observed: Observed) ->
     for name, (found, runs) in (steps | prompts).items():
         products = Counter(one.split()[0] for one in found if one.startswith(PRODUCTS))
         assert products == Counter(fpA_intB=runs * num_products, cuBLAS=runs * num_heads), name
+
+
+@pytest.mark.parametrize("observed", params(INTEGERS), indirect=True)
+def test_a_step_of_any_length_multiplies_integers_row_by_row(observed: Observed) -> None:
+    """By the GEMV, which reads a weight once: the profiler takes it below 16 rows, and 9 are not rounded up to 16."""
+    num_products = observed.operators["decoder"]["MatMulNBits"]
+    for num_tokens in range(1, MAX_STEP_TOKENS + 1):
+        assert step(observed, num_tokens).count("fpA_intB GEMV") == num_products, num_tokens
+
+
+def test_a_head_of_integers_is_profiled_for_the_rows_that_it_sees(observe: Callable[[Case], Observed]) -> None:
+    """For a run of a prompt it would take scratch for as many rows of logits, which it never gives."""
+    observed = observe(WHOLE_VOCABULARY_INT4)
+    vocab_size = read_manifest(observed.bundle).model.vocab_size
+    largest = max(one.num_bytes for one in observed.sections[LOAD].allocations if one.place == "device")
+    assert largest < PREFILL_TOKENS * vocab_size * 2 / 4
+
+
+@pytest.mark.parametrize("observed", params(AMPERE_ON), indirect=True)
+def test_a_layer_of_a_step_is_so_many_launches(observed: Observed) -> None:
+    """What a step of one token launches between the norms of two layers: four products and gate and up apart, the
+    bias where the product does not add it, three for attention, one for the gate and two for sums and norms."""
+    if observed.case.model != MODEL:
+        pytest.skip("a single layer")
+    launches = observed.sections[LOAD].captures[0]
+    norms = [place for place, launch in enumerate(launches) if "SkipLayerNorm" in launch.name]
+    assert len(norms) == 2 * MODEL.num_hidden_layers
+    per_layer = norms[3] - norms[1]
+    names = [launch.name for launch in launches[norms[1] + 1 : norms[3] + 1]]
+    adds_bias = observed.case.decoder == "fp8"
+    assert per_layer == LAUNCHES_PER_LAYER - adds_bias, names
+    assert sum("GatedRMSNorm" in name for name in names) == 1
+    assert not any("Split" in name for name in names if "::flash::" not in name)
+    if observed.case.note != "rows-from-host":
+        assert len(launches) == per_layer * MODEL.num_hidden_layers + AROUND_LAYERS
 
 
 @pytest.mark.parametrize("observed", params(FP8), indirect=True)
