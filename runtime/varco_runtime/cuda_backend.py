@@ -19,12 +19,13 @@ import numpy as np
 from varco_runtime.backend import MAX_STEP_TOKENS, Array, Features, PromptInputs
 from varco_runtime.bundle import Bundle
 from varco_runtime.cores import usable_cores
+from varco_runtime.cuda_cache import KeyValueCaches
 from varco_runtime.cuda_driver import GpuFacts, find_gpu
 from varco_runtime.cuda_library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.cuda_memory import NUM_LOGITS, buffer_shapes, buffer_sizes, check_memory, shortage, sizes_of
 from varco_runtime.cuda_sampling import SamplingStep
 from varco_runtime.cuda_session import ARENA, Device, Network
-from varco_runtime.cuda_step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
+from varco_runtime.cuda_step import DecodeStep, TokenRows
 from varco_runtime.cuda_thread import DEVICE_LOCK, DeviceThreads, on_device_thread
 from varco_runtime.cuda_vision import CudaVision, DeviceFeatures, DeviceImageTokens
 from varco_runtime.device_memory import Sizes
@@ -94,7 +95,7 @@ class CudaBackend:
         networks = {name: Network(device, name, self._session(bundle, name, missing)) for name in manifest.components}
         shapes = buffer_shapes(manifest, self._sizes)
         self._buffers = {name: device.buffer(*shapes[name]) for name in shapes if name != "cache"}
-        self._caches = make_caches(device, manifest, self._max_context)
+        self._caches = KeyValueCaches(device, manifest, self._max_context)
         self._token_rows = None if manifest.embedding is None else _token_rows(bundle, manifest.embedding)
         self._decoder = networks["decoder"]
         self._vision = CudaVision(device, manifest, self._sizes, networks, self._buffers)
@@ -116,8 +117,10 @@ class CudaBackend:
         for num_rows in warm_up_rows(self._sizes.prefill_tokens):
             prompt = PromptInputs(np.zeros(num_rows, np.int64), self._manifest.prompt.image_token_id, None)
             self.prefill(prompt, 0, min(num_rows, self._sizes.num_logits))
-        for num_tokens in range(1, MAX_STEP_TOKENS + 1):
-            self._run_step((0,) * num_tokens, 0)
+        for band in reversed(self._caches.bands):  # and so ends in the smallest
+            self._caches.lay_out(band, 0)
+            for num_tokens in range(1, MAX_STEP_TOKENS + 1):
+                self._run_step((0,) * num_tokens, 0)
         self._sampling.run(FIRST_OF_THE_GREATEST)
 
     def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
@@ -159,6 +162,7 @@ class CudaBackend:
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
         check_length(total, self._max_context)
+        self._caches.lay_out(total, start)
         rows = []
         for run in prompt_runs(total, start, num_logits, self._sizes.prefill_tokens, self._sizes.num_logits):
             logits = self._prefill_chunk(inputs, run.start, run.end, run.num_logits, read=run.num_wanted > 0)
@@ -184,7 +188,7 @@ class CudaBackend:
         binding.value("total_sequence_length", self._ort.OrtValue.ortvalue_from_numpy(total))
         length = end - start
         binding.value("logit_positions", upload(np.arange(length - num_logits, length, dtype=np.int64)))
-        bind_caches(binding, self._caches)
+        self._caches.bind(binding)
         vocab_size = self._manifest.model.vocab_size
         if num_logits == 1:  # without the other rows, which would come to the host too
             row = binding.host_output("logits", "fp32", (1, 1, vocab_size))
@@ -235,8 +239,11 @@ class CudaBackend:
         return self._checked([self._sampling.run(draw)], position)[0]
 
     def _run_step(self, token_ids: Sequence[int], position: int) -> DecodeStep:
-        check_length(position + len(token_ids), self._max_context)
+        end = position + len(token_ids)
+        check_length(end, self._max_context)
         self._check_tokens(min(token_ids), max(token_ids))
+        if end > self._caches.capacity:
+            self._caches.lay_out(end, position)
         step = self._step(len(token_ids))
         step.run(token_ids, position)
         return step
@@ -259,7 +266,7 @@ class CudaBackend:
     def _checked(self, tokens: list[int], position: int) -> list[int]:
         """What the device chose after `position` and the positions behind it."""
         if NO_TOKEN in tokens:
-            clear_caches(self._caches)
+            self._caches.clear()
             raise BackendError(
                 f"The decoder gave logits that are not finite at position {position + tokens.index(NO_TOKEN)}. "
                 f"{self._manifest.overflow_advice}"
@@ -275,7 +282,7 @@ class CudaBackend:
         One logit of a row tells: a NaN on the way to the head reaches all of them.
         """
         if not np.isfinite(logits[..., 0]).all():
-            clear_caches(self._caches)
+            self._caches.clear()
         return logits
 
     # -- checks -------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_buffers_are_allocated_at_loading_alone_and_hold_finite_numbers(
     varco = Varco.load(bundle)
     backend = backend_of(varco)
     opening = len(varco._memory.sequence.ids)  # what every question begins with, prefilled at loading
-    beyond = [buffer.value.inner.numpy()[:, :, opening:] for buffer in backend._caches.values()]
+    beyond = [buffer.value.inner.numpy()[:, :, opening:] for buffer in backend._caches.buffers.values()]
     assert all(np.isfinite(values).all() for values in beyond), "nothing times NaN is NaN"
     gpu.asked.clear()
     varco.ask(image, "What is this?", max_new_tokens=6)
@@ -58,7 +58,7 @@ def test_buffers_are_allocated_at_loading_alone_and_hold_finite_numbers(
 
 def test_losing_the_backend_gives_its_memory_back_at_once(bundle: Path, gpu: Gpu) -> None:
     backend = CudaBackend(Bundle.open(bundle))
-    cache = weakref.ref(backend._caches["0.key"].value.keep)
+    cache = weakref.ref(backend._caches.buffers["0.key"].value.keep)
     gpu.sessions.clear()
     gc.disable()
     try:

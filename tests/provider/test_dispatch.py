@@ -8,7 +8,17 @@ from collections.abc import Callable
 import onnx
 import pytest
 
-from tests.provider.conftest import A100, FAST, MODEL, SLOW, Case, Observed, params, require_provider
+from tests.provider.conftest import (
+    A100,
+    FAST,
+    H200,
+    MODEL,
+    SLOW,
+    Case,
+    Observed,
+    params,
+    require_provider,
+)
 from tests.provider.kernel_families import claimed, families
 from tests.provider.scenario import LOAD, LONG_PROMPT, PROMPTS
 from varco_runtime.backend import MAX_STEP_TOKENS
@@ -23,6 +33,15 @@ INTEGERS = [case for case in FAST if case.decoder in ("int8", "int4")]
 FP8 = [case for case in FAST if case.decoder == "fp8"]
 WITHOUT_FUSED = [case for case in SLOW if case.decoder != case.compute]
 WHOLE_VOCABULARY_INT4 = next(case for case in FAST if ("lm_head", "int4") in case.options)
+FLASH_KEYS = 128
+"""Keys of one block of Flash attention for heads of 128."""
+KEYS_OF_A_SPLIT = {
+    **{(H200, 40, band): keys for band, keys in {1024: 384, 4096: 1408, 10_240: 3456}.items()},
+    **{(H200, 10, band): keys for band, keys in {1024: 128, 4608: 384}.items()},
+    **{(A100, 10, band): keys for band, keys in {1024: 128, 4608: 640}.items()},
+    **{(H200, 5, band): keys for band, keys in {1024: 128, 4608: 256}.items()},
+}
+"""Keys that one split reads of a draft's sequence, by GPU, number of heads and band."""
 LAUNCHES_PER_LAYER, AROUND_LAYERS = 12, 18
 """Of a step of one token, with a bias as a launch of its own; around the layers, the choice of the token included."""
 PROMPT = "prompt of 650"
@@ -82,7 +101,10 @@ def test_the_draw_multiplies_nothing(observed: Observed) -> None:
 @pytest.mark.parametrize("observed", params(FAST), indirect=True)
 def test_the_tower_attends_with_one_kernel_and_without_cudnn(observed: Observed) -> None:
     names = [name for name in families(observed.sections["small picture"].launches) if not name.startswith("cuBLAS")]
-    assert names == ["Flash" if observed.case.capability >= A100 else "memory-efficient"] * MODEL.num_vision_layers
+    assert (
+        names
+        == ["Flash" if observed.case.capability >= A100 else "memory-efficient"] * observed.case.model.num_vision_layers
+    )
 
 
 @pytest.mark.parametrize("observed", params(AMPERE_ON), indirect=True)
@@ -99,6 +121,22 @@ def test_drafts_and_prompts_attend_with_the_kernel_of_prompts(observed: Observed
     for name in ("first prompt", "later prompt", PROMPT):
         found = families(observed.sections[name].launches)
         assert [one for one in found if not one.startswith(PRODUCTS)] == expected, name
+
+
+@pytest.mark.parametrize("observed", params(AMPERE_ON), indirect=True)
+def test_a_draft_shares_the_keys_of_its_band_out_among_its_splits(observed: Observed) -> None:
+    """By the grid and what its splits share: the caches' length, and not the sequence's."""
+    load, model = observed.sections[LOAD], read_manifest(observed.bundle).model
+    keys: dict[int, set[int]] = {}
+    for number, band in enumerate(observed.bands):
+        for num_tokens in range(2, MAX_STEP_TOKENS + 1):
+            capture = number * MAX_STEP_TOKENS + num_tokens - 1
+            assert load.shared_keys[capture] == [band] * model.num_layers, (band, num_tokens)
+            grids = {one.sizes for one in load.captures[capture] if "flash_fwd_splitkv_kernel" in one.name}
+            ((_, num_splits, heads),) = grids
+            assert heads == model.num_attention_heads
+            keys.setdefault(band, set()).add(-(-band // FLASH_KEYS // num_splits) * FLASH_KEYS)
+    assert keys == {band: {KEYS_OF_A_SPLIT[observed.case.capability, heads, band]} for band in observed.bands}
 
 
 @pytest.mark.parametrize("observed", params(INTEGERS), indirect=True)
@@ -133,12 +171,10 @@ def test_a_head_of_integers_is_profiled_for_the_rows_that_it_sees(observe: Calla
     assert largest < PREFILL_TOKENS * vocab_size * 2 / 4
 
 
-@pytest.mark.parametrize("observed", params(AMPERE_ON), indirect=True)
+@pytest.mark.parametrize("observed", params(case for case in AMPERE_ON if case.model == MODEL), indirect=True)
 def test_a_layer_of_a_step_is_so_many_launches(observed: Observed) -> None:
     """What a step of one token launches between the norms of two layers: four products and gate and up apart, the
     bias where the product does not add it, three for attention, one for the gate and two for sums and norms."""
-    if observed.case.model != MODEL:
-        pytest.skip("a single layer")
     launches = observed.sections[LOAD].captures[0]
     norms = [place for place, launch in enumerate(launches) if "SkipLayerNorm" in launch.name]
     assert len(norms) == 2 * MODEL.num_hidden_layers
