@@ -2,7 +2,7 @@
 
 Attention of a draft's few tokens (Flash) shares the caches' whole length out among a few blocks per head, for the 14B
 3 on an H200 and 5 on an A100, however long the sequence is: of caches for 10,240 positions, one block of each head
-would do all the work of a picture's first 3,413. So caches are laid out in bands, as if they were made for 1,024
+would do all the work of a picture's first 3,456. So caches are laid out in bands, as if they were made for 1,024
 positions, 4,096 or the most, at the beginning of the same memory. A sequence that outgrows its band is moved to the
 next one, head by head on the device; a prompt begins in the smallest that holds it.
 """
