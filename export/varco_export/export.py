@@ -20,7 +20,7 @@ from varco_export.networks.projector import emit_projector
 from varco_export.networks.sampling import emit_sampling
 from varco_export.networks.vision import emit_vision
 from varco_export.options import ExportOptions, Plan, check_options, make_plan
-from varco_export.precision import GPU_DEVICES, Precision
+from varco_export.precision import GPU_DEVICES, INTEGERS_IN_BF16, Precision, loses_sums
 from varco_export.probes.make import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.progress import SILENT, Progress
 from varco_export.writing.graph import DTYPES, Graph
@@ -199,12 +199,13 @@ class _Stages:
         self, prompts: PromptAssets, networks: dict[str, Component], embedding: Embedding | None
     ) -> Manifest:
         """Return what `bundle.json` is to say of the files written so far."""
-        provenance = self._checkpoint.provenance
+        provenance, plan = self._checkpoint.provenance, self._plan
+        costs = [INTEGERS_IN_BF16] if loses_sums(plan.device, plan.decoder) else []
         return Manifest(
             format_version=FORMAT_VERSION,
             model=_model_facts(self._checkpoint),
-            device=self._plan.device,
-            max_context=self._plan.max_context,
+            device=plan.device,
+            max_context=plan.max_context,
             image=self._config.image,
             prompt=prompts.prompt,
             generation=prompts.generation,
@@ -221,7 +222,7 @@ class _Stages:
             license=str(provenance["license"]),
             provenance={
                 **provenance,
-                "notes": [*self._config.notes, *prompts.notes],
+                "notes": [*self._config.notes, *prompts.notes, *costs],
                 "exported_by": f"varco-edge {__version__}",
             },
             engines=(),

@@ -163,7 +163,9 @@ class Stream:
             session.backend,
             logits=prefilled.logits[-1],
             position=len(request.ids),
-            sampler=Sampler(request.settings.sampling, generation, request.ids),
+            sampler=Sampler(
+                request.settings.sampling, generation, request.ids, session.bundle.manifest.overflow_advice
+            ),
             eos_token_ids=generation.eos_token_ids,
             max_new_tokens=request.max_new_tokens,
             on_token=session.count_token,

@@ -473,7 +473,7 @@ def test_the_profile_of_a_step_has_every_product_with_its_bytes(
     found = gathered(profile_operators, setup)
     manifest = read_manifest(make_bundle(tmp_path, "tiny", "int4", 128))
     rows = {row["operator"]: row for row in found["decode"]["operators"]}
-    assert rows["MatMulNBits"]["count"] == 4 * manifest.model.num_layers
+    assert rows["MatMulNBits"]["count"] == 5 * manifest.model.num_layers
     products = rows["MatMulNBits"]["bytes"] + rows["FusedMatMul"]["bytes"]
     assert products == pytest.approx(manifest.decoder.weight_bytes, rel=0.05)
     assert rows["GroupQueryAttention"]["bytes"] == 64 * manifest.kv_bytes_per_token

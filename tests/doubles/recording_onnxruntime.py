@@ -12,11 +12,12 @@ the capture.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,15 @@ class Gpu:
         """All these bytes lie in one piece of device memory."""
         inside = any(first <= address and address + num_bytes <= first + size for first, size in self.memory.items())
         assert inside, f"{num_bytes} bytes at {address:#x} are not memory of the device"
+
+    def move(self, pieces: Iterable[tuple[int, int, int]]) -> None:
+        """The driver's copies within the device's memory, none of which may overlap itself."""
+        for target, source, num_bytes in pieces:
+            self.note("move", num_bytes)
+            self.check(target, num_bytes)
+            self.check(source, num_bytes)
+            assert abs(target - source) >= num_bytes, "a copy overlaps itself"
+            ctypes.memmove(target, source, num_bytes)
 
     def names(self) -> list[str]:
         return [call[0] for call in self.asked]
@@ -239,5 +249,6 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
     """Let the runtime find this GPU and its onnxruntime."""
     monkeypatch.setitem(sys.modules, "onnxruntime", onnxruntime_gpu(gpu))
     monkeypatch.setattr("varco_runtime.backends.cuda.backend.find_gpu", lambda: gpu.facts)
+    monkeypatch.setattr("varco_runtime.backends.cuda.session.move_bytes", gpu.move)
     monkeypatch.setenv("ORT_ENABLE_XQA", "")
     monkeypatch.delenv("ORT_ENABLE_XQA")

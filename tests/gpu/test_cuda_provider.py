@@ -15,10 +15,12 @@ from tests.conftest import export_bundle
 from tests.gpu.conftest import MAX_CONTEXT, MODEL
 from tests.makers.drafts import foretell
 from tests.makers.inputs import noise_picture, text_inputs
-from varco_export.tiny import make_tiny
+from varco_export.tiny import Scales, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
 from varco_runtime.backends.cuda.backend import CudaBackend, runs_on_cpu
+from varco_runtime.backends.cuda.cache import BANDS
+from varco_runtime.errors import BackendError
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
@@ -93,6 +95,39 @@ def test_replayed_steps_equal_one_full_pass(fp16: Varco) -> None:
     fp16.backend.prefill(PromptInputs(inputs.ids[:201], inputs.image_token_id, None), 0)
     rows = [fp16.backend.decode_step(int(inputs.ids[at]), at).copy() for at in range(201, 300)]
     assert error(np.stack(rows), whole[1:]) < LOGIT_LIMITS["fp16"]
+
+
+def test_steps_that_outgrow_a_band_of_the_caches_equal_one_full_pass(fp16: Varco) -> None:
+    """The sequence is moved to the next band by the driver; a shorter prompt takes what it keeps back."""
+    first, end = BANDS[0], BANDS[0] + 24
+    inputs, backend = text_inputs(fp16, end), backend_of(fp16)
+    whole = backend.prefill(inputs, 0, num_logits=48).copy()
+    backend.prefill(PromptInputs(inputs.ids[: first - 23], inputs.image_token_id, None), 0)
+    rows, position = [], first - 23
+    while position < end:
+        count = min(1 + position % 4, end - position)
+        tokens = [int(token) for token in inputs.ids[position : position + count]]
+        rows += [row.copy() for row in backend.decode_steps(tokens, position)]
+        position += count
+    assert error(np.stack(rows), whole[1:]) < LOGIT_LIMITS["fp16"]
+    short = PromptInputs(inputs.ids[:60], inputs.image_token_id, None)
+    again = backend.prefill(short, 40, num_logits=20).copy()
+    assert error(again, backend.prefill(short, 0, num_logits=20)) < LOGIT_LIMITS["fp16"]
+
+
+def test_an_overflow_of_fp16_is_refused_and_the_next_answer_is_not_spoilt(place: str, tmp_path: Path) -> None:
+    options = dataclasses.replace(MODEL, dtype="bf16", scales=Scales(mlp=2e4))
+    checkpoint = make_tiny(tmp_path / "checkpoint", options)
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", device="cuda", decoder="int4", max_context=MAX_CONTEXT)
+    varco = Varco.load(bundle, provider=place)
+    for settings in ({}, {"temperature": 0.8}):
+        with pytest.raises(BackendError, match=r"ends at 65,504.*export it again with --vision bf16"):
+            varco.ask(None, "Hello", max_new_tokens=4, **settings)
+    with pytest.raises(BackendError, match="not finite at position 3"):
+        backend_of(varco).decode_greedy(5, 3)
+    assert not any(
+        np.isnan(cache.read().view(np.float16)).any() for cache in backend_of(varco)._caches.buffers.values()
+    )
 
 
 def test_the_device_chooses_what_the_host_would(fp16: Varco) -> None:

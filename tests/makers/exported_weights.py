@@ -95,7 +95,7 @@ class ExportedDecoder:
     def _in_input_order(self, rows: Array, x: str) -> Array:
         """Undo a Gather of the input."""
         gather = self.producers.get(x)
-        if gather is None or not gather.input[1].endswith(".input_order"):
+        if gather is None or gather.op_type != "Gather" or not gather.input[1].endswith(".input_order"):
             return rows
         back = np.empty_like(rows)
         back[:, self.tensors[gather.input[1]]] = rows

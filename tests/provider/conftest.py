@@ -17,8 +17,10 @@ import pytest
 from tests.conftest import export_bundle
 from tests.provider.launch_log import Section, read_log
 from tests.provider.stub_libraries import COMPILER, build, have_compiler
+from varco_export.options import DEFAULT_MAX_CONTEXT
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.backends.cuda.library import PROVIDER
+from varco_runtime.bundle.opening import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_LAYERS = 2
@@ -50,6 +52,21 @@ WHOLE_VOCABULARY = TinyOptions(
     dtype="fp16",
 )
 """The 14B's vocabulary, whose size decides on the kernels that choose and draw a token."""
+HEADS_OF_14B = TinyOptions(
+    seed=3,
+    num_hidden_layers=1,
+    hidden_size=5120,
+    num_attention_heads=40,
+    num_key_value_heads=8,
+    intermediate_size=320,
+    vocab_size=1024,
+    num_vision_layers=1,
+    vision_hidden_size=144,
+    num_vision_heads=2,
+    vision_intermediate_size=160,
+    dtype="fp16",
+)
+"""Attention as the 14B has it, on whose number of heads its grid depends."""
 MAX_CONTEXT = 4608
 """More than a run of a prompt holds."""
 
@@ -85,6 +102,7 @@ FAST = (
     Case("fp16", "fp16", H200, WHOLE_VOCABULARY, note="whole-vocabulary"),
     Case("int4", "fp16", H200, WHOLE_VOCABULARY, (("lm_head", "int4"),), "whole-vocabulary"),
     Case("int4", "bf16", H200, MODEL, (("embedding", "host"),), "rows-from-host"),
+    Case("int4", "fp16", H200, HEADS_OF_14B, (("max_context", DEFAULT_MAX_CONTEXT),), "14b-heads"),
 )
 """What the 14B is exported to, on GPUs with every kernel and on one with fewer."""
 SLOW = (
@@ -107,6 +125,12 @@ class Observed:
     failures: dict[str, str]
     free_bytes: dict[str, int]
     operators: dict[str, dict[str, int]]
+
+    @property
+    def bands(self) -> list[int]:
+        """The bands of the caches, in the order in which loading captures their steps."""
+        longest = read_manifest(self.bundle).max_context
+        return [longest, *(band for band in (4096, 1024) if 2 * band <= longest)]
 
     def matching(self, prefix: str) -> dict[str, Section]:
         """The sections whose names begin so. There is at least one."""

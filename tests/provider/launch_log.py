@@ -51,6 +51,8 @@ class Section:
     captures: list[list[Launch]] = field(default_factory=list)
     """What a replay launches, for each graph that was captured."""
     num_replays: int = 0
+    shared_keys: list[list[int]] = field(default_factory=list)
+    """By capture, for each launch of Flash in parts: the number of keys that its splits share out among them."""
 
     def add(self, launch: Launch) -> None:
         self.launches.append(launch)
@@ -89,6 +91,10 @@ def read_log(path: Path) -> dict[str, Section]:
                 section.refused.append(call)
             case "capture", ["begin"]:
                 section.captures.append([])
+                section.shared_keys.append([])
+            case "keys", [count]:
+                if in_capture:
+                    section.shared_keys[-1].append(int(count))
             case "replay", _:
                 section.num_replays += 1
             case ("capture", ["end"]) | (("fill" | "host function"), _):

@@ -24,6 +24,7 @@ from PIL import Image
 from tests.provider.stub_libraries import load
 from varco_runtime.backend import MAX_STEP_TOKENS, Draw, PromptInputs
 from varco_runtime.backends.cuda.backend import CudaBackend
+from varco_runtime.backends.cuda.cache import BANDS
 from varco_runtime.backends.cuda.driver import find_gpu
 from varco_runtime.backends.cuda.memory import PREFILL_TOKENS
 from varco_runtime.bundle.opening import Bundle
@@ -34,6 +35,8 @@ from varco_runtime.picture.tiles import normalise, tile
 
 LOAD = "load"
 DRAFTS = (2, MAX_STEP_TOKENS)
+GROWN = BANDS[0] - 4
+"""Positions behind which a draft outgrows the first band of the caches."""
 LONG_PROMPT = PREFILL_TOKENS + 104
 """Two runs."""
 PROMPTS = (1000, 16, 17, 32, 33, 100, 300, 500, 700, 900, PREFILL_TOKENS, 200, LONG_PROMPT, 650)
@@ -68,6 +71,11 @@ class Scenario:
             for length in PROMPTS:
                 self._prefill(f"{time} {length}", length)
         self._pictures()
+        self._prefill("prompt at a band's end", GROWN)
+        draft = [1] * MAX_STEP_TOKENS
+        self._section("draft beyond a band", lambda: self._backend.decode_greedy_steps(draft, GROWN))
+        self._section("draft in the next band", lambda: self._backend.decode_greedy_steps(draft, GROWN))
+        self._prefill("prompt back in the first band", 40, start=20)
         for name in THREADS:
             self._in_a_thread(name)
         self._section("greedy after threads", lambda: self._backend.decode_greedy(5, 63))

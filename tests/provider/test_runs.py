@@ -11,7 +11,7 @@ import pytest
 from tests.provider.conftest import B200, H200, NUM_LAYERS, Case, Observed, require_provider
 from tests.provider.kernel_families import families
 from tests.provider.launch_log import Section
-from tests.provider.scenario import DRAFTS, LOAD, LONG_PROMPT, PENALISED, THREADS
+from tests.provider.scenario import DRAFTS, GROWN, LOAD, LONG_PROMPT, PENALISED, THREADS
 from varco_runtime.backend import MAX_STEP_TOKENS
 from varco_runtime.bundle.opening import read_manifest
 
@@ -60,8 +60,23 @@ def test_no_graph_holds_a_node_that_copies_to_the_host_and_back(observed: Observ
 
 def test_loading_captures_every_step_and_the_draw(observed: Observed) -> None:
     load = observed.sections[LOAD]
-    assert len(load.captures) == MAX_STEP_TOKENS + 1
+    assert len(load.captures) == len(observed.bands) * MAX_STEP_TOKENS + 1
     assert all(load.captures)
+
+
+def test_a_sequence_that_outgrows_a_band_is_moved_once(observed: Observed) -> None:
+    """Every head but the first of every cache, on the device."""
+    model = read_manifest(observed.bundle).model
+    pieces = 2 * model.num_layers * (model.num_key_value_heads - 1)
+    row_bytes = 2 * model.head_dim
+    for name, positions in (("draft beyond a band", GROWN), ("prompt back in the first band", 20)):
+        moves = [copy.num_bytes for copy in observed.sections[name].copies if copy.direction == "device to device"]
+        assert moves.count(positions * row_bytes) == pieces, name
+    for name in ("draft beyond a band", "draft in the next band"):
+        assert (observed.sections[name].num_replays, observed.sections[name].launches) == (1, [])
+    assert moved(observed.sections["draft in the next band"]) == moved(
+        observed.sections[f"draft of {DRAFTS[1]}, again"]
+    )
 
 
 def test_the_thread_that_loaded_captures_nothing_more(observed: Observed) -> None:

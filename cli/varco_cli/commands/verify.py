@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,7 +50,7 @@ def verify(
     if numerics and failure is None:
         checks, device, num_left_out, hint = _replay(bundle, provider, threads)
         grade = _grade(checks)
-        failure = _failure(bundle, checks)
+        failure = _failure(bundle, checks, manifest)
         rows = [{**asdict(check), "ok": check.passed} for check in checks]
         document |= {"ok": failure is None, "provider": device, "probes_left_out": num_left_out, "numerics": rows}
         document |= {"grade": grade, "advice": hint}
@@ -150,10 +151,15 @@ def _print_checks(checks: list[Check], device: str, grade: str) -> None:
     print_table(f"\nnumerics on {device}", ("", "component", "measure", "error", "limit"), rows, right=(3, 4))
 
 
-def _failure(bundle: Path, checks: list[Check]) -> BackendError | None:
+def _failure(bundle: Path, checks: list[Check], manifest: Manifest) -> BackendError | None:
     failed = [check for check in checks if not check.passed]
     if not failed:
         return None
+    overflown = [check for check in failed if not math.isfinite(check.error)]
+    if overflown and manifest.decoder.compute == "fp16":
+        return BackendError(
+            f"{bundle} gives numbers that are not finite, first in {overflown[0].component}. {manifest.overflow_advice}"
+        )
     worst = failed[0]
     expected = "a number" if worst.limit is None else f"at most {_number(worst.limit)}"
     return BackendError(

@@ -10,6 +10,8 @@ Differences from the CPU's form, each for a condition of the provider (onnxrunti
   as MultiHeadAttention asks for cuDNN whichever kernel it takes (1.31).
 - The decoder looks its tokens up itself and puts the picture's rows in between, so a decode step is one run.
 - Floats that the host fills are fp32: a cast on the device is cheaper than one on the host, and numpy has no bf16.
+- A node costs a launch, which a step of one token feels: gate and up are products of their own, as a Split of one is a
+  node and moves a prompt's widest activations once more, and one node multiplies them (`multiply_gate`).
 - Symmetric integers go in blocks of 32, which `fpA_intB` takes; FP8 is `MatMulBlockQuantizedFp8Weight`.
 """
 
@@ -27,14 +29,16 @@ from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Linear
 from varco_export.dialects.onnxruntime import OnnxRuntimeDialect
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, MICROSOFT, Shape
+from varco_runtime.backends.kernels import FUSED_BLOCK_SIZE, FUSED_ROWS
 from varco_runtime.dtypes import Array
 
-FUSED_BLOCK_SIZE = 32
-FUSED_ROWS = {4: 64, 8: 32}
-"""What `fpA_intB` asks of the number of output features, by bits."""
 TIE_STEP = 2.0**-44
 """What one token id weighs against a logit: exact in fp64 for logits below 256, and less than two fp16 or fp32 logits
 of at least 1/8 can differ by, for up to 2^18 tokens."""
+
+
+GATE_GROUP, LEAST_GATE_GROUP = 512, 64
+"""Features of whose ups `multiply_gate` lets a norm be taken, and the fewest."""
 
 
 class CudaDialect(OnnxRuntimeDialect):
@@ -134,6 +138,30 @@ class CudaDialect(OnnxRuntimeDialect):
         if len(parts) == 1 and weights.biases and _is_fp8(parts[0], precision):
             return self._fp8_linear(x, parts[0], self._bias(weights))
         return super().linear(x, weights, head)
+
+    def gated(self, x: str, gate_up: Linear, width: int) -> str:
+        assert not gate_up.biases, f"Bug: {gate_up.name} has a bias"
+        gate, up = (
+            self.linear(x, Linear(weight.name.removesuffix(".weight"), (weight,))) for weight in gate_up.weights
+        )
+        return self.multiply_gate(gate, up, width)
+
+    def multiply_gate(self, gate: str, up: str, width: int) -> str:
+        """silu(gate) * up in one node: `GatedRMSNorm`, which computes in fp32
+        up / sqrt(mean(up^2) + epsilon) * scale * silu(gate).
+
+        Epsilon is the square of a large scale, so that the norm is none: what comes out is off by mean(up^2) /
+        (2 epsilon). In fp16, whose largest scale is 2^15, that is less than the result is rounded by as long as the
+        root mean square of 512 neighbouring ups is below 700, or a single one of them below 16,000. A width without
+        such groups takes two nodes: QuickGelu with alpha 1, which is silu, and a product.
+        """
+        graph, group = self.graph, math.gcd(width, GATE_GROUP)
+        if group < LEAST_GATE_GROUP:
+            return graph.node("Mul", [graph.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0), up])
+        factor = 2.0 ** (15 if self.precision.compute == "fp16" else 30)
+        scale = graph.constant("gate_scale", np.full(group, factor, self._numpy_type))
+        inputs = [up, scale, gate]
+        return graph.node("GatedRMSNorm", inputs, domain=MICROSOFT, activation="silu", epsilon=factor**2)
 
     def add_linear_norm(
         self, residual: str, x: str, weights: Linear, weight: Tensor, bias: Tensor, epsilon: float

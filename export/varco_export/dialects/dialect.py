@@ -146,10 +146,10 @@ class Dialect(ABC):
     def add_rms_norm(self, x: str, residual: str, weight: Tensor, epsilon: float) -> tuple[str, str]:
         """Return the norm of x + residual, and x + residual itself."""
 
-    def silu_gate(self, gate_up: str, width: int) -> str:
-        """silu(gate) * up, where `gate_up` `[1, S, 2 * width]` holds gate and then up."""
-        gate, up = self.graph.value("gate"), self.graph.value("up")
-        self.graph.multi_node("Split", [gate_up, self.graph.ints(width, width)], [gate, up], axis=-1)
+    def gated(self, x: str, gate_up: Linear, width: int) -> str:
+        """silu(gate) * up, where `gate_up` makes of x the gate and then up, each of `width` features."""
+        both, gate, up = self.linear(x, gate_up), self.graph.value("gate"), self.graph.value("up")
+        self.graph.multi_node("Split", [both, self.graph.ints(width, width)], [gate, up], axis=-1)
         silu = self.graph.node("Mul", [gate, self.graph.node("Sigmoid", [gate])])
         return self.graph.node("Mul", [silu, up])
 

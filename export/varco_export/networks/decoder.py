@@ -55,7 +55,7 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
         gate_up = Linear(f"{mlp}.gate_up_proj", (weight(f"{mlp}.gate_proj"), weight(f"{mlp}.up_proj")))
         down = Linear(f"{mlp}.down_proj", (weight(f"{mlp}.down_proj"),))
         gate_up, down = fold_order(gate_up, down)
-        h = ops.silu_gate(ops.linear(h, gate_up), config.intermediate_size)
+        h = ops.gated(h, gate_up, config.intermediate_size)
         x = ops.linear(h, down)
         advance()
 

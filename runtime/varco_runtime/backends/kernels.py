@@ -23,6 +23,7 @@ GEMV_ROWS = {4: 16, 8: 5}
 GEMV8_VALUES = 256
 """What a warp of the 8-bit kernel reads at once, a multiple of the block."""
 FUSED_ROWS = {4: 64, 8: 32}
+"""What `fpA_intB` asks of the number of output features, by bits."""
 FUSED_BLOCK_SIZE = 32
 FP8_ROWS = 32
 """Seen in the provider's dispatch (tests/provider); its documentation says 8."""

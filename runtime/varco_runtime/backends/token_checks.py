@@ -23,12 +23,9 @@ def check_chosen(token_id: int, vocab_size: int) -> None:
         raise BackendError(f"The decoder chose token {token_id}, which does not exist. Run 'varco verify BUNDLE'.")
 
 
-def not_finite(position: int) -> BackendError:
-    """Return the error of a step whose logits are not finite."""
-    return BackendError(
-        f"The decoder gave logits that are not finite at position {position}. "
-        "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
-    )
+def not_finite(position: int, advice: str) -> BackendError:
+    """Return the error of a step whose logits are not finite; `advice` is its next step (`Manifest`)."""
+    return BackendError(f"The decoder gave logits that are not finite at position {position}. {advice}")
 
 
 def image_rows_before(inputs: PromptInputs, start: int) -> int:

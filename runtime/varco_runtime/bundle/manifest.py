@@ -136,6 +136,18 @@ class Manifest:
         return {name: component for name, component in named.items() if component is not None}
 
     @property
+    def overflow_advice(self) -> str:
+        """What to do where the decoder's numbers are not finite: one sentence."""
+        decoder = self.decoder
+        if self.device == "cpu" or decoder.compute != "fp16":
+            return "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
+        option = "--decoder" if decoder.precision.startswith("fp16") else "--vision"
+        return (
+            "The bundle computes in fp16, which ends at 65,504: if 'varco verify BUNDLE' finds its files as they were, "
+            f"export it again with {option} bf16."
+        )
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one position occupies in all layers."""
         model = self.model

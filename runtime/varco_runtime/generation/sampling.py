@@ -70,12 +70,18 @@ class Sampler:
         settings: What the question asks for.
         generation: What the bundle says where the question does not.
         prompt_ids: The prompt's tokens, for which the penalty counts where the checkpoint's generation does so.
+        overflow_advice: The next step of the error for logits that are not finite (`Manifest`).
     """
 
     def __init__(
-        self, settings: SamplingSettings, generation: GenerationSettings, prompt_ids: Iterable[int] = ()
+        self,
+        settings: SamplingSettings,
+        generation: GenerationSettings,
+        prompt_ids: Iterable[int] = (),
+        overflow_advice: str = "Run 'varco verify BUNDLE', or export the decoder in a wider precision.",
     ) -> None:
         self._settings = settings
+        self._overflow_advice = overflow_advice
         penalty = settings.repetition_penalty
         self.repetition_penalty = generation.repetition_penalty if penalty is None else penalty
         self._random = np.random.Generator(np.random.PCG64(settings.seed))
@@ -102,7 +108,7 @@ class Sampler:
         if not math.isfinite(scores[best]):
             raise BackendError(
                 f"The decoder gave the logit {scores[best]} for token {best}, expected finite numbers. "
-                "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
+                f"{self._overflow_advice}"
             )
         token = best if self._settings.temperature == 0 else self._draw(scores)
         self.accept(token)

@@ -215,6 +215,19 @@ int launch(const void *kernel, Size3 grid, Size3 block, std::size_t shared_bytes
     return SUCCESS;
 }
 
+// Flash attention's kernel shares `Flash_fwd_params::seqlen_k` out among the splits of its grid: the 47th of the numbers
+// that the structure begins with in onnxruntime 1.31 (flash_attention/flash.h). Logged behind the launch.
+constexpr int SEQLEN_K = 46;
+
+int launch_with(const void *kernel, Size3 grid, Size3 block, void **arguments, std::size_t shared_bytes) {
+    const Guard guard(lock());
+    const int status = launch(kernel, grid, block, shared_bytes);
+    const auto found = kernel_names().find(kernel);
+    if (found != kernel_names().end() && found->second.find("flash_fwd_splitkv_kernel") != std::string::npos)
+        stub_log("keys", "%d", static_cast<const int *>(arguments[0])[SEQLEN_K]);
+    return status;
+}
+
 // --- memory ----------------------------------------------------------------------------------------------------------
 
 struct Block {
@@ -357,12 +370,12 @@ int __cudaPopCallConfiguration(Size3 *grid, Size3 *block, std::size_t *shared_by
     return SUCCESS;
 }
 
-int __cudaLaunchKernel(const void *kernel, Size3 grid, Size3 block, void **, std::size_t shared_bytes, void *) {
-    return launch(kernel, grid, block, shared_bytes);
+int __cudaLaunchKernel(const void *kernel, Size3 grid, Size3 block, void **arguments, std::size_t shared_bytes, void *) {
+    return launch_with(kernel, grid, block, arguments, shared_bytes);
 }
 
-int cudaLaunchKernel(const void *kernel, Size3 grid, Size3 block, void **, std::size_t shared_bytes, void *) {
-    return launch(kernel, grid, block, shared_bytes);
+int cudaLaunchKernel(const void *kernel, Size3 grid, Size3 block, void **arguments, std::size_t shared_bytes, void *) {
+    return launch_with(kernel, grid, block, arguments, shared_bytes);
 }
 
 int cudaLaunchCooperativeKernel(const void *kernel, Size3 grid, Size3 block, void **, std::size_t shared_bytes,

@@ -1,7 +1,7 @@
 """A bundle for CUDA on ONNX Runtime, with no torch and no cuda-python.
 
 Weights, caches and features are on the device from loading on; nothing is copied between steps. A prompt runs in
-chunks of its own length, an answer token by token as a CUDA graph (`cuda_step.py`), both in one session, so the weights
+chunks of its own length, an answer token by token as a CUDA graph (`step.py`), both in one session, so the weights
 are there once. Pictures are in `cuda_vision.py`. Where the GPU is missing, a bundle in fp16 runs on the CPU through the
 same code, slowly: onnxruntime converts around every operator that has no fp16 kernel there.
 
@@ -17,12 +17,20 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.backend import GREEDY, MAX_STEP_TOKENS, Draw, Features, PromptInputs
+from varco_runtime.backends.cuda.cache import KeyValueCaches
 from varco_runtime.backends.cuda.driver import GpuFacts, find_gpu
 from varco_runtime.backends.cuda.library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
-from varco_runtime.backends.cuda.memory import buffer_shapes, buffer_sizes, check_memory, shortage, sizes_of
+from varco_runtime.backends.cuda.memory import (
+    NUM_LOGITS,
+    buffer_shapes,
+    buffer_sizes,
+    check_memory,
+    shortage,
+    sizes_of,
+)
 from varco_runtime.backends.cuda.sampling import SamplingStep
 from varco_runtime.backends.cuda.session import ARENA, Device, Network
-from varco_runtime.backends.cuda.step import DecodeStep, TokenRows, bind_caches, clear_caches, make_caches
+from varco_runtime.backends.cuda.step import DecodeStep, TokenRows
 from varco_runtime.backends.cuda.threads import DEVICE_LOCK, DeviceThreads, on_device_thread
 from varco_runtime.backends.cuda.vision import CudaVision
 from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens, Sizes
@@ -40,9 +48,10 @@ from varco_runtime.system.processor import usable_cores
 
 CAPTURED = ("decoder", "sampling")
 """The networks whose runs can be replayed; prompts, in the decoder's session, ask for no graph."""
-PROFILED_ROWS = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096"
-"""Numbers of rows for which the fused kernel for integers seeks its best form at loading: a step's, a draft's, those of
-prompts and of whole runs. Others it would seek when they first come, which for the largest takes seconds."""
+PROFILED_ROWS = (*range(1, MAX_STEP_TOKENS + 1), NUM_LOGITS)
+"""Numbers of rows for which every fused product of integers seeks its best form when the session is made: those of
+steps, and what the head sees at most. Larger numbers, rounded up to powers of two, a product seeks when they first
+come: `_warm_up` lets the layers see them, and the head, which would need gigabytes of scratch for them, never does."""
 NO_TOKEN = -1
 """The device's choice among logits that are not finite."""
 
@@ -95,7 +104,7 @@ class CudaBackend:
         networks = {name: Network(device, name, self._session(bundle, name, missing)) for name in manifest.components}
         shapes = buffer_shapes(manifest, self._sizes)
         self._buffers = {name: device.buffer(*shapes[name]) for name in shapes if name != "cache"}
-        self._caches = make_caches(device, manifest, self._max_context)
+        self._caches = KeyValueCaches(device, manifest, self._max_context)
         self._token_rows = None if manifest.embedding is None else _token_rows(bundle, manifest.embedding)
         self._decoder = networks["decoder"]
         self._vision = CudaVision(device, manifest, self._sizes, networks, self._buffers)
@@ -107,17 +116,20 @@ class CudaBackend:
     def _warm_up(self) -> None:
         """Everything once, before the first question: what is missing or does not fit shows now.
 
-        The largest picture and the longest run of a prompt come before the captures: memory is taken once in its
-        greatest sizes, and kernels are chosen. What this leaves in the caches is finite, and overwritten before it is
-        seen.
+        The largest picture and runs of prompts, the longest first, come before the captures: memory is taken once in
+        its greatest sizes, and kernels are chosen for every length that a run can have. What this leaves in the caches
+        is finite, and overwritten before it is seen.
         """
         for num_tokens in range(1, MAX_STEP_TOKENS + 1):
             self._step(num_tokens)  # its buffers, which would else take the place that a prompt's inputs leave
         self._vision.warm_up()
-        ids = np.zeros(self._sizes.prefill_tokens, np.int64)
-        self.prefill(PromptInputs(ids, self._manifest.prompt.image_token_id, None), 0, self._sizes.num_logits)
-        for num_tokens in range(1, MAX_STEP_TOKENS + 1):
-            self._run_step((0,) * num_tokens, 0)
+        for num_rows in warm_up_rows(self._sizes.prefill_tokens):
+            prompt = PromptInputs(np.zeros(num_rows, np.int64), self._manifest.prompt.image_token_id, None)
+            self.prefill(prompt, 0, min(num_rows, self._sizes.num_logits))
+        for band in reversed(self._caches.bands):  # and so ends in the smallest
+            self._caches.lay_out(band, 0)
+            for num_tokens in range(1, MAX_STEP_TOKENS + 1):
+                self._run_step((0,) * num_tokens, 0)
         self._sampling.run(GREEDY)
 
     def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
@@ -160,6 +172,7 @@ class CudaBackend:
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
         check_length(total, self._max_context)
+        self._caches.lay_out(total, start)
         rows = []
         for run in prompt_runs(total, start, num_logits, self._sizes.prefill_tokens, self._sizes.num_logits):
             logits = self._prefill_chunk(inputs, run.start, run.end, run.num_logits, read=run.num_wanted > 0)
@@ -185,7 +198,7 @@ class CudaBackend:
         binding.value("total_sequence_length", self._ort.OrtValue.ortvalue_from_numpy(total))
         length = end - start
         binding.value("logit_positions", upload(np.arange(length - num_logits, length, dtype=np.int64)))
-        bind_caches(binding, self._caches)
+        self._caches.bind(binding)
         vocab_size = self._manifest.model.vocab_size
         if num_logits == 1:  # without the other rows, which would come to the host too
             row = binding.host_output("logits", "fp32", (1, 1, vocab_size))
@@ -236,8 +249,11 @@ class CudaBackend:
         return self._checked([self._sampling.run(draw)], position)[0]
 
     def _run_step(self, token_ids: Sequence[int], position: int) -> DecodeStep:
-        check_length(position + len(token_ids), self._max_context)
+        end = position + len(token_ids)
+        check_length(end, self._max_context)
         self._check_tokens(min(token_ids), max(token_ids))
+        if end > self._caches.capacity:
+            self._caches.lay_out(end, position)
         step = self._step(len(token_ids))
         step.run(token_ids, position)
         return step
@@ -260,8 +276,8 @@ class CudaBackend:
     def _checked(self, tokens: list[int], position: int) -> list[int]:
         """What the device chose after `position` and the positions behind it."""
         if NO_TOKEN in tokens:
-            clear_caches(self._caches)
-            raise not_finite(position + tokens.index(NO_TOKEN))
+            self._caches.clear()
+            raise not_finite(position + tokens.index(NO_TOKEN), self._manifest.overflow_advice)
         for token in tokens:
             check_chosen(token, self._manifest.model.vocab_size)
         return tokens
@@ -272,7 +288,7 @@ class CudaBackend:
         One logit of a row tells: a NaN on the way to the head reaches all of them.
         """
         if not np.isfinite(logits[..., 0]).all():
-            clear_caches(self._caches)
+            self._caches.clear()
         return logits
 
     # -- checks -------------------------------------------------------------------------------------------------------
@@ -280,6 +296,12 @@ class CudaBackend:
     def _check_tokens(self, least: int, greatest: int) -> None:
         """The device looks up whatever it is given, without a word."""
         check_tokens(least, greatest, self._manifest.model.vocab_size)
+
+
+def warm_up_rows(prefill_tokens: int) -> list[int]:
+    """Return lengths of runs, the longest first, for which kernels are chosen: one for each power of two."""
+    powers = [1 << bits for bits in range(1, prefill_tokens.bit_length()) if 1 << bits < prefill_tokens]
+    return [prefill_tokens, *(rows for rows in reversed(powers) if rows > NUM_LOGITS)]
 
 
 def _token_rows(bundle: Bundle, facts: Embedding) -> TokenRows:
@@ -321,7 +343,7 @@ def _session_entries(compute: str) -> dict[str, str]:
     """For the session."""
     return {
         "ep.cuda.fpa_intb_gemm": "0" if compute == "fp32" else "1",
-        "ep.cuda.fpa_intb_profile_m": PROFILED_ROWS,
+        "ep.cuda.fpa_intb_profile_m": ",".join(map(str, PROFILED_ROWS)),
         # Weights outside the arena: a repacked weight's first copy is then given back.
         "session.use_device_allocator_for_initializers": "1",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +93,20 @@ def time_copies(
                 copy()
             times.append(wait() - started)
     return times
+
+
+def move_bytes(pieces: Iterable[tuple[int, int, int]]) -> None:
+    """Copy pieces within the first GPU's memory, each (to, from, bytes), one after the other, and wait for them.
+
+    Raises `BackendError`.
+    """
+    driver, device = _open()
+    with _primary_context(driver, device):
+        for target, source, num_bytes in pieces:
+            addresses = ctypes.c_uint64(target), ctypes.c_uint64(source)
+            copied = driver.cuMemcpyDtoDAsync_v2(*addresses, ctypes.c_size_t(num_bytes), None)
+            _check(driver, "cuMemcpyDtoDAsync", copied)
+        _check(driver, "cuStreamSynchronize", driver.cuStreamSynchronize(None))
 
 
 def _open() -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ its 16 bits and bound as what it is. The device is a GPU (`cuda`) or, for bundle
 from __future__ import annotations
 
 import bisect
+import ctypes
 import math
 import re
 import weakref
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from varco_runtime.backends.cuda.driver import move_bytes
 from varco_runtime.bundle.graph_contract import SILENT
 from varco_runtime.dtypes import ITEM_BYTES, ONNX_TYPES, STORAGE, Array
 from varco_runtime.errors import BackendError, ShortageError, first_line
@@ -112,6 +114,17 @@ class Device:
             return self.ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.place, 0)
         except Exception as error:
             raise self.failure("a copy to the device", error) from None
+
+    def move(self, pieces: Iterable[tuple[int, int, int]]) -> None:
+        """Copy pieces of the device's memory, each (to, from, bytes), one after the other, and wait for all of them.
+
+        Raises `BackendError`.
+        """
+        if self.place == "cuda":
+            move_bytes(pieces)
+            return
+        for target, source, num_bytes in pieces:
+            ctypes.memmove(target, source, num_bytes)
 
     def graph_options(self, graph_id: int) -> Any | None:
         """The options of runs that are captured as a CUDA graph and replayed; None where there are no graphs."""

@@ -44,11 +44,11 @@ class CudaVision:
 
     def encode(self, pixel_values: Array) -> DeviceFeatures:
         """Tiles `[T, 3, S, S]` fp32 in batches, one behind the other into the picture's features."""
-        return self._encode(pixel_values.astype(np.float32, copy=False), self._look)
+        return self._encode(pixel_values.astype(np.float32, copy=False), self._run_vision_tower)
 
     def encode_pixels(self, tiles: Array) -> DeviceFeatures:
         """The same of uint8 tiles, which become `pixel_values` on the device."""
-        return self._encode(tiles, self._normalise_and_look)
+        return self._encode(tiles, self._normalise_and_run_tower)
 
     def _encode(self, tiles: Array, look: Callable[[Any, int], None]) -> DeviceFeatures:
         num_tiles, batch = len(tiles), self._sizes.batch_tiles
@@ -74,16 +74,16 @@ class CudaVision:
                 yield uploaded
             yield following.result()
 
-    def _normalise_and_look(self, tiles: Any, num_tiles: int) -> None:
+    def _normalise_and_run_tower(self, tiles: Any, num_tiles: int) -> None:
         buffer = self._buffers["pixel_values"]
         shape = (num_tiles, *buffer.shape[1:])
         binding = self._networks["pixels"].binding()
         binding.value("tiles", tiles)
         binding.output("pixel_values", buffer, shape)
         self._networks["pixels"].run(binding)
-        self._look(buffer, num_tiles)
+        self._run_vision_tower(buffer, num_tiles)
 
-    def _look(self, pixel_values: Any, num_tiles: int) -> None:
+    def _run_vision_tower(self, pixel_values: Any, num_tiles: int) -> None:
         """One batch, in a buffer or a value of its own, to patch features."""
         patches = self._buffers["patch_features"]
         binding = self._networks["vision"].binding()
@@ -137,7 +137,7 @@ class CudaVision:
 
     def _patches_of(self, tile: Array) -> Array:
         """Patch features `[1, P, C]` of one tile, on the host in fp32."""
-        self._look(self._device.upload(tile.astype(np.float32, copy=False)), 1)
+        self._run_vision_tower(self._device.upload(tile.astype(np.float32, copy=False)), 1)
         return self._read("patch_features", 1)
 
     def _read(self, name: str, count: int) -> Array:

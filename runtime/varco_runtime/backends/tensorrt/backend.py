@@ -217,7 +217,7 @@ class TensorRtBackend:
         self._run_step(token_id, position)
         token = self._step.chosen()
         if position % CHECK_EVERY == 0 and not np.isfinite(self._read_logits(1)).all():
-            raise not_finite(position)
+            raise not_finite(position, self._manifest.overflow_advice)
         check_chosen(token, self._manifest.model.vocab_size)
         return token
 

@@ -15,7 +15,7 @@ from tests.conftest import export_bundle
 from tests.doubles.recording_onnxruntime import Gpu
 from tests.runtime.backends.cuda.conftest import backend_of
 from varco_runtime import Varco
-from varco_runtime.backends.cuda.backend import CudaBackend
+from varco_runtime.backends.cuda.backend import PROFILED_ROWS, CudaBackend, warm_up_rows
 from varco_runtime.bundle.opening import Bundle
 
 
@@ -30,7 +30,7 @@ def test_buffers_are_allocated_at_loading_alone_and_hold_finite_numbers(
     varco = Varco.load(bundle)
     backend = backend_of(varco)
     opening = len(varco.session.memory.sequence.ids)  # what every question begins with, prefilled at loading
-    beyond = [buffer.value.inner.numpy()[:, :, opening:] for buffer in backend._caches.values()]
+    beyond = [buffer.value.inner.numpy()[:, :, opening:] for buffer in backend._caches.buffers.values()]
     assert all(np.isfinite(values).all() for values in beyond), "nothing times NaN is NaN"
     gpu.asked.clear()
     varco.ask(image, "What is this?", max_new_tokens=6)
@@ -39,7 +39,7 @@ def test_buffers_are_allocated_at_loading_alone_and_hold_finite_numbers(
 
 def test_losing_the_backend_gives_its_memory_back_at_once(bundle: Path, gpu: Gpu) -> None:
     backend = CudaBackend(Bundle.open(bundle))
-    cache = weakref.ref(backend._caches["0.key"].value.keep)
+    cache = weakref.ref(backend._caches.buffers["0.key"].value.keep)
     gpu.sessions.clear()
     gc.disable()
     try:
@@ -74,3 +74,20 @@ def test_a_setting_of_the_user_is_kept(bundle: Path, gpu: Gpu, monkeypatch: pyte
     monkeypatch.setenv("ORT_ENABLE_XQA", "0")
     Varco.load(bundle)
     assert os.environ["ORT_ENABLE_XQA"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("prefill_tokens", "rows"),
+    [(4096, [4096, 2048, 1024, 512, 256, 128, 64, 32]), (3000, [3000, 2048, 1024, 512, 256, 128, 64, 32]), (16, [16])],
+)
+def test_runs_of_every_power_of_two_choose_kernels_at_loading(prefill_tokens: int, rows: list[int]) -> None:
+    """Shorter ones are profiled when the session is made, for every product; the head's never sees these."""
+    assert warm_up_rows(prefill_tokens) == rows
+    assert PROFILED_ROWS == (1, 2, 3, 4, 5, 6, 7, 8, 9, 16)
+
+
+def test_loading_runs_prompts_of_these_lengths(bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varco_runtime.backends.cuda.memory.PREFILL_TOKENS", 100)
+    CudaBackend(Bundle.open(bundle))
+    lengths = [run["token_ids"][1] for run in gpu.sessions["decoder"].runs]
+    assert lengths[:3] == [100, 64, 32]

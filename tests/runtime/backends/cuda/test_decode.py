@@ -160,7 +160,7 @@ def test_an_opening_that_overflows_is_refused_and_not_taken_for_cached(
         logits = prefill_chunk(self, inputs, start, *args, **kwargs)
         if start > 0:
             return logits
-        for buffer in self._caches.values():
+        for buffer in self._caches.buffers.values():
             buffer.value.inner.numpy()[:, :, 0] = np.nan
         return np.full_like(logits, np.nan)
 
@@ -181,7 +181,7 @@ def test_a_nan_in_the_caches_is_seen_at_once_and_does_not_reach_the_next_answer(
 ) -> None:
     backend = backend_of(varco)
     backend.prefill(text_inputs(varco, 61), 0)
-    for buffer in backend._caches.values():
+    for buffer in backend._caches.buffers.values():
         buffer.value.inner.numpy()[:, :, 20:50] = np.nan  # the double's memory, which no run has written to
     if greedy:
         gpu.asked.clear()
@@ -190,6 +190,6 @@ def test_a_nan_in_the_caches_is_seen_at_once_and_does_not_reach_the_next_answer(
         assert [call for call in gpu.asked if call[0] == "read"] == [("read", 8)]
     else:
         assert np.isnan(backend.decode_step(3, 61)).any(), "left to the sampler, which refuses it"
-    assert not any(np.isnan(buffer.read()).any() for buffer in backend._caches.values())
+    assert not any(np.isnan(buffer.read()).any() for buffer in backend._caches.buffers.values())
     varco.session.memory.forget_sequence()  # as an answer that fails does
     assert varco.ask(None, "Hello", max_new_tokens=8).token_ids == cpu.ask(None, "Hello", max_new_tokens=8).token_ids

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from varco_runtime.backends.cuda.driver import GpuFacts, find_gpu, time_copies
+from varco_runtime.backends.cuda.driver import GpuFacts, find_gpu, move_bytes, time_copies
 from varco_runtime.errors import BackendError
 
 
@@ -19,6 +19,7 @@ class Libcuda:
         self.contexts = 0
         self.allocated = 0
         self.copied = 0
+        self.copies: list[tuple[int, int]] = []
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any) -> int:
@@ -59,7 +60,7 @@ class Libcuda:
         self.allocated -= 1
 
     def _cuMemcpyDtoDAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
-        assert {target.value, source.value} == {4096, 8192}
+        self.copies.append((target.value, source.value))
         self.copied += size.value
 
     def _cuGetErrorString(self, status: int, text: Any) -> None:  # noqa: N802
@@ -106,7 +107,20 @@ def test_copies_are_timed_by_rounds_and_leave_nothing_behind(monkeypatch: pytest
     ticks = iter(range(100))
     assert time_copies(1000, 4, 3, lambda: next(ticks)) == [1, 1, 1]
     assert driver.copied == 1000 * (1 + 3 * 4)
+    assert set(driver.copies) == {(4096, 8192)}
     assert (driver.allocated, driver.contexts) == (0, 0)
+
+
+def test_pieces_are_moved_one_after_the_other_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Libcuda()
+    monkeypatch.setattr("varco_runtime.backends.cuda.driver._load", lambda: driver)
+    move_bytes([(1000, 5000, 10), (2000, 6000, 20)])
+    assert (driver.copies, driver.copied, driver.contexts) == ([(1000, 5000), (2000, 6000)], 30, 0)
+    for call in ("cuMemcpyDtoDAsync_v2", "cuStreamSynchronize"):
+        driver.failing = {call: 700}
+        with pytest.raises(BackendError, match=f"driver failed in {call.removesuffix('_v2')} with error 700"):
+            move_bytes([(1000, 5000, 10)])
+    assert driver.contexts == 0
 
 
 @pytest.mark.parametrize("call", ["cuMemAlloc_v2", "cuMemcpyDtoDAsync_v2", "cuCtxSynchronize"])

@@ -61,7 +61,7 @@ def test_an_old_driver_is_one_clear_line(bundle: Path, gpu: Gpu) -> None:
 def test_an_old_gpu_keeps_the_integers_of_a_bundle(tmp_path: Path, gpu: Gpu) -> None:
     """`--decoder fp16` would be refused for packed weights, and give plain ones up for rounded ones."""
     checkpoint = make_tiny(tmp_path / "checkpoint", TinyOptions(dtype="bf16"))
-    folder = export_bundle(checkpoint, tmp_path / "b", device="cuda", decoder="int4", max_context=64)
+    folder = export_bundle(checkpoint, tmp_path / "b", device="cuda", decoder="int4", vision="bf16", max_context=64)
     gpu.facts = dataclasses.replace(gpu.facts, capability=(7, 5))
     refused(folder, BackendError, r"a bundle in bf16 needs 8\.0 or later\. Export again with --vision fp16")
 
