@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from varco_cli.arguments import JsonOption
 from varco_cli.commands.demo import BUNDLE, draw_sign
 from varco_cli.console import note, print_facts, print_table, size_text, write, write_document
 from varco_cli.progress import HashProgress
@@ -50,7 +51,7 @@ def bench(
     max_context: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to make room for.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    as_json: JsonOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the JSON document to a file.", show_default=False)
     ] = None,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from varco_cli.arguments import JsonOption
 from varco_cli.console import note, print_facts, size_text, write, write_document
 from varco_runtime.errors import UsageError, VarcoError
 
@@ -31,7 +32,7 @@ def cache(
         ),
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it, the limit too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what is kept between runs to start faster, bound it, or remove it."""
     from varco_runtime.system import cache_folder as kept

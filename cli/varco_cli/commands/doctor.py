@@ -9,10 +9,8 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
-import typer
-
+from varco_cli.arguments import JsonOption
 from varco_cli.console import one_line, print_facts, size_text, write, write_document
 from varco_runtime import __version__
 from varco_runtime.errors import BrokenExtraError, MissingExtraError
@@ -54,7 +52,7 @@ class Report:
     warnings: list[str]
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False) -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Show versions, devices and memory, and what is missing."""
     report = examine()
     if as_json:

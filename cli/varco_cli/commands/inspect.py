@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from varco_cli.arguments import BundleArgument, JsonOption
 from varco_cli.console import count_text, note, print_facts, print_table, size_text, write, write_document
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ _NON_COMMERCIAL = ("-nc", "noncommercial", "research")
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: BundleArgument,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Show instead which kernel each node gets on this device.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle holds: licence, networks, precisions, memory, picture and prompt settings."""
     from varco_runtime.bundle.opening import Bundle

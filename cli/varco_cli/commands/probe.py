@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from varco_cli.arguments import BundleArgument
 from varco_cli.console import note, size_text
 from varco_cli.progress import ExportProgress
 from varco_runtime.system.libraries import needs_extra
@@ -17,7 +17,7 @@ def probe(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="What the bundle was exported from: a folder or repository id.")
     ],
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: BundleArgument,
     vision_from: Annotated[
         str | None,
         typer.Option(metavar="CHECKPOINT", help="As given to varco export, where it was.", show_default=False),

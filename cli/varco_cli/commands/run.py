@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from varco_cli.arguments import BundleArgument
 from varco_cli.console import is_terminal, note, write_document, write_text
 from varco_cli.progress import HashProgress, QuestionProgress
 from varco_cli.targets import check_target
@@ -41,7 +42,7 @@ def _option(panel: str, explanation: str, metavar: str | None = None, name: str 
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: BundleArgument,
     image: Annotated[
         str | None, typer.Argument(metavar="IMAGE", help="A picture file, or - for standard input.", show_default=False)
     ] = None,

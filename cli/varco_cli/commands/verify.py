@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from varco_cli.arguments import BundleArgument, JsonOption
 from varco_cli.console import note, print_table, size_text, write_document
 from varco_cli.progress import HashProgress
 from varco_runtime.errors import BackendError, BundleError, UsageError, VarcoError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: BundleArgument,
     numerics: Annotated[
         bool,
         typer.Option("--numerics", help="Run the bundle's probes too and compare with the exact model's answers."),
@@ -32,7 +33,7 @@ def verify(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Processor threads; all unless given.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Hash every file of a bundle and compare it with the manifest; with --numerics, also run its probes."""
     from varco_runtime.bundle.opening import Bundle
