@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from varco_export.dialects.linear import quantize_rows
-
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 FP8_MAX = 448
 """The largest E4M3 number."""

@@ -72,7 +72,7 @@ def held_formats(path: Path) -> dict[str, LinearFormat]:
 
 
 def _fp8_weights_only(path: Path) -> set[str]:
-    """FP8 linears whose input the graph leaves as it is, whatever the checkpoint asks for (`dialect_cuda.py`)."""
+    """FP8 linears whose input the graph leaves as it is, whatever the checkpoint asks for (`dialects/cuda.py`)."""
     return {
         found["name"]
         for node in onnx.load(path, load_external_data=False).graph.node

@@ -21,11 +21,12 @@ from varco_export.probes.checkpoint_facts import checkpoint_facts
 from varco_export.probes.formats import LinearFormat
 from varco_export.probes.held_formats import coarsest, linear_formats, vision_formats
 from varco_export.probes.questions import Drawn, Question, draw_pictures, encode_answer, questions
-from varco_export.probes.reference_pass import HEAD, Advance, Array, Logits, ReferencePass, Sequence
+from varco_export.probes.reference_pass import HEAD, Advance, Logits, ReferencePass, Sequence
 from varco_export.progress import SILENT, Progress
 from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import pack, packing_plan
@@ -130,7 +131,7 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
     formats = linear_formats(checkpoint, folder / manifest.decoder.file)
     reference = ReferencePass(checkpoint, seen | formats)
     with np.errstate(all="ignore"):  # what comes out is checked
-        pictures, tokens = _look(reference, drawn, manifest, advance)
+        pictures, tokens = _encode_pictures(reference, drawn, manifest, advance)
         sequences = [
             # All but the last token: nothing is asked after it.
             Sequence(ids[:-1], None, num_answer)
@@ -158,7 +159,7 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
     )
 
 
-def _look(
+def _encode_pictures(
     reference: ReferencePass, drawn: list[Drawn], manifest: Manifest, advance: Advance
 ) -> tuple[list[ProbePicture], list[dict[str, Array]]]:
     """Digests of what a bundle's networks should make of each picture, and its image tokens. All tiles go together."""

@@ -5,11 +5,9 @@ Source: transformers `modeling_siglip.py`, `modeling_llava_onevision.py`, `model
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from varco_runtime.dtypes import Array
 
 
 def attention(q: Array, k: Array, v: Array, num_heads: int, causal: bool = False) -> Array:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from varco_export.probes.reference_functions import attention, gelu_erf, gelu_ta
 from varco_export.quantized.integers import unpack
 from varco_export.quantized.weights import Fp8Weight, IntegerWeight
 from varco_export.reading.tensor import Tensor
+from varco_runtime.dtypes import Array
 from varco_runtime.probes.file import DISTURBANCE
 
 VISION, PROJECTOR, HEAD = "vision_tower.", "multi_modal_projector", "lm_head"
@@ -40,7 +40,6 @@ VISION, PROJECTOR, HEAD = "vision_tower.", "multi_modal_projector", "lm_head"
 BLOCK_BYTES = 8 << 20
 """Of a weight at a time, as stored."""
 
-Array = np.ndarray[Any, Any]
 Advance = Callable[[], None]
 
 

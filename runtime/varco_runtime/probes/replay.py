@@ -135,7 +135,7 @@ def _run(bundle: Bundle, probes: Probes, backend: Backend, num_steps: int, advan
     for index in (None, *range(len(probes.pictures))):
         tokens, num_tokens = None, 0
         if index is not None:
-            tokens, num_tokens = _see(probes.pictures[index], bundle, backend, run.errors)
+            tokens, num_tokens = _encode_picture(probes.pictures[index], bundle, backend, run.errors)
             advance()
         for probe in probes.probes:
             if probe.picture == index:
@@ -223,7 +223,9 @@ def _load(probe: ProbePicture) -> Picture:
         ) from None
 
 
-def _see(probe: ProbePicture, bundle: Bundle, backend: Backend, errors: dict[str, list[float]]) -> tuple[Any, int]:
+def _encode_picture(
+    probe: ProbePicture, bundle: Bundle, backend: Backend, errors: dict[str, list[float]]
+) -> tuple[Any, int]:
     """The picture's tokens in the backend's memory and their number; adds to `errors` by component."""
     settings = bundle.manifest.image
     picture = _load(probe)

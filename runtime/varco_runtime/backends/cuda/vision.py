@@ -50,14 +50,14 @@ class CudaVision:
         """The same of uint8 tiles, which become `pixel_values` on the device."""
         return self._encode(tiles, self._normalise_and_run_tower)
 
-    def _encode(self, tiles: Array, look: Callable[[Any, int], None]) -> DeviceFeatures:
+    def _encode(self, tiles: Array, run_tower: Callable[[Any, int], None]) -> DeviceFeatures:
         num_tiles, batch = len(tiles), self._sizes.batch_tiles
         assert num_tiles <= self._sizes.picture_tiles, f"Bug: {num_tiles} tiles of {self._sizes.picture_tiles}"
         self._picture = None
         firsts = range(0, num_tiles, batch)
         batches = [tiles[first : first + batch] for first in firsts]
         for first, one, uploaded in zip(firsts, batches, self._uploads(batches), strict=True):
-            look(uploaded, len(one))
+            run_tower(uploaded, len(one))
             self._project(len(one), first)
         self._picture = DeviceFeatures(num_tiles)
         return self._picture
