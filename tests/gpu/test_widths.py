@@ -1,7 +1,7 @@
 """Numbers at the widths of the 14B, against fp64: products of every format, and a model of two layers.
 
-A kernel's error grows with the number of features it adds up (`tests/test_fused_sums.py`), so narrow models cannot see
-it. On the CPU (VARCO_GPU_TESTS_ON=cpu) the same tests run at narrow widths.
+A kernel's error grows with the number of features it adds up (`tests/export/dialects/test_fused_sums.py`), so
+narrow models cannot see it. On the CPU (VARCO_GPU_TESTS_ON=cpu) the same tests run at narrow widths.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 MICROSOFT = b"com.microsoft"
+GATE_PRODUCT = b"GatedRMSNorm"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH = 7  # of a ModelProto
 _NODE, _INITIALIZER = 1, 5  # of a GraphProto
@@ -32,10 +33,15 @@ COLUMN, LOWEST, HIGHEST = b"unrounded.column", b"unrounded.lowest", b"unrounded.
 
 
 def epsilons(model: bytes) -> set[float]:
-    """Return the epsilon of every norm in a serialized model. Raises `ValueError` for bytes that are none."""
+    """Return the epsilon of every norm in a serialized model. Raises `ValueError` for bytes that are none.
+
+    A `GatedRMSNorm` is no norm but the product of gate and up, whose epsilon is none of the checkpoint's
+    (`CudaDialect.multiply_gate`).
+    """
     return {
         struct.unpack("<f", value)[0]
         for node in _nodes(model)
+        if node.operator != GATE_PRODUCT
         for name, attribute in node.attributes.items()
         if name == b"epsilon"
         for number, _, value, _ in _fields(attribute)

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from tests.conftest import export_bundle
-from varco_runtime.bundle.graph_nodes import epsilons, unrounded
+from varco_export.tiny import TinyOptions, make_tiny
+from varco_runtime.bundle.graph_nodes import GATE_PRODUCT, epsilons, unrounded
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,14 @@ def test_a_graph_that_rounds_nothing_is_left_alone(tiny_bundle: Path) -> None:
 def test_epsilons_are_those_of_the_norms(tiny_bundle: Path) -> None:
     for network, expected in (("vision", {1e-6}), ("projector", set()), ("decoder", {1e-6})):
         assert epsilons((tiny_bundle / f"{network}.onnx").read_bytes()) == {float(np.float32(one)) for one in expected}
+
+
+def test_the_product_of_gate_and_up_on_cuda_is_no_norm(tmp_path: Path) -> None:
+    checkpoint = make_tiny(tmp_path / "checkpoint", TinyOptions(seed=1, intermediate_size=128))
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", device="cuda", decoder="fp16")
+    model = (bundle / "decoder.onnx").read_bytes()
+    assert GATE_PRODUCT in model
+    assert epsilons(model) == {float(np.float32(1e-6))}
 
 
 @pytest.mark.parametrize(

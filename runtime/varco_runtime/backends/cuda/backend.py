@@ -114,7 +114,7 @@ class CudaBackend:
             self._warm_up()
 
     def _warm_up(self) -> None:
-        """Everything once, before the first question: what is missing or does not fit shows now.
+        """Run everything once, before the first question: what is missing or does not fit shows now.
 
         The largest picture and runs of prompts, the longest first, come before the captures: memory is taken once in
         its greatest sizes, and kernels are chosen for every length that a run can have. What this leaves in the caches
@@ -133,7 +133,7 @@ class CudaBackend:
         self._sampling.run(GREEDY)
 
     def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
-        """One network. Without CUDA's libraries it would run on the CPU unasked, or fail for the lack of a kernel."""
+        """Open one network. Without CUDA's libraries it would run on the CPU unasked, or fail for lack of a kernel."""
         path, compute = bundle.path(self._manifest.components[name].file), self._manifest.decoder.compute
         try:
             session = self._device.session(path, _provider_options(name), _session_entries(compute))
@@ -181,7 +181,7 @@ class CudaBackend:
         return self._watched(np.concatenate(rows))
 
     def _prefill_chunk(self, inputs: PromptInputs, start: int, end: int, num_logits: int, read: bool) -> Array | None:
-        """One run over the positions `start` .. `end`; the last `num_logits` logits `[num_logits, vocab]` if `read`."""
+        """Run over the positions `start` .. `end`; the last `num_logits` logits `[num_logits, vocab]` if `read`."""
         upload, tokens, logits = self._device.upload, self._buffers["image_tokens"], self._buffers["logits"]
         binding = self._decoder.binding()
         arrays = self._token_inputs(inputs, start, end)
@@ -210,7 +210,7 @@ class CudaBackend:
         return found
 
     def _token_inputs(self, inputs: PromptInputs, start: int, end: int) -> dict[str, Array]:
-        """Which token or which row of the picture stands at each position."""
+        """Return which token or which row of the picture stands at each position."""
         ids = inputs.ids[start:end]
         is_image = ids == inputs.image_token_id
         token_ids = np.where(is_image, 0, ids).astype(np.int64)
@@ -259,7 +259,7 @@ class CudaBackend:
         return step
 
     def _step(self, num_tokens: int) -> DecodeStep:
-        """The step of so many tokens, made when it is first taken."""
+        """Return the step of so many tokens, made when it is first taken."""
         assert 1 <= num_tokens <= MAX_STEP_TOKENS, f"Bug: a step of {num_tokens} tokens"
         if num_tokens not in self._steps:
             self._steps[num_tokens] = DecodeStep(
@@ -274,7 +274,7 @@ class CudaBackend:
         return self._steps[num_tokens]
 
     def _checked(self, tokens: list[int], position: int) -> list[int]:
-        """What the device chose after `position` and the positions behind it."""
+        """Check what the device chose after `position` and the positions behind it."""
         if NO_TOKEN in tokens:
             self._caches.clear()
             raise not_finite(position + tokens.index(NO_TOKEN), self._manifest.overflow_advice)
@@ -283,7 +283,7 @@ class CudaBackend:
         return tokens
 
     def _watched(self, logits: Array) -> Array:
-        """The logits as they are. Where they are not finite, so are the caches, which are then cleared.
+        """Return the logits as they are. Where they are not finite, so are the caches, which are then cleared.
 
         One logit of a row tells: a NaN on the way to the head reaches all of them.
         """
@@ -294,7 +294,7 @@ class CudaBackend:
     # -- checks -------------------------------------------------------------------------------------------------------
 
     def _check_tokens(self, least: int, greatest: int) -> None:
-        """The device looks up whatever it is given, without a word."""
+        """Check the tokens, for the device looks up whatever it is given, without a word."""
         check_tokens(least, greatest, self._manifest.model.vocab_size)
 
 
@@ -305,19 +305,19 @@ def warm_up_rows(prefill_tokens: int) -> list[int]:
 
 
 def _token_rows(bundle: Bundle, facts: Embedding) -> TokenRows:
-    """Rows of tokens `[..., width]` in the compute type, for a decoder that does not hold them."""
+    """Return rows of tokens `[..., width]` in the compute type, for a decoder that does not hold them."""
     table, compute = EmbeddingTable(bundle.path(facts.file), facts), bundle.manifest.decoder.compute
     return lambda token_ids: to_stored(table.rows(token_ids), compute)
 
 
 def runs_on_cpu(bundle: Bundle) -> bool:
-    """Whether the CPU has kernels, or conversions to such, for all operators: there are none for bf16 and FP8."""
+    """Tell whether the CPU has kernels, or conversions to such, for all operators: there are none for bf16 and FP8."""
     components = bundle.manifest.components.values()
     return all(part.compute != "bf16" and "fp8" not in part.precision for part in components)
 
 
 def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: str) -> ShortageError:
-    """What to say where memory ran out: with what was free before the loading, and what is free now."""
+    """Return what to say where memory ran out: with what was free before the loading, and what is free now."""
     if gpu is None:
         return ShortageError(f"The machine ran out of memory during {during}. Load with a lower max_context.")
     try:
@@ -328,8 +328,11 @@ def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: st
 
 
 def _provider_options(name: str) -> dict[str, str]:
-    """For the CUDA provider. Without cuDNN a bundle runs alike whether that is installed or not, and no plan is built
-    for each new length of a prompt."""
+    """Return the CUDA provider's options.
+
+    Without cuDNN a bundle runs alike whether that is installed or not, and no plan is built for each new length of a
+    prompt.
+    """
     return {
         "device_id": "0",
         "arena_extend_strategy": "kSameAsRequested",
@@ -340,7 +343,7 @@ def _provider_options(name: str) -> dict[str, str]:
 
 
 def _session_entries(compute: str) -> dict[str, str]:
-    """For the session."""
+    """Return the session's settings."""
     return {
         "ep.cuda.fpa_intb_gemm": "0" if compute == "fp32" else "1",
         "ep.cuda.fpa_intb_profile_m": ",".join(map(str, PROFILED_ROWS)),

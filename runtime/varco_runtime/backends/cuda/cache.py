@@ -51,7 +51,7 @@ class KeyValueCaches:
 
     @property
     def band(self) -> int:
-        """The number of the present band, from 0 on."""
+        """Return the number of the present band, from 0 on."""
         return self.bands.index(self.capacity)
 
     def lay_out(self, num_positions: int, num_kept: int) -> None:
@@ -62,7 +62,7 @@ class KeyValueCaches:
             self._device.move(self._pieces(before, capacity, num_kept))
 
     def _pieces(self, before: int, after: int, num_kept: int) -> Iterator[tuple[int, int, int]]:
-        """Where each head's positions go, where they lie, and their bytes, in an order that overwrites none of them."""
+        """Yield where each head's positions go, where they lie, and their bytes, in an order that overwrites none."""
         num_heads, _ = self._shape
         heads = range(1, num_heads)  # the first one stays
         num_bytes = num_kept * self._row_bytes
@@ -74,7 +74,7 @@ class KeyValueCaches:
                     yield address + rows * after, address + rows * before, num_bytes
 
     def bind(self, binding: Binding) -> None:
-        """Past and present at one address: attention appends in place and copies nothing."""
+        """Bind past and present at one address: attention appends in place and copies nothing."""
         num_heads, head_dim = self._shape
         shape = (1, num_heads, self.capacity, head_dim)
         for name, buffer in self.buffers.items():
@@ -82,7 +82,7 @@ class KeyValueCaches:
             binding.output(f"present.{name}", buffer, shape)
 
     def clear(self) -> None:
-        """Zeros again: NaN beyond the sequence would reach the next answer, for nothing times NaN is NaN."""
+        """Fill with zeros again: NaN beyond the sequence would reach the next answer, for nothing times NaN is NaN."""
         first: Buffer = next(iter(self.buffers.values()))
         zeros = np.zeros(first.shape, STORAGE[first.dtype])
         for buffer in self.buffers.values():

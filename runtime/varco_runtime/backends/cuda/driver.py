@@ -33,12 +33,12 @@ class GpuFacts:
 
     @property
     def target(self) -> str:
-        """The kind of device, as engines name it: `sm90`."""
+        """Return the kind of device, as engines name it: `sm90`."""
         return f"sm{self.capability[0]}{self.capability[1]}"
 
 
 def find_gpu() -> GpuFacts:
-    """The first GPU. Raises `BackendError`: one line that says whether the driver or the device is missing."""
+    """Return the first GPU. Raises `BackendError`: one line that says whether the driver or the device is missing."""
     driver, device = _open()
     version = ctypes.c_int()
     _check(driver, "cuDriverGetVersion", driver.cuDriverGetVersion(ctypes.byref(version)))
@@ -64,7 +64,7 @@ def find_gpu() -> GpuFacts:
 def time_copies(
     num_bytes: int, copies: int, rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Seconds of `rounds` rounds of `copies` copies of so many bytes within the first GPU's memory.
+    """Return seconds of `rounds` rounds of `copies` copies of so many bytes within the first GPU's memory.
 
     Raises `BackendError`.
     """
@@ -110,7 +110,7 @@ def move_bytes(pieces: Iterable[tuple[int, int, int]]) -> None:
 
 
 def _open() -> tuple[Any, Any]:
-    """The driver, and its first device."""
+    """Open the driver, and its first device."""
     try:
         driver = _load()
     except OSError:
@@ -131,7 +131,7 @@ def _open() -> tuple[Any, Any]:
 
 @contextmanager
 def _primary_context(driver: Any, device: Any) -> Iterator[None]:
-    """The context that onnxruntime uses too, current on this thread meanwhile."""
+    """Hold the context that onnxruntime uses too, current on this thread meanwhile."""
     context = ctypes.c_void_p()
     retained = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
     _check(driver, "cuDevicePrimaryCtxRetain", retained)

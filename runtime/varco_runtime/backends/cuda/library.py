@@ -64,7 +64,7 @@ def check_capability(gpu: GpuFacts, manifest: Manifest) -> None:
 
 
 def _advice(gpu: GpuFacts, precision: str) -> str:
-    """How to export for a GPU that is too old: what is rounded already is not to be rounded again."""
+    """Say how to export for a GPU that is too old: what is rounded already is not to be rounded again."""
     weights, _, head = precision.partition(", head ")
     if gpu.capability < LEAST_CAPABILITY["fp16"]:
         return "Use a newer GPU."
@@ -76,7 +76,7 @@ def _advice(gpu: GpuFacts, precision: str) -> str:
 
 
 def load_onnxruntime() -> tuple[Any, list[str]]:
-    """onnxruntime with CUDA, and the names of the CUDA libraries that were not found.
+    """Return onnxruntime with CUDA, and the names of the CUDA libraries that were not found.
 
     What is missing shows only when a session is made: a library may also come from elsewhere.
     Raises `MissingExtraError` or `BackendError`.
@@ -110,7 +110,7 @@ def _load_from_elsewhere(name: str) -> bool:
 
 
 def _take_no_more_than_asked() -> None:
-    """Buffers, unlike sessions, come from one arena of the process, which would take twice as much each time it grows.
+    """Bound the arena of the process, for buffers, which would take twice as much each time it grows.
 
     It keeps what it took: a model that is loaded after another has gone finds its memory there. Where a later
     onnxruntime lacks the setting, only memory is lost.
@@ -122,12 +122,12 @@ def _take_no_more_than_asked() -> None:
 
 
 def runs_on_cuda(session: Any) -> bool:
-    """Whether a session uses the GPU: onnxruntime falls back to the CPU without an error when a library is missing."""
+    """Tell whether a session uses the GPU: onnxruntime falls back to the CPU in silence when a library is missing."""
     return bool(session.get_providers()[:1] == [PROVIDER])
 
 
 def libraries_missing(names: list[str]) -> BackendError:
-    """What to say where CUDA's libraries are not found; `names` are those that `load_onnxruntime` missed."""
+    """Return what to say where CUDA's libraries are not found; `names` are those that `load_onnxruntime` missed."""
     listed = f" ({', '.join(names)})" if names else ""
     return BackendError(
         f"onnxruntime could not load its CUDA provider: libraries of CUDA 13 are missing{listed}. Install them with: "

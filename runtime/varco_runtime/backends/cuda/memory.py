@@ -26,7 +26,7 @@ and each patch of a batch. Estimates: no GPU has measured them."""
 
 
 def sizes_of(manifest: Manifest, max_context: int) -> Sizes:
-    """What the buffers of a bundle hold, at a context of `max_context` positions."""
+    """Return what the buffers of a bundle hold, at a context of `max_context` positions."""
     tiles, tokens = largest_picture(manifest.image)
     return Sizes(
         batch_tiles=min(BATCH_TILES, tiles),
@@ -39,7 +39,7 @@ def sizes_of(manifest: Manifest, max_context: int) -> Sizes:
 
 
 def buffer_shapes(manifest: Manifest, sizes: Sizes) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every buffer that is allocated at loading, by name; `cache` stands for each of the caches."""
+    """Return type and shape of every buffer allocated at loading, by name; `cache` stands for each of the caches."""
     model, image, compute = manifest.model, manifest.image, manifest.decoder.compute
     patches = image.patches_per_tile
     return {
@@ -53,7 +53,7 @@ def buffer_shapes(manifest: Manifest, sizes: Sizes) -> dict[str, tuple[str, tupl
 
 
 def needed_bytes(manifest: Manifest, sizes: Sizes) -> tuple[int, int]:
-    """Device memory that the bundle takes, and how much of it are the caches."""
+    """Return the device memory that the bundle takes, and how much of it are the caches."""
     weights = sum(manifest.files[part.data].size for part in manifest.components.values())
     buffers = _buffer_bytes(manifest, sizes)
     # A picture is packed with its newline behind it, in a copy.
@@ -62,12 +62,12 @@ def needed_bytes(manifest: Manifest, sizes: Sizes) -> tuple[int, int]:
 
 
 def buffer_sizes(manifest: Manifest, sizes: Sizes) -> list[int]:
-    """Bytes of every buffer that is allocated at loading, each cache for itself."""
+    """Return bytes of every buffer that is allocated at loading, each cache for itself."""
     return [size for group in _buffer_bytes(manifest, sizes).values() for size in group]
 
 
 def _buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, list[int]]:
-    """Bytes of the buffers of each name: several for the caches, one for all others."""
+    """Return bytes of the buffers of each name: several for the caches, one for all others."""
     counts = {"cache": 2 * manifest.model.num_layers}
     return {
         name: [math.prod(shape) * ITEM_BYTES[dtype]] * counts.get(name, 1)
@@ -76,7 +76,7 @@ def _buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, list[int]]:
 
 
 def _work_bytes(manifest: Manifest, sizes: Sizes) -> int:
-    """Of the largest runs; sessions keep what they once took."""
+    """Return the bytes of the largest runs; sessions keep what they once took."""
     model, item = manifest.model, ITEM_BYTES[manifest.decoder.compute]
     prompt = PROMPT_ROWS * sizes.prefill_tokens * model.hidden_size * item
     tower = TOWER_ROWS * sizes.batch_tiles * manifest.image.patches_per_tile * model.vision_hidden_size * item
@@ -95,7 +95,7 @@ def check_memory(manifest: Manifest, sizes: Sizes, gpu: GpuFacts, spare_bytes: i
 def shortage(
     manifest: Manifest, sizes: Sizes, gpu: GpuFacts, during: str = "", free_now: int | None = None
 ) -> ShortageError:
-    """One line with what is needed, what was free, and what to lower.
+    """Return one line with what is needed, what was free, and what to lower.
 
     `during` says what ran out of memory. `free_now` are the bytes that were free then, beside all that had been loaded.
     """
@@ -110,7 +110,7 @@ def shortage(
 
 
 def _smaller(manifest: Manifest) -> str:
-    """The options that would make the bundle smaller on the device."""
+    """Return the options that would make the bundle smaller on the device."""
     weights, _, head = manifest.decoder.precision.partition(", head ")  # one format for both where no head is named
     is_int4 = weights.startswith("int4")
     is_stored = any(method in weights for method in ("GPTQ", "compressed-tensors"))  # and not to be rounded again

@@ -32,7 +32,7 @@ class SamplingStep:
         self._options = device.graph_options(GRAPH_ID)
 
     def run(self, draw: Draw) -> int:
-        """The token that the draw takes from the last step's logits."""
+        """Return the token that the draw takes from the last step's logits."""
         first = self._vocab_size - draw.top_k
         settings = (draw.penalty, draw.temperature, first, draw.cut, draw.min_p, draw.place)
         self._settings.set(np.array(settings))

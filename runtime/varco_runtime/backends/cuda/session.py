@@ -42,7 +42,7 @@ class Arena:
         self._free: list[int] = []
 
     def spare_bytes(self, sizes: Iterable[int]) -> int:
-        """How many bytes of buffers of these sizes find their place in what is held."""
+        """Return how many bytes of buffers of these sizes find their place in what is held."""
         free = sorted(self._free)
         found = 0
         for size in sorted(sizes, reverse=True):
@@ -53,7 +53,7 @@ class Arena:
         return found
 
     def count(self, value: Any, num_bytes: int) -> None:
-        """`value` occupies so much as long as it lives."""
+        """Count `value`, which occupies so much as long as it lives."""
         piece = min((size for size in self._free if size >= num_bytes), default=None)
         if piece is not None:
             self._free.remove(piece)
@@ -78,7 +78,7 @@ class Buffer:
         self.value.update_inplace(np.ascontiguousarray(array, dtype=STORAGE[self.dtype]).reshape(self.shape))
 
     def read(self) -> Array:
-        """A copy of all of it on the host, as it is stored."""
+        """Return a copy of all of it on the host, as it is stored."""
         array: Array = self.value.numpy()
         return array.copy() if self.is_host else array
 
@@ -93,7 +93,7 @@ class Device:
         self._shortage = shortage
 
     def buffer(self, dtype: str, shape: tuple[int, ...], zeros: Array | None = None) -> Buffer:
-        """Memory full of zeros. `zeros` spares making them again for buffers of one shape."""
+        """Allocate memory full of zeros. `zeros` spares making them again for buffers of one shape."""
         array: Array = np.zeros(shape, STORAGE[dtype]) if zeros is None or self.place == "cpu" else zeros
         try:
             if self.place == "cpu":  # the array itself, whose pages cost nothing before they are used
@@ -109,7 +109,7 @@ class Device:
         return Buffer(value, dtype, shape, self.place == "cpu")
 
     def upload(self, array: Array) -> Any:
-        """A value on the device with what the array holds."""
+        """Return a value on the device with what the array holds."""
         try:
             return self.ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.place, 0)
         except Exception as error:
@@ -127,7 +127,7 @@ class Device:
             ctypes.memmove(target, source, num_bytes)
 
     def graph_options(self, graph_id: int) -> Any | None:
-        """The options of runs that are captured as a CUDA graph and replayed; None where there are no graphs."""
+        """Return the options of runs that are captured as a CUDA graph and replayed; None where there are no graphs."""
         if self.place != "cuda":
             return None
         options = self.ort.RunOptions()
@@ -135,7 +135,7 @@ class Device:
         return options
 
     def session(self, path: Path, provider: dict[str, str], entries: dict[str, str]) -> Any:
-        """The graph at `path`, with options for the CUDA provider and for the session.
+        """Open the graph at `path`, with options for the CUDA provider and for the session.
 
         What fails is raised. By default onnxruntime prints it and goes on with the CPU, here and in every run.
         """
@@ -162,7 +162,7 @@ class Device:
         return session
 
     def failure(self, what: str, error: Exception) -> BackendError:
-        """The error of a run or copy in one line."""
+        """Return the error of a run or copy in one line."""
         if _is_shortage(error):
             return self._shortage(what)
         return BackendError(f"onnxruntime failed during {what}: {_fault(error)}. Start again; run: varco doctor")
@@ -199,24 +199,24 @@ class Binding:
         self._kept: dict[str, Any] = {}
 
     def value(self, name: str, value: Any) -> None:
-        """An input that is a whole value, which is kept as long as it is bound."""
+        """Bind an input that is a whole value, which is kept as long as it is bound."""
         self.io.bind_ortvalue_input(name, value)
         self._kept[name] = value
 
     def value_as(self, name: str, value: Any, dtype: str) -> None:
-        """An input that is a whole value of stored bits, of a type that numpy may lack."""
+        """Bind an input that is a whole value of stored bits, of a type that numpy may lack."""
         self.io.bind_input(name, self._place, 0, ONNX_TYPES[dtype], value.shape(), value.data_ptr())
         self._kept[name] = value
 
     def input(self, name: str, buffer: Buffer, shape: tuple[int, ...], offset: int = 0) -> None:
-        """An input of `shape` that begins `offset` elements into a buffer."""
+        """Bind an input of `shape` that begins `offset` elements into a buffer."""
         self.io.bind_input(name, self._place, 0, *_place_in(buffer, shape, offset))
 
     def output(self, name: str, buffer: Buffer, shape: tuple[int, ...], offset: int = 0) -> None:
         self.io.bind_output(name, self._place, 0, *_place_in(buffer, shape, offset))
 
     def host_output(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-        """An output that the run copies to the host: the array holds it afterwards, as it is stored."""
+        """Bind an output that the run copies to the host: the array holds it afterwards, as it is stored."""
         array: Array = np.empty(shape, STORAGE[dtype])
         self.io.bind_output(name, "cpu", 0, ONNX_TYPES[dtype], list(shape), array.ctypes.data)
         self._kept[name] = array
@@ -224,14 +224,14 @@ class Binding:
 
 
 def _place_in(buffer: Buffer, shape: tuple[int, ...], offset: int) -> tuple[int, list[int], int]:
-    """Type, shape and address. What lies outside is a bug: the device would go there without a word."""
+    """Return type, shape and address. What lies outside is a bug: the device would go there without a word."""
     end, size = offset + math.prod(shape), math.prod(buffer.shape)
     assert 0 <= offset <= end <= size, f"Bug: elements {offset}..{end} of a buffer of {size}"
     return ONNX_TYPES[buffer.dtype], list(shape), buffer.value.data_ptr() + offset * ITEM_BYTES[buffer.dtype]
 
 
 def _fault(error: Exception) -> str:
-    """What went wrong, out of a line with source files, signatures and the name of the machine."""
+    """Return what went wrong, out of a line with source files, signatures and the name of the machine."""
     found = _FAULT.search(str(error))
     if found:
         return found[0].strip()

@@ -64,7 +64,7 @@ class DecodeStep:
         self._bindings: dict[int, tuple[Binding, Any | None]] = {}
 
     def _bound(self) -> tuple[Binding, Any | None]:
-        """The binding of the caches' band, and the options with its graph's id."""
+        """Return the binding of the caches' band, and the options with its graph's id."""
         band = self._caches.band
         if band not in self._bindings:
             graph_id = band * MAX_STEP_TOKENS + self._num_tokens
@@ -93,10 +93,10 @@ class DecodeStep:
         self._decoder.run(*self._bound())
 
     def chosen(self) -> list[int]:
-        """The token with the largest logit at each position: all that a greedy step moves to the host."""
+        """Return the token with the largest logit at each position: all that a greedy step moves to the host."""
         return [int(token) for token in self._next_tokens.read()[0]]
 
     def logits(self) -> Array:
-        """The logits `[num_tokens, vocab]` fp32 of the last run."""
+        """Return the logits `[num_tokens, vocab]` fp32 of the last run."""
         rows: Array = self.logits_buffer.read()[0]
         return rows

@@ -53,7 +53,7 @@ Owner = TypeVar("Owner", bound=_AsksDevice)
 
 
 def on_device_thread(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenate[Owner, P], T]:
-    """The method, run by its object's `device_threads`."""
+    """Return the method, run by its object's `device_threads`."""
 
     @functools.wraps(method)
     def run(self: Owner, /, *args: P.args, **kwargs: P.kwargs) -> T:

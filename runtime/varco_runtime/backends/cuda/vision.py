@@ -32,7 +32,7 @@ class CudaVision:
         self._picture: DeviceFeatures | DeviceImageTokens | None = None
 
     def warm_up(self) -> None:
-        """Two batches of tiles, and a part of the largest picture packed: what no picture exceeds."""
+        """Run two batches of tiles, and a part of the largest picture packed: what no picture exceeds."""
         side, patches = self._manifest.image.tile_px, self._manifest.image.patches_per_tile
         num_tiles = min(2 * self._sizes.batch_tiles, self._sizes.picture_tiles)
         self.encode_pixels(np.zeros((num_tiles, 3, side, side), np.uint8))
@@ -43,11 +43,11 @@ class CudaVision:
         self._picture = None
 
     def encode(self, pixel_values: Array) -> DeviceFeatures:
-        """Tiles `[T, 3, S, S]` fp32 in batches, one behind the other into the picture's features."""
+        """Encode tiles `[T, 3, S, S]` fp32 in batches, one behind the other into the picture's features."""
         return self._encode(pixel_values.astype(np.float32, copy=False), self._run_vision_tower)
 
     def encode_pixels(self, tiles: Array) -> DeviceFeatures:
-        """The same of uint8 tiles, which become `pixel_values` on the device."""
+        """Encode uint8 tiles, which become `pixel_values` on the device."""
         return self._encode(tiles, self._normalise_and_run_tower)
 
     def _encode(self, tiles: Array, run_tower: Callable[[Any, int], None]) -> DeviceFeatures:
@@ -63,7 +63,7 @@ class CudaVision:
         return self._picture
 
     def _uploads(self, batches: list[Array]) -> Iterator[Any]:
-        """The batches on the device, each copied while the one before it is at work."""
+        """Yield the batches on the device, each copied while the one before it is at work."""
         if len(batches) == 1:
             yield self._device.upload(batches[0])
             return
@@ -84,7 +84,7 @@ class CudaVision:
         self._run_vision_tower(buffer, num_tiles)
 
     def _run_vision_tower(self, pixel_values: Any, num_tiles: int) -> None:
-        """One batch, in a buffer or a value of its own, to patch features."""
+        """Take one batch, in a buffer or a value of its own, to patch features."""
         patches = self._buffers["patch_features"]
         binding = self._networks["vision"].binding()
         if isinstance(pixel_values, Buffer):
@@ -95,7 +95,7 @@ class CudaVision:
         self._networks["vision"].run(binding)
 
     def _project(self, num_tiles: int, first: int) -> None:
-        """A batch's patch features to the picture's features from tile `first` on."""
+        """Project a batch's patch features to the picture's features from tile `first` on."""
         patches, features = self._buffers["patch_features"], self._buffers["image_features"]
         binding = self._networks["projector"].binding()
         binding.input("patch_features", patches, (num_tiles, *patches.shape[1:]))
@@ -104,7 +104,7 @@ class CudaVision:
         self._networks["projector"].run(binding)
 
     def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
-        """The plan goes to the device, a part at a time; the rows it gathers never leave it."""
+        """Pack by the plan, which goes to the device a part at a time; the rows it gathers never leave it."""
         rows, tokens = self._buffers["image_features"], self._buffers["image_tokens"]
         assert features is self._picture, "Bug: features of an earlier picture"
         num_rows = features.num_tiles * rows.shape[1]
@@ -128,7 +128,7 @@ class CudaVision:
         return self._picture
 
     def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
-        """`encode` and `pack`, with a look at what the networks gave on the way."""
+        """Run `encode` and `pack`, with a look at what the networks gave on the way."""
         patches = np.concatenate([self._patches_of(tile) for tile in np.split(pixel_values, len(pixel_values))])
         features = self.encode(pixel_values)
         image_features = self._read("image_features", len(pixel_values))
@@ -136,15 +136,15 @@ class CudaVision:
         return Features(patches, image_features, self._read("image_tokens", packed.num_tokens), packed)
 
     def _patches_of(self, tile: Array) -> Array:
-        """Patch features `[1, P, C]` of one tile, on the host in fp32."""
+        """Return patch features `[1, P, C]` of one tile, on the host in fp32."""
         self._run_vision_tower(self._device.upload(tile.astype(np.float32, copy=False)), 1)
         return self._read("patch_features", 1)
 
     def _read(self, name: str, count: int) -> Array:
-        """The first `count` entries of a buffer, on the host in fp32."""
+        """Return the first `count` entries of a buffer, on the host in fp32."""
         buffer = self._buffers[name]
         return from_stored(buffer.read()[:count], buffer.dtype)
 
     def holds(self, tokens: DeviceImageTokens) -> bool:
-        """Whether these are the tokens of the latest picture."""
+        """Tell whether these are the tokens of the latest picture."""
         return tokens is self._picture
