@@ -7,5 +7,10 @@ from typing import Annotated
 
 import typer
 
+PROVIDERS = "auto|cpu|cuda|tensorrt"
+"""The values of `--provider`. What runs there differs from command to command, and so does the help text."""
+THREADS_HELP = "Processor threads; all unless given."
+
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
+ThreadsOption = Annotated[int | None, typer.Option(metavar="N", help=THREADS_HELP, show_default=False)]

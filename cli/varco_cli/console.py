@@ -22,13 +22,13 @@ PIPED_WIDTH = 500
 
 
 def one_line(text: str) -> str:
-    """`text` with control characters spelled out (`\\n`, `\\x1b`), for one line of a terminal."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Return `text` with control characters spelled out (`\\n`, `\\x1b`), for one line of a terminal."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def printable(text: str) -> str:
-    """A model's text for a terminal: like `one_line`, but line breaks and tabs stay."""
-    return _CONTROLS_IN_TEXT.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Return a model's text for a terminal: like `one_line`, but line breaks and tabs stay."""
+    return _CONTROLS_IN_TEXT.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def write_text(text: str) -> None:
@@ -41,7 +41,7 @@ def write_document(text: str) -> None:
 
     Characters that a terminal obeys come as JSON's escapes, which mean the same; hOCR has none of them left.
     """
-    text = _CONTROLS_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    text = _CONTROLS_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     write(text if text.endswith("\n") else text + "\n", encoding="utf-8")
 
 
@@ -64,13 +64,13 @@ def discard_stdout() -> None:
 
 
 def note(text: str, faint: bool = False) -> None:
-    """One line on standard error: what happens, a warning, or with `faint` a timing."""
+    """Write one line to standard error: what happens, a warning, or with `faint` a timing."""
     line = one_line(text)
     _write_error(f"\x1b[2m{line}\x1b[0m" if faint and _is_colourful() else line)
 
 
 def error(message: str) -> None:
-    """The one line of an error."""
+    """Write the one line of an error to standard error."""
     _write_error(f"varco: {one_line(message)}")
 
 
@@ -106,14 +106,18 @@ def _is_colourful() -> bool:
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str]]) -> None:
-    """A heading and `name  value` lines."""
+    """Print a heading and `name  value` lines."""
     print_table(title, (), [[name, value] for name, value in facts])
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """A heading and aligned columns on standard output, after a blank line if the heading begins with one.
+    """Print a heading and aligned columns on standard output, after a blank line if the heading begins with one.
 
-    `right` names the columns aligned to the right.
+    Args:
+        title: The heading.
+        header: The columns' names.
+        rows: As many texts as there are columns, per row.
+        right: The columns that are aligned to the right, counted from 0.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -150,7 +154,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 def _narrowed(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """Widths that fit into `room`, the widest narrowed first; wider where every column is at its `least` width."""
+    """Return widths that fit into `room`, the widest narrowed first; more where all are at their `least` width."""
     widths = list(natural)
     while sum(widths) > room:
         wide = [index for index, width in enumerate(widths) if width > least[index]]
@@ -161,7 +165,7 @@ def _narrowed(natural: Sequence[int], least: Sequence[int], room: int) -> list[i
 
 
 def size_text(num_bytes: int) -> str:
-    """Bytes for people, decimal units: `30.4 GB`."""
+    """Return bytes for people, in decimal units: `30.4 GB`."""
     value = float(num_bytes)
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
@@ -171,7 +175,7 @@ def size_text(num_bytes: int) -> str:
 
 
 def count_text(count: int) -> str:
-    """A large count for people: `15.2 billion`."""
+    """Return a large count for people: `15.2 billion`."""
     for limit, word in ((10**9, "billion"), (10**6, "million")):
         if count >= limit:
             return f"{count / limit:.3g} {word}"

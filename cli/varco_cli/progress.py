@@ -42,9 +42,9 @@ class ExportProgress(_Bars):
 
     @contextmanager
     def component(self, name: str, steps: int) -> Iterator[Callable[[], None]]:
-        """A bar of `steps`; the value is called once per step. Without a terminal, a line when it is done.
+        """Show a bar of `steps`, or write a line at its end without a terminal; yield what is called once per step.
 
-        What takes longer than all the rest says so before.
+        A component that takes longer than all others is announced before.
         """
         reason = _SLOW.get(name)
         if self._bars:
@@ -63,8 +63,8 @@ class EngineProgress(_Bars):
 
     @contextmanager
     def engine(self, name: str, target: str) -> Iterator[Callable[[str, int, int], None]]:
-        """The value is called with a phase, its finished and all its steps. Without a terminal, a line when it is
-        done."""
+        """Show a bar, or write a line at its end without a terminal; yield what is called with a phase, its finished
+        and all its steps."""
         started = time.monotonic()
         if self._bars:
             bars, title = self._bars, f"{target} {name}"

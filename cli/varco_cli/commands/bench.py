@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_cli.arguments import JsonOption
+from varco_cli.arguments import PROVIDERS, JsonOption, ThreadsOption
 from varco_cli.commands.demo import BUNDLE, draw_sign
 from varco_cli.console import note, print_facts, print_table, size_text, write, write_document
 from varco_cli.progress import HashProgress
@@ -44,10 +44,8 @@ def bench(
     seconds: Annotated[
         float, typer.Option(metavar="S", help="About how long to measure; what does not fit is cut, and named.")
     ] = 60,
-    provider: Annotated[str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to run on.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Processor threads; all unless given.", show_default=False)
-    ] = None,
+    provider: Annotated[str, typer.Option(metavar=PROVIDERS, help="What to run on.")] = "auto",
+    threads: ThreadsOption = None,
     max_context: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to make room for.", show_default=False)
     ] = None,
@@ -111,7 +109,7 @@ def _progress(text: str) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    """The machine and the versions, as `varco doctor` finds them."""
+    """Return the machine and the versions as `varco doctor` finds them."""
     from varco_cli.commands.doctor import examine
 
     report = examine()

@@ -60,15 +60,15 @@ def cache(
 
 
 def _bytes_of(limit: str) -> int:
-    """The bytes of a size such as `1.5 GB`."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT]?B)?", limit.strip().upper(), re.ASCII)
-    if not found or (not found[2] and found[1] != "0"):
+    """Return the bytes of a size such as `1.5 GB`."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT]?B)?", limit.strip().upper(), re.ASCII)
+    if not match or (not match[2] and match[1] != "0"):
         raise UsageError(f"--limit {limit} is no size. Expected a number and its unit, such as 2GB or 500MB, or 0.")
-    return int(float(found[1]) * {**_UNITS, "B": 1}[found[2] or ""])
+    return int(float(match[1]) * {**_UNITS, "B": 1}[match[2] or ""])
 
 
 def _document(folder: Path) -> dict[str, Any]:
-    """What lies in the cache folder."""
+    """Return what lies in the cache folder, as a JSON document."""
     from varco_runtime.system import cache_folder as kept
 
     paths = {
@@ -77,7 +77,7 @@ def _document(folder: Path) -> dict[str, Any]:
         "timings": sorted(folder.glob("timings-*.cache")),
         "verified": [folder / "verified.json"],
     }
-    sizes = {name: sum(map(kept.num_bytes, found)) for name, found in paths.items()}
+    sizes = {name: sum(map(kept.num_bytes, files)) for name, files in paths.items()}
     return {
         "folder": str(folder),
         "fault": kept.cache_fault(),

@@ -40,8 +40,14 @@ def demo(
 def demonstrate(bundle: Path, out: Path, can_read: bool) -> None:
     """Ask `bundle` about the sign; print commands, answers and timings, write `sign.png` and `overlay.png` into `out`.
 
-    `can_read` is false for random weights, which say nonsense: then one open question is asked, and `expected.png`
-    shows what a trained model should find.
+    Args:
+        bundle: The bundle's folder.
+        out: The folder to write into, made if it is missing.
+        can_read: False for random weights, which say nonsense: then one open question is asked, and `expected.png`
+            shows what a trained model should find.
+
+    Raises:
+        VarcoError: The bundle cannot be loaded, or the pictures cannot be written.
     """
     from PIL import Image
 
@@ -79,7 +85,7 @@ def demonstrate(bundle: Path, out: Path, can_read: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What `varco run` is asked, so that the command and the question are one thing. `box` as its `--box` takes it."""
+    """One question to `varco run`, so that the command shown and the question asked are one; `box` is its `--box`."""
 
     task: str
     prompt: str | None = None
@@ -103,7 +109,7 @@ class _Question:
 
 
 def _questions(circle: str) -> list[_Question]:
-    """What a model that reads is asked; `circle` is the circle's box."""
+    """Return the questions for a model that reads; `circle` is the circle's box."""
     return [
         _Question("ocr"),
         _Question("ground", "Describe the image."),
@@ -148,19 +154,19 @@ def draw_sign() -> tuple[Image.Image, list[Region]]:
     pen = ImageDraw.Draw(sign)
     pen.rectangle((10, 10, SIGN_PX - 11, SIGN_PX - 11), fill=(246, 243, 232))
     font_path = Path(varco_runtime.__file__).parent / "fonts" / FONT_FILE
-    found: list[tuple[Kind, str, tuple[float, float, float, float]]] = []
+    drawn: list[tuple[Kind, str, tuple[float, float, float, float]]] = []
     for word, size_px, place in (("EXIT", 64, (64, 44)), ("서울", 60, (240, 101))):
         font = ImageFont.truetype(str(font_path), size_px)
         pen.text(place, word, fill=(24, 28, 36), font=font)
-        found.append(("text", word, pen.textbbox(place, word, font=font)))
+        drawn.append(("text", word, pen.textbbox(place, word, font=font)))
     circle, square = (48, 294, 128, 374), (278, 317, 348, 387)
     pen.ellipse(circle, fill=(214, 32, 38))
     pen.rectangle(square, fill=(30, 80, 210))
-    found += [("object", "red circle", circle), ("object", "blue square", square)]
+    drawn += [("object", "red circle", circle), ("object", "blue square", square)]
 
     regions: list[Region] = []
     start = 0
-    for kind, name, box in found:
+    for kind, name, box in drawn:
         x1, y1, x2, y2 = (side / SIGN_PX for side in box)
         regions.append(Region(kind, name, (Box(x1, y1, x2, y2),), start, start + len(name)))
         start += len(name) + 1

@@ -96,7 +96,7 @@ def examine() -> Report:
 
 
 def _cache_warning() -> str | None:
-    """Why nothing in the cache folder is used."""
+    """Return why nothing in the cache folder is used, or None if it is used."""
     from varco_runtime.system.cache_folder import cache_fault
 
     fault = cache_fault()
@@ -171,7 +171,7 @@ def _missing_extras(versions: dict[str, str | None]) -> dict[str, str]:
 
 
 def _providers() -> tuple[list[str], str | None]:
-    """What the installed onnxruntime runs on, and what is wrong with it."""
+    """Return what the installed onnxruntime runs on, and what is wrong with it or None."""
     try:
         onnxruntime = import_onnxruntime("Running a bundle")
     except BrokenExtraError as error:
@@ -185,7 +185,7 @@ def _providers() -> tuple[list[str], str | None]:
 
 
 def _gpus() -> list[str]:
-    """NVIDIA devices as nvidia-smi names them, or as the driver does."""
+    """Return NVIDIA devices as nvidia-smi names them, or as the driver does."""
     if program := shutil.which("nvidia-smi"):
         query = "--query-gpu=name,memory.total,compute_cap,driver_version"
         try:
@@ -199,7 +199,7 @@ def _gpus() -> list[str]:
 
 
 def _cuda(providers: list[str]) -> str:
-    """Whether a bundle for CUDA finds a driver, a GPU and an onnxruntime for it, or what is missing first."""
+    """Return what a bundle for CUDA finds here (driver, GPU and onnxruntime), or the first of them that is missing."""
     from varco_runtime.backends.cuda.driver import find_gpu
     from varco_runtime.backends.cuda.library import check_gpu
     from varco_runtime.errors import BackendError

@@ -42,7 +42,7 @@ def inspect(
 
 
 def _show_kernels(bundle: Bundle, as_json: bool) -> None:
-    """Each kind of node and its kernels. The graphs are checked before they are parsed."""
+    """Print each kind of node and its kernels. The graphs are checked before they are parsed."""
     from varco_runtime.backends.kernels import kernel_uses
 
     manifest = bundle.manifest
@@ -61,17 +61,19 @@ def _show_kernels(bundle: Bundle, as_json: bool) -> None:
         return
     write(f"Kernels on {device}, by {basis}\n")
     for network in dict.fromkeys(use.network for use in uses):
-        found = [use for use in uses if use.network == network]
-        kernels: list[tuple[str, ...]] = [(use.one_row, use.many_rows) for use in found]
+        of_network = [use for use in uses if use.network == network]
+        kernels: list[tuple[str, ...]] = [(use.one_row, use.many_rows) for use in of_network]
         header: tuple[str, ...] = ("one row", "many rows")
         if all(one == many for one, many in kernels):
             header, kernels = ("kernel",), [(one,) for one, _ in kernels]
-        cells = [(use.operator, use.shape, str(use.nodes), *names) for use, names in zip(found, kernels, strict=True)]
+        cells = [
+            (use.operator, use.shape, str(use.nodes), *names) for use, names in zip(of_network, kernels, strict=True)
+        ]
         print_table(f"\n{network}", ("operator", "shape", "nodes", *header), cells, right=(2,))
 
 
 def _kernel_device(manifest: Manifest) -> tuple[str, tuple[int, int] | None]:
-    """What the bundle runs on here, and its compute capability; None for the CPU."""
+    """Return what the bundle runs on here and its compute capability, which is None for the CPU."""
     from varco_runtime.backends.cuda.driver import find_gpu
     from varco_runtime.backends.cuda.library import check_capability
     from varco_runtime.errors import BackendError
@@ -90,7 +92,16 @@ def _kernel_device(manifest: Manifest) -> tuple[str, tuple[int, int] | None]:
 
 
 def document(manifest: Manifest, end_tokens: list[str], probe_tasks: list[str]) -> dict[str, Any]:
-    """The manifest and what follows from it. `bytes_per_token` are what one decode step reads, the cache apart."""
+    """Return the manifest and what follows from it as a JSON document.
+
+    Args:
+        manifest: What bundle.json says.
+        end_tokens: The texts of the tokens that end an answer.
+        probe_tasks: The task of each acceptance probe.
+
+    Returns:
+        The manifest's fields and more: `bytes_per_token` is what one decode step reads, without the cache.
+    """
     return {
         **dataclasses.asdict(manifest),
         "derived": {
@@ -106,7 +117,7 @@ def document(manifest: Manifest, end_tokens: list[str], probe_tasks: list[str]) 
 
 
 def _end_tokens(bundle: Bundle) -> list[str]:
-    """The texts of the tokens that end an answer."""
+    """Return the texts of the tokens that end an answer."""
     from varco_runtime.prompt.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_json(_checked_text(bundle, bundle.manifest.tokenizer))
@@ -114,7 +125,7 @@ def _end_tokens(bundle: Bundle) -> list[str]:
 
 
 def _probe_tasks(bundle: Bundle) -> list[str]:
-    """The task of each acceptance probe; none where the bundle has no probes."""
+    """Return the task of each acceptance probe; none where the bundle has no probes."""
     from varco_runtime.probes.replay import probe_tasks
 
     probes = bundle.manifest.probes
@@ -122,7 +133,7 @@ def _probe_tasks(bundle: Bundle) -> list[str]:
 
 
 def _checked_text(bundle: Bundle, name: str) -> str:
-    """A small file, hashed before it is parsed."""
+    """Return the text of a small file, which is hashed first."""
     bundle.check([name], full=True)
     return bundle.text(name)
 
@@ -162,7 +173,7 @@ def _probes(manifest: Manifest, tasks: list[str]) -> str:
 
 
 def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
-    """One row per network; one token reads one row of the embedding table."""
+    """Return one row per network; one token reads one row of the embedding table."""
     from varco_runtime.dtypes import ITEM_BYTES
 
     rows: list[tuple[str, ...]] = []
@@ -178,7 +189,7 @@ def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
 
 
 def _engines(manifest: Manifest) -> list[tuple[str, ...]]:
-    """One row per TensorRT engine: what built it, for which device, and how far it reaches."""
+    """Return one row per TensorRT engine: what built it, for which device, and how far it reaches."""
     reach = {
         "vision": "{0.max_tiles} tiles at a time",
         "projector": "{0.max_tiles} tiles at a time",
@@ -250,7 +261,7 @@ def _file_bytes(manifest: Manifest, *names: str) -> int:
 
 
 def license_text(license_: str) -> str:
-    """What the licence of the weights means for the bundle."""
+    """Return what the licence of the weights means for the bundle."""
     if license_ == "unknown":
         return "unknown: the checkpoint names none. Ask its publisher before you use or share the bundle."
     if any(word in license_.lower() for word in _NON_COMMERCIAL):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_cli.arguments import BundleArgument
+from varco_cli.arguments import PROVIDERS, THREADS_HELP, BundleArgument
 from varco_cli.console import is_terminal, note, write_document, write_text
 from varco_cli.progress import HashProgress, QuestionProgress
 from varco_cli.targets import check_target
@@ -89,13 +89,11 @@ def run(
         float | None, _option(_SAMPLING, "1 is none; the checkpoint's unless given.", "X")
     ] = None,
     seed: Annotated[int | None, _option(_SAMPLING, "Makes draws repeatable.", "N")] = None,
-    provider: Annotated[
-        str, _option(_MACHINE, "What to run on; auto unless given.", "auto|cpu|cuda|tensorrt")
-    ] = "auto",
+    provider: Annotated[str, _option(_MACHINE, "What to run on; auto unless given.", PROVIDERS)] = "auto",
     max_context: Annotated[
         int | None, _option(_MACHINE, "Tokens to make room for; fewer take less memory.", "N")
     ] = None,
-    threads: Annotated[int | None, _option(_MACHINE, "Processor threads; all unless given.", "N")] = None,
+    threads: Annotated[int | None, _option(_MACHINE, THREADS_HELP, "N")] = None,
     no_speculate: Annotated[
         bool,
         _option(
@@ -242,7 +240,7 @@ def _parse_box(box: str) -> tuple[float, ...]:
 
 
 def _options(**given: object) -> Options:
-    """What the user gave; everything else is `Varco.ask`'s default."""
+    """Return what the user gave; everything else is `Varco.ask`'s default."""
     options: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
     return options
 
@@ -290,7 +288,10 @@ def _print_notes(answer: Answer, varco: Varco) -> None:
 
 
 def timing_line(answer: Answer) -> str:
-    """`prompt 2929 image + 24 text tokens; first token after 3.21 s; answer 12 tokens at 8.4/s; loaded in 1.02 s`."""
+    """Return an answer's times as one line.
+
+    `prompt 2929 image + 24 text tokens; first token after 3.21 s; answer 12 tokens at 8.4/s; loaded in 1.02 s`
+    """
     usage, timings = answer.usage, answer.timings
     image = f"{usage.image_tokens} image + " if usage.image_tokens else ""
     prompt = f"{image}{usage.prompt_tokens - usage.image_tokens} text tokens"

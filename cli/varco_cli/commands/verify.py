@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_cli.arguments import BundleArgument, JsonOption
+from varco_cli.arguments import PROVIDERS, BundleArgument, JsonOption, ThreadsOption
 from varco_cli.console import note, print_table, size_text, write_document
 from varco_cli.progress import HashProgress
 from varco_runtime.errors import BackendError, BundleError, UsageError, VarcoError
@@ -27,12 +27,8 @@ def verify(
         bool,
         typer.Option("--numerics", help="Run the bundle's probes too and compare with the exact model's answers."),
     ] = False,
-    provider: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to run the probes on.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Processor threads; all unless given.", show_default=False)
-    ] = None,
+    provider: Annotated[str, typer.Option(metavar=PROVIDERS, help="What to run the probes on.")] = "auto",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hash every file of a bundle and compare it with the manifest; with --numerics, also run its probes."""
@@ -73,7 +69,7 @@ def verify(
 
 
 def _hash(bundle: Bundle) -> dict[str, str]:
-    """The files that are not as recorded, and graphs that read other files, with the reason."""
+    """Return the files that are not as recorded, and graphs that read other files, with the reason."""
     faults: dict[str, str] = {}
     files = bundle.manifest.files
     with HashProgress({name: facts.size for name, facts in files.items()}) as progress:
@@ -101,7 +97,7 @@ def _print_files(bundle: Path, manifest: Manifest, faults: dict[str, str]) -> No
 
 
 def _first(faults: dict[str, str]) -> BundleError:
-    """One fault as the command's error, after a line for each of the others."""
+    """Return one fault as the command's error, after a line for each of the others."""
     *others, last = (faults[name] for name in sorted(faults))
     for fault in others:
         note(fault)
@@ -112,7 +108,11 @@ def _first(faults: dict[str, str]) -> BundleError:
 
 
 def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Check], str, int, str | None]:
-    """The probes' checks, what they ran on, how many probes the engines were too short for, and advice on formats."""
+    """Ask the bundle its probes.
+
+    Returns:
+        The checks, what they ran on, how many probes the engines were too short for, and advice on number formats.
+    """
     from varco_runtime.bundle.opening import Bundle
     from varco_runtime.probes.grade import advice
     from varco_runtime.probes.replay import read_probes, replay
@@ -143,7 +143,7 @@ def _grade(checks: list[Check]) -> str:
 
 
 def _print_checks(checks: list[Check], device: str, grade: str) -> None:
-    """A row for each check: whether it passes, or the grade in the first row that is one."""
+    """Print a row for each check: whether it passes, or the grade in the first row that is one."""
     rows, grades = [], iter((grade,))
     for check in checks:
         verdict = "FAIL" if not check.passed else "ok" if check.limit is not None else next(grades, "")
@@ -171,12 +171,12 @@ def _failure(bundle: Path, checks: list[Check], manifest: Manifest) -> BackendEr
 
 
 def _number(value: float) -> str:
-    """`0`, `2.1e-06`, `0.0312`."""
+    """Return an error as a short text: `0`, `2.1e-06`, `0.0312`."""
     return f"{value:.3g}"
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: null instead."""
+    """Return a value with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
