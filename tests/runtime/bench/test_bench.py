@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +15,14 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
+from tests.doubles.libcuda import Libcuda
 from tests.doubles.recording_cuda import Device
 from tests.doubles.recording_tensorrt import add_engines, install
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
 from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.bench import bandwidth, report
-from varco_runtime.bench.limit import Limit, measure_limit
+from varco_runtime.bench.limit import DEVICE_BUFFER_BYTES, Limit, measure_limit
 from varco_runtime.bench.other_load import OtherLoad
 from varco_runtime.bench.report import rows
 from varco_runtime.bench.run import Options, Result, run
@@ -231,7 +233,7 @@ def test_tensorrt_is_measured_with_its_own_limit_and_memory(
 ) -> None:
     device = Device()
     install(monkeypatch, device)
-    monkeypatch.setattr("varco_runtime.bench.limit.DEVICE_BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr("varco_runtime.backends.cuda.driver._load", lambda: Libcuda())
     bundle = export_bundle(tiny_checkpoint, tmp_path / "rtx", device="tensorrt", decoder="fp32", max_context=1024)
     add_engines(bundle)
     result = run(options(bundle, max_context=None, repetitions=1), silent)
@@ -286,6 +288,29 @@ def test_a_limit_that_cannot_be_measured_is_a_note(tiny_bundle: Path, monkeypatc
     assert document["limit"] is None
     assert document["traffic_per_token"]["fraction"] is None
     assert document["notes"] == ["The memory's bandwidth was not measured: FileNotFoundError in a process of its own."]
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpus_memory_is_copied_by_the_driver_alone(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither kind of bundle needs cuda-python for it, which is not even imported."""
+    driver = Libcuda()
+    monkeypatch.setattr("varco_runtime.backends.cuda.driver._load", lambda: driver)
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    limit = measure_limit(device, 1, 0.01)
+    assert isinstance(limit, Limit)
+    assert limit.buffer_bytes == DEVICE_BUFFER_BYTES
+    assert limit.bytes_per_s >= limit.median_bytes_per_s > 0
+    assert driver.copied == DEVICE_BUFFER_BYTES * (1 + 4 * limit.passes)
+    assert (driver.allocated, driver.contexts) == (0, 0), "the device keeps memory"
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_that_refuses_the_copy_is_a_note(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varco_runtime.backends.cuda.driver._load", lambda: Libcuda(failing={"cuMemAlloc_v2": 2}))
+    note = measure_limit(device, 1, 0.01)
+    assert isinstance(note, str)
+    assert note.startswith("The device's bandwidth was not measured: The NVIDIA driver failed in cuMemAlloc")
+    assert "\n" not in note
 
 
 def test_the_largest_cache_counts(tmp_path: Path) -> None:
