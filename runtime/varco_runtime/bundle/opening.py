@@ -49,6 +49,7 @@ from varco_runtime.bundle.manifest import FORMAT_VERSION, FileFacts, Manifest
 from varco_runtime.bundle.schema import MANIFEST, MAX_DEPTH, is_shallow, manifest_of, no_constant, serialise, short
 from varco_runtime.bundle.verified import Remembered
 from varco_runtime.errors import BundleError, ExportError
+from varco_runtime.system.files import durable_file
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_GRAPH_BYTES = 16 << 20
@@ -365,8 +366,5 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             f"No bundle can be made of this checkpoint: {error}. Compare its config.json with the original."
         ) from None
     # A bundle that stands already (engines are added to it) has the old manifest or the new one, never a part.
-    partial = folder / f".{MANIFEST}.partial"
-    with open(partial, "wb", buffering=0) as file:
+    with durable_file(folder / MANIFEST, folder / f".{MANIFEST}.partial") as file:
         file.write(raw)
-        os.fsync(file.fileno())
-    os.replace(partial, folder / MANIFEST)
