@@ -17,7 +17,7 @@ from varco_runtime.bench.report import Setup, document
 from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.stages import Plan, Progress, measure
 from varco_runtime.bench.stopwatch import Budget, Clock
-from varco_runtime.bench.summary import Summary, summarise
+from varco_runtime.bench.summary import Summary, summarize
 from varco_runtime.bench.workload import PROMPT, Workload
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle, digest_of
@@ -119,4 +119,4 @@ def run(
         other_cores=other_load.cores(),
         device_bytes=None if free_before is None or free_after is None else max(free_before - free_after, 0),
     )
-    return Result(setup, samples, summarise(samples, bundle.manifest, limit), bundle.manifest, limit)
+    return Result(setup, samples, summarize(samples, bundle.manifest, limit), bundle.manifest, limit)

@@ -79,7 +79,7 @@ class Summary:
     dominant: Dominant
 
 
-def summarise(samples: Samples, manifest: Manifest, limit: Limit | None) -> Summary:
+def summarize(samples: Samples, manifest: Manifest, limit: Limit | None) -> Summary:
     """`limit` is None where it could not be measured."""
     stages = _stages(samples)
     rate = Spread.of([samples.prefill_tokens / seconds for seconds in samples.prefill_s], samples.is_prefill_part)

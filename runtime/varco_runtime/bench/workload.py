@@ -8,7 +8,7 @@ from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
 from varco_runtime.picture.packing import PackingPlan, packing_plan
-from varco_runtime.picture.tiles import normalise, tile, tile_plan
+from varco_runtime.picture.tiles import normalize, tile, tile_plan
 
 PROMPT = "Describe this image."
 
@@ -27,7 +27,7 @@ class Workload:
 
     def pixel_values(self) -> Array:
         """The tiles `[T, 3, S, S]` fp32."""
-        return normalise(self.tiles(), self.settings)
+        return normalize(self.tiles(), self.settings)
 
     def plan(self) -> PackingPlan:
         """How the picture's tokens are packed."""

@@ -46,7 +46,7 @@ from typing import Any, BinaryIO
 
 from varco_runtime.bundle.graph_files import external_files
 from varco_runtime.bundle.manifest import FORMAT_VERSION, FileFacts, Manifest
-from varco_runtime.bundle.schema import MANIFEST, MAX_DEPTH, is_shallow, manifest_of, no_constant, serialise, short
+from varco_runtime.bundle.schema import MANIFEST, MAX_DEPTH, is_shallow, manifest_of, no_constant, serialize, short
 from varco_runtime.bundle.verified import Remembered
 from varco_runtime.errors import BundleError, ExportError
 from varco_runtime.system.files import durable_file
@@ -247,7 +247,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         raise BundleError(
             f"{path} is not a bundle manifest: it is no JSON object with a format_version. {_AGAIN}"
         ) from None
-    if document["format_version"] == FORMAT_VERSION and raw != serialise(document):
+    if document["format_version"] == FORMAT_VERSION and raw != serialize(document):
         raise BundleError(f"{path} has been altered: its digest does not match its content. {_AGAIN}")
     return document
 
@@ -353,12 +353,12 @@ def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
 
 def digest_of(manifest: Manifest) -> str:
     """Return the digest that `bundle.json` states for this manifest."""
-    return str(json.loads(serialise(dataclasses.asdict(manifest)))["digest"])
+    return str(json.loads(serialize(dataclasses.asdict(manifest)))["digest"])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `bundle.json`, the last file of a bundle. Raises `ExportError` for what `read_manifest` would refuse."""
-    raw = serialise(dataclasses.asdict(manifest))
+    raw = serialize(dataclasses.asdict(manifest))
     try:
         manifest_of(json.loads(raw))
     except ValueError as error:

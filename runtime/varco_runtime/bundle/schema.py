@@ -27,7 +27,7 @@ MAX_GRID_PATCHES = 1 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}){0,3}")
 
 
-def serialise(document: dict[str, Any]) -> bytes:
+def serialize(document: dict[str, Any]) -> bytes:
     """Return the one spelling of a manifest. `digest` is the sha256 of the text without it."""
     content = {key: value for key, value in document.items() if key != "digest"}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True)

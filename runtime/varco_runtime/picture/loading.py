@@ -270,35 +270,35 @@ def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return Image.fromarray(_to_grey(image, tags)).convert("RGB")
+        return Image.fromarray(_to_gray(image, tags)).convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGB")
 
 
-def _to_grey(image: Image.Image, tags: Mapping[int, Any]) -> npt.NDArray[np.uint8]:
-    """Return the grey values of a picture of more than 8 bits as 8 bits, [H, W]."""
+def _to_gray(image: Image.Image, tags: Mapping[int, Any]) -> npt.NDArray[np.uint8]:
+    """Return the gray values of a picture of more than 8 bits as 8 bits, [H, W]."""
     values = np.asarray(image)
     if image.mode.startswith("I;"):
         (num_bits, *_) = tags.get(_BITS_PER_SAMPLE, (16,))
-        grey = _upper_byte(values, 12 if num_bits == 12 else 16)
+        gray = _upper_byte(values, 12 if num_bits == 12 else 16)
     else:
-        grey = _to_8_bit(values)
+        gray = _to_8_bit(values)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts up to 8 bits only
-        np.subtract(255, grey, out=grey)
-    return grey
+        np.subtract(255, gray, out=gray)
+    return gray
 
 
 def _upper_byte(values: npt.NDArray[Any], num_bits: int) -> npt.NDArray[np.uint8]:
-    """Return the upper 8 of `num_bits` bits of grey values [H, W], as Pillow does with 16-bit RGB."""
-    grey = np.empty(values.shape, np.uint8)
+    """Return the upper 8 of `num_bits` bits of gray values [H, W], as Pillow does with 16-bit RGB."""
+    gray = np.empty(values.shape, np.uint8)
     for rows in _bands(values):
-        grey[rows] = values[rows] >> num_bits - 8
-    return grey
+        gray[rows] = values[rows] >> num_bits - 8
+    return gray
 
 
 def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return grey values [H, W] of 32 bits, or floats, as 0..255.
+    """Return gray values [H, W] of 32 bits, or floats, as 0..255.
 
     They do not say what white is, so their range tells: floats within 0..1 are fractions, values within 0..255 are
     taken as they are, values within 0..65535 are 16-bit ones, and anything else is stretched from its minimum to its
@@ -312,13 +312,13 @@ def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         origin, scale, half = low, 255.0 / (high - low) if high > low else 0.0, 0.5
     elif high > 255:
         scale = 1.0 / 256.0
-    grey = np.empty(values.shape, np.uint8)
+    gray = np.empty(values.shape, np.uint8)
     for rows in _bands(values):
         with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one
             band = values[rows].astype(np.float64)
         np.nan_to_num(band, copy=False, nan=low, posinf=high, neginf=low)
-        grey[rows] = np.floor((band - origin) * scale + half)
-    return grey
+        gray[rows] = np.floor((band - origin) * scale + half)
+    return gray
 
 
 def _finite_range(values: npt.NDArray[Any]) -> tuple[float, float]:

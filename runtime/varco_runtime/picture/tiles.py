@@ -1,6 +1,6 @@
 """A picture becomes tiles: the pixels' side of LLaVA-OneVision's "anyres", from sizes alone.
 
-    picture -> tile -> normalise -> `pixel_values` of the vision tower
+    picture -> tile -> normalize -> `pixel_values` of the vision tower
 
 A picture becomes a base tile (the whole picture squashed into one square) and a grid of tiles (the picture scaled into
 the best of the checkpoint's resolutions, centred on black).
@@ -109,7 +109,7 @@ def _resized(picture: Picture, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8
     return np.asarray(picture.image.resize((size_hw[1], size_hw[0]), Image.Resampling.BICUBIC))
 
 
-def normalise(tiles: npt.NDArray[np.uint8], settings: ImageSettings) -> npt.NDArray[np.float32]:
+def normalize(tiles: npt.NDArray[np.uint8], settings: ImageSettings) -> npt.NDArray[np.float32]:
     """Return `(tile * rescale_factor - mean) / std` per channel: float32 `pixel_values` [T, 3, tile_px, tile_px]."""
     tables = level_tables(settings)
     pixel_values = np.empty(tiles.shape, np.float32)

@@ -73,7 +73,7 @@ class AddedTokens:
         """Yield `text[start:end]` as added tokens and the stretches (None) between them, in order and without gaps."""
         position = done = start
         while self._first is not None and (match := self._first.search(text, position, end)):
-            token = self._honoured(text, match.start(), end, owners)
+            token = self._honored(text, match.start(), end, owners)
             if token is None:
                 position = match.start() + 1
                 continue
@@ -92,7 +92,7 @@ class AddedTokens:
         if done < end:
             yield None, done, end
 
-    def _honoured(self, text: str, start: int, end: int, owners: Owners) -> AddedToken | None:
+    def _honored(self, text: str, start: int, end: int, owners: Owners) -> AddedToken | None:
         """Return the longest token here that whoever wrote it may write: any in the template's text, markup in all."""
         own = self._all.find(text, start, owners.end_of_templates(start, end))
         markup = self._markup.find(text, start, end)

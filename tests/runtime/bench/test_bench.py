@@ -29,7 +29,7 @@ from varco_runtime.bench.run import Options, Result, run
 from varco_runtime.bench.samples import Percentiles, Samples, Spread
 from varco_runtime.bench.stages import Plan, measure
 from varco_runtime.bench.stopwatch import Budget, watch
-from varco_runtime.bench.summary import summarise
+from varco_runtime.bench.summary import summarize
 from varco_runtime.bench.workload import Workload
 from varco_runtime.errors import ContextError
 from varco_runtime.picture.loading import load_picture
@@ -160,7 +160,7 @@ def test_a_slow_tower_is_named_as_what_dominates(tiny_bundle: Path) -> None:
     samples = Samples(load_s=1, new_tokens=10, num_tiles=5, prompt_tokens=100, encoded_tiles=2, prefill_tokens=50)
     samples.encode_s, samples.projector_tile_s = [4.0], [0.5]
     samples.prefill_s, samples.itl_s, samples.tpot_s = [1.0], [0.01], [0.01]
-    summary = summarise(samples, manifest, None)
+    summary = summarize(samples, manifest, None)
     assert summary.stages.vision_s is not None
     assert summary.stages.vision_s.median == pytest.approx(7.5)
     assert summary.dominant.shares == pytest.approx(
@@ -180,7 +180,7 @@ def test_decoding_is_held_against_the_limit_unless_its_weights_are_cached(
     manifest = Varco.load(tiny_bundle, threads=1).bundle.manifest
     samples = Samples(load_s=1, new_tokens=10, num_tiles=1, itl_s=[0.01], tpot_s=[0.01])
     per_s = manifest.decoder.weight_bytes / 0.01
-    line = summarise(samples, manifest, Limit("counting", 2 * per_s, per_s, 1, 1, 1)).dominant.line
+    line = summarize(samples, manifest, Limit("counting", 2 * per_s, per_s, 1, 1, 1)).dominant.line
     assert "Decode dominates, 100% of an answer of 10 tokens: each token takes 10 ms and reads" in line
     assert ("at 50% of the measured bandwidth" in line) == (cache_bytes == 0)
     assert ("fits the processor's cache" in line) == (cache_bytes > 0)
@@ -431,7 +431,7 @@ def test_a_model_too_slow_for_the_question_is_measured_in_part(
     assert any("the rest reckoned" in note for note in samples.notes)
     assert clock.now <= 60
     manifest = Varco.load(tiny_bundle, threads=1).bundle.manifest
-    stages = summarise(samples, manifest, LIMIT).stages
+    stages = summarize(samples, manifest, LIMIT).stages
     assert stages.prefill_s is not None
     assert stages.prefill_s.median == pytest.approx(0.2 * samples.prompt_tokens, rel=0.01)
     assert stages.vision_s is not None
@@ -449,7 +449,7 @@ def test_a_part_of_a_prompt_stands_for_all_of_it(tiny_bundle: Path) -> None:
     assert 0 < part < total
     assert samples.context_tokens > total  # decoding follows the whole prompt
     manifest = Varco.load(tiny_bundle, threads=1).bundle.manifest
-    stages = summarise(samples, manifest, LIMIT).stages
+    stages = summarize(samples, manifest, LIMIT).stages
     assert stages.prefill_s is not None
     assert stages.prefill_s.median == pytest.approx(0.1 * total + 2e-3 * total**2 / 2, rel=0.01)
     assert (
@@ -462,7 +462,7 @@ def test_what_was_reckoned_is_marked_and_the_counts_are_the_questions(tiny_bundl
     varco = Varco.load(tiny_bundle, threads=1)
     usage = varco.ask(noise(), "What is this?", max_new_tokens=1).usage
     assert (samples.prompt_tokens, samples.image_tokens) == (usage.prompt_tokens, usage.image_tokens)
-    summary = summarise(samples, varco.bundle.manifest, LIMIT)
+    summary = summarize(samples, varco.bundle.manifest, LIMIT)
     marked = {name for name, value in asdict(summary.stages).items() if value and value["is_reckoned"]}
     assert marked == {"vision_s", "projector_s", "prefill_s", "ttft_s", "decode_s"}
     medians = {name: median for name, median, *_ in rows(samples, summary)}
