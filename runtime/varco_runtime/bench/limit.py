@@ -15,7 +15,16 @@ _DEVICE_COPIES, _COPIES_AT_ONCE = 20, 4
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A measured bandwidth in bytes per second: the best pass, and the median one. `how` is for people."""
+    """A measured bandwidth.
+
+    Args:
+        how: What was measured, for people.
+        bytes_per_s: The best pass.
+        median_bytes_per_s: The median pass.
+        passes: How many there were.
+        threads: How many threads took part in each.
+        buffer_bytes: The size of what was read or copied.
+    """
 
     how: str
     bytes_per_s: float
@@ -41,16 +50,16 @@ def measure_limit(device: str, threads: int, seconds: float) -> Limit | str:
 
 def _host(threads: int, seconds: float) -> Limit | str:
     try:
-        found = bandwidth.measure(threads, seconds)
+        measured = bandwidth.measure(threads, seconds)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"The memory's bandwidth was not measured: {type(error).__name__} in a process of its own."
     return Limit(
         "reading host memory",
-        found["best"],
-        found["median"],
-        found["passes"],
-        found["threads"],
-        found["buffer_bytes"],
+        measured["best"],
+        measured["median"],
+        measured["passes"],
+        measured["threads"],
+        measured["buffer_bytes"],
     )
 
 

@@ -75,8 +75,11 @@ class Readable(Protocol):
 class Picture:
     """An upright RGB picture; equal pictures have equal digests.
 
-    `image` is a Pillow image of mode "RGB" that nobody else writes to; `digest` is the sha256 (hex) of its size and
-    pixels, the key under which features and cached prefixes are kept.
+    Args:
+        image: A Pillow image of mode "RGB" that nobody else writes to.
+        width: Its width in pixels.
+        height: Its height in pixels.
+        digest: The sha256 (hex) of its size and pixels, the key under which features and cached prefixes are kept.
     """
 
     image: Image.Image = field(compare=False, repr=False)
@@ -86,11 +89,11 @@ class Picture:
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """(height, width) in pixels, the order that transformers calls `image_sizes`."""
+        """Return (height, width) in pixels, the order that transformers calls `image_sizes`."""
         return self.height, self.width
 
     def rgb(self) -> npt.NDArray[np.uint8]:
-        """The pixels as a fresh array, uint8 [H, W, 3]."""
+        """Return the pixels as a fresh array, uint8 [H, W, 3]."""
         return np.array(self.image)
 
 
@@ -152,7 +155,7 @@ def _load_path(path: str) -> Picture:
 
 
 def _read(stream: Readable, name: str) -> bytes:
-    """All bytes of a stream; one byte more than the limit is enough to refuse it."""
+    """Return all bytes of a stream; one byte more than the limit is enough to refuse it."""
     parts, num_bytes = [], 0
     try:
         while num_bytes <= MAX_FILE_BYTES:
@@ -257,7 +260,7 @@ def _too_large(name: str, got: str) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF (or XMP) orientation, 1 where there is none or it cannot be read. Pillow turns TIFF by itself."""
+    """Return the EXIF (or XMP) orientation, 1 where there is none or it cannot be read. Pillow turns TIFF by itself."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block says nothing about the pixels, and its parser may raise anything
@@ -266,7 +269,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Any mode to RGB; a picture that is RGB already is returned as it is. `tags` are those of a TIFF."""
+    """Return a picture of any mode in RGB; one that is RGB already as it is. `tags` are those of a TIFF."""
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -357,7 +360,7 @@ def _picture(image: Image.Image) -> Picture:
 
 
 def _reason(error: Exception) -> str:
-    """What an unforeseen exception says, as at most 120 characters of one line, without its last full stop."""
+    """Return what an unforeseen exception says, as at most 120 characters of one line, without its last full stop."""
     text = one_line(error, 120) or "no reason given"
     text = "".join(c if c.isprintable() else "?" for c in text)
     return f"{text.rstrip('.')} ({type(error).__name__})"
