@@ -40,7 +40,7 @@ from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 
 FAST = BUNDLES["int4-a8-head4"][1]
 # (layers, hidden size, intermediate size): about 60, 170 and 320 MB per token, more than the caches hold
@@ -196,7 +196,7 @@ def _tiles(varco: Varco, side: int, options: argparse.Namespace) -> list[dict[st
 
     def preprocess_s(picture: Any) -> float:
         started = time.perf_counter()
-        normalise(tile(picture, settings), settings)
+        normalize(tile(picture, settings), settings)
         packing_plan(picture.size_hw, settings)
         return time.perf_counter() - started
 

@@ -19,7 +19,7 @@ import numpy as np
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.packing import PackingPlan
-from varco_runtime.picture.tiles import normalise
+from varco_runtime.picture.tiles import normalize
 
 MAX_STEP_TOKENS = 9
 """The most tokens that one step of the decode loop may put: one that is certain and eight drafted ones."""
@@ -223,4 +223,4 @@ def pixel_path(backend: Backend, settings: ImageSettings) -> tuple[Callable[[Arr
     """Return what the host does to a picture's uint8 tiles, and the backend's method that takes the result."""
     if isinstance(backend, NormalizesPixels):
         return lambda tiles: tiles, backend.encode_pixels
-    return lambda tiles: normalise(tiles, settings), backend.encode
+    return lambda tiles: normalize(tiles, settings), backend.encode

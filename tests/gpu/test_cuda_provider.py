@@ -24,7 +24,7 @@ from varco_runtime.errors import BackendError
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.probes.replay import FEATURE_LIMITS, LOGIT_LIMITS, read_probes, replay
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +52,7 @@ def backend_of(varco: Varco) -> CudaBackend:
 
 def test_features_are_those_of_the_exact_model(fp16: Varco, exact: Varco, image: Image.Image) -> None:
     settings, picture = fp16.bundle.manifest.image, load_picture(image)
-    pixel_values, plan = normalise(tile(picture, settings), settings), packing_plan(picture.size_hw, settings)
+    pixel_values, plan = normalize(tile(picture, settings), settings), packing_plan(picture.size_hw, settings)
     got = backend_of(fp16).features(pixel_values, plan)
     want = exact.backend.features(pixel_values, plan)  # type: ignore[attr-defined]
     for name in ("patch_features", "image_features", "image_tokens"):
@@ -221,7 +221,7 @@ def test_pixels_are_normalised_on_the_device_as_on_the_host(fp16: Varco, image: 
     backend, image_token_id = backend_of(fp16), fp16.bundle.manifest.prompt.image_token_id
     ids = np.concatenate([np.arange(5), np.full(plan.num_tokens, image_token_id), np.arange(5)])
     rows = []
-    for encode, given in ((backend.encode_pixels, tiles), (backend.encode, normalise(tiles, settings))):
+    for encode, given in ((backend.encode_pixels, tiles), (backend.encode, normalize(tiles, settings))):
         rows.append(backend.prefill(PromptInputs(ids, image_token_id, backend.pack(encode(given), plan)), 0))
     assert error(*rows) < LOGIT_LIMITS["fp16"]
 

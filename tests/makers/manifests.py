@@ -46,7 +46,7 @@ def forge(folder: Path, change: Change) -> None:
     """Change a manifest as somebody would who recomputes its digest."""
     document = json.loads((folder / MANIFEST).read_bytes())
     change(document)
-    (folder / MANIFEST).write_bytes(schema.serialise(document))
+    (folder / MANIFEST).write_bytes(schema.serialize(document))
 
 
 def set_at(path: str, value: Any) -> Change:

@@ -31,7 +31,7 @@ from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import PackingPlan, packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 
 LOAD = "load"
 DRAFTS = (2, MAX_STEP_TOKENS)
@@ -131,7 +131,7 @@ class Scenario:
             picture = load_picture(Image.new("RGB", (width, height)))
             tiles, plan = tile(picture, settings), packing_plan(picture.size_hw, settings)
             ids = np.concatenate([np.arange(5), np.full(plan.num_tokens, image_token_id), np.arange(5)])
-            self._picture(name, tiles, normalise(tiles, settings), plan, ids)
+            self._picture(name, tiles, normalize(tiles, settings), plan, ids)
 
     def _picture(self, name: str, tiles: Array, pixel_values: Array, plan: PackingPlan, ids: Array) -> None:
         """One picture as bytes, in a prompt, as `pixel_values`, and looked at between the networks."""

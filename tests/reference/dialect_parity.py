@@ -27,7 +27,7 @@ from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, ShowsFeatures
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.prompt.prompter import Message
 
 Load = Callable[..., Varco]
@@ -76,7 +76,7 @@ def compare(oracle: Oracle, varco: Varco, size: tuple[int, int], limit: float = 
     image = photo(*size, seed=sum(size))
     settings = varco.bundle.manifest.image
     picture = load_picture(image)
-    pixel_values = normalise(tile(picture, settings), settings)
+    pixel_values = normalize(tile(picture, settings), settings)
 
     found = backend.features(pixel_values, packing_plan(picture.size_hw, settings))
     error = relative_error(found.patch_features, oracle.patch_features(image))

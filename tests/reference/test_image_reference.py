@@ -12,7 +12,7 @@ import pytest
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import num_image_tokens, pack, packing_plan
-from varco_runtime.picture.tiles import normalise, tile, tile_plan
+from varco_runtime.picture.tiles import normalize, tile, tile_plan
 
 torch = pytest.importorskip("torch", reason="the reference needs torch (extra 'quantize')")
 pytest.importorskip("transformers", reason="the reference needs transformers (extra 'quantize')")
@@ -82,7 +82,7 @@ def assert_tiles_are_identical(size_hw: tuple[int, int], settings: ImageSettings
     )
     expected = processor(picture.image, return_tensors="np")
     assert tuple(expected["image_sizes"][0]) == picture.size_hw
-    pixel_values = normalise(tile(picture, settings), settings)
+    pixel_values = normalize(tile(picture, settings), settings)
     assert pixel_values.dtype == expected["pixel_values"].dtype
     assert np.array_equal(pixel_values, expected["pixel_values"][0]), f"tiles differ at {size_hw}"
 

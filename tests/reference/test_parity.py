@@ -16,7 +16,7 @@ from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.prompt.prompter import Message
 
 # A checkpoint per thing that could go wrong: tied and untied heads, odd head counts, a vocabulary not divisible by 64,
@@ -122,7 +122,7 @@ def test_every_stage_equals_the_reference(pair: Pair, size: tuple[int, int]) -> 
     settings = varco.bundle.manifest.image
     picture = load_picture(image)
 
-    pixel_values = normalise(tile(picture, settings), settings)
+    pixel_values = normalize(tile(picture, settings), settings)
     np.testing.assert_array_equal(pixel_values, oracle.pixel_values(image)[0][0].numpy(), "tiles")
 
     backend = varco.backend

@@ -23,7 +23,7 @@ from varco_export.tiny import make_tiny
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import pack, packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.probes.grade import grade_of
 from varco_runtime.probes.replay import read_probes
 
@@ -45,7 +45,7 @@ def test_the_reference_pass_equals_transformers(tmp_path: Path, name: str) -> No
     checkpoint = Checkpoint.open(folder)
     settings, picture = checkpoint.config.image, load_picture(image)
     reference = ReferencePass(checkpoint, {})
-    patches = reference.patch_features(normalise(tile(picture, settings), settings), lambda: None)
+    patches = reference.patch_features(normalize(tile(picture, settings), settings), lambda: None)
     assert relative_error(patches["exact"], oracle.patch_features(image)) < LIMIT
     features = reference.image_features(patches)["exact"]
     tokens = pack(features, reference.newline(), packing_plan(picture.size_hw, settings))

@@ -18,7 +18,7 @@ from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.prompt.prompter import Message
 
 torch = pytest.importorskip("torch", reason="the reference needs torch")
@@ -72,7 +72,7 @@ def logits_of_both(reference: Path, packed: Path, bundle: Path) -> tuple[Array, 
     varco = Varco.load(export_exactly(packed, bundle, activations="float"), threads=1)
     settings = varco.bundle.manifest.image
     picture = load_picture(image)
-    pixel_values = normalise(tile(picture, settings), settings)
+    pixel_values = normalize(tile(picture, settings), settings)
     tokens = varco.backend.pack(varco.backend.encode(pixel_values), packing_plan(picture.size_hw, settings))
     ids = varco.session.prompter.encode([Message("user", question, image=True)], len(tokens))
     assert ids == greedy.prompt_ids

@@ -26,7 +26,7 @@ from tests.makers.picture_files import png_chunk
 from varco_runtime import Varco
 from varco_runtime.bundle.manifest import FORMAT_VERSION
 from varco_runtime.bundle.opening import read_manifest
-from varco_runtime.bundle.schema import MANIFEST, serialise
+from varco_runtime.bundle.schema import MANIFEST, serialize
 from varco_runtime.errors import (
     BundleError,
     CheckpointError,
@@ -77,7 +77,7 @@ def flip(path: Path) -> None:
 def make_newer(place: Place) -> None:
     document = json.loads((place.bundle / MANIFEST).read_bytes())
     document["format_version"] = FORMAT_VERSION + 1
-    (place.bundle / MANIFEST).write_bytes(serialise(document))
+    (place.bundle / MANIFEST).write_bytes(serialize(document))
 
 
 def write_bomb(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pixels to what the vision tower sees, as a graph: `varco_runtime.picture.tiles.normalise` on the device.
+"""Pixels to what the vision tower sees, as a graph: `varco_runtime.picture.tiles.normalize` on the device.
 
 A pixel of a tile is one byte and a value of `pixel_values` four, so the device is sent a quarter of the bytes.
 """

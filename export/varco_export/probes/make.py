@@ -30,7 +30,7 @@ from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import pack, packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.probes.digest import digest, newline_digest
 from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Noise, Probe, ProbePicture, Probes, kept_ids, to_json
 from varco_runtime.probes.grade import AS_EXPORTED
@@ -164,7 +164,7 @@ def _encode_pictures(
 ) -> tuple[list[ProbePicture], list[dict[str, Array]]]:
     """Digests of what a bundle's networks should make of each picture, and its image tokens. All tiles go together."""
     seen = [load_picture(one.image) for one in drawn]
-    tiles = [normalise(tile(picture, manifest.image), manifest.image) for picture in seen]
+    tiles = [normalize(tile(picture, manifest.image), manifest.image) for picture in seen]
     patches = reference.patch_features(np.concatenate(tiles), advance)
     features = reference.image_features(patches)
     newline, stream = reference.newline(), "built" if "built" in features else "exact"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,17 +10,14 @@ import numpy as np
 from varco_export.writing.disk import sync
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import ExportError
+from varco_runtime.system.files import durable_file
 
 
 def write_activations(path: Path, samples: Iterable[Array]) -> None:
     """Write samples `[S, D]`, one behind the other, as fp32. The file is there when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with durable_file(path) as file:
         for sample in samples:
             np.ascontiguousarray(sample, dtype=np.float32).tofile(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
     sync(path.parent)  # before what it replaces is removed
 
 

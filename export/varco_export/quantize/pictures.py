@@ -14,7 +14,7 @@ from varco_export.quantize.weights import load_weights, read_weight
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
 from varco_runtime.picture.packing import pack, packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 
 _MAX_TILES = 4  # at a time: 729 patches of 4,304 floats each are 50 MB
 
@@ -54,7 +54,7 @@ class PictureEncoder:
     @torch.no_grad()
     def encode(self, picture: Picture) -> Array:
         """Return image tokens `[N, D]` in fp32."""
-        pixel_values = torch.from_numpy(normalise(tile(picture, self._settings), self._settings))  # [T, 3, S, S]
+        pixel_values = torch.from_numpy(normalize(tile(picture, self._settings), self._settings))  # [T, 3, S, S]
         features = [self._project(some.to(self._device)).cpu() for some in torch.split(pixel_values, _MAX_TILES)]
         plan = packing_plan(picture.size_hw, self._settings)
         return pack(torch.cat(features).numpy(), self._newline, plan)

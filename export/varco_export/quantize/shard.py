@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from varco_export.reading.tensor import SAFETENSORS_NAMES, Dtype, Tensor
 from varco_export.writing.disk import sync
 from varco_export.writing.safetensors_header import make_header
 from varco_runtime.dtypes import ITEM_BYTES, Array
+from varco_runtime.system.files import durable_file
 
 _DTYPES = {torch_dtype: dtype for dtype, torch_dtype in TORCH_DTYPES.items()}
 
@@ -49,16 +49,12 @@ def write_shard(path: Path, tensors: Mapping[str, Stored]) -> None:
     """Write the tensors under their names on disk, in their order."""
     header = make_header({name: (SAFETENSORS_NAMES[one.dtype], one.shape, one.nbytes) for name, one in tensors.items()})
     end = len(header) + sum(stored.nbytes for stored in tensors.values())
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with durable_file(path) as file:
         file.write(header)
         for stored in tensors.values():
             for block in stored.blocks():
                 file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
         assert file.tell() == end, f"Bug: {path.name} has other sizes than its header says"
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
     sync(path.parent)  # before what it replaces is removed
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from varco_export.writing.disk import disk_errors, sync
 from varco_export.writing.lock import locked
 from varco_runtime.errors import ExportError
+from varco_runtime.system.files import durable_file
 
 _CONTINUE = (
     "Expected a writable folder with enough free space; run the same command again to continue where it stopped."
@@ -128,10 +129,8 @@ def _claim(work: Work, asked: dict[str, Any]) -> None:
     else:
         shutil.rmtree(work.checkpoint, ignore_errors=True)
         work.keep_activations(None)
-        partial = path.with_name("run.json.partial")
-        partial.write_text(json.dumps(asked, indent=2, sort_keys=True), encoding="utf-8")
-        sync(partial)
-        partial.replace(path)
+        with durable_file(path) as file:
+            file.write(json.dumps(asked, indent=2, sort_keys=True).encode())
         sync(work.folder)
     work.checkpoint.mkdir(exist_ok=True)
 

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts. `prompt_tokens` includes `image_tokens`; `cached_tokens` of them were in the cache already."""
+    """Token counts of one answer.
+
+    Args:
+        prompt_tokens: All of the prompt, the picture's included.
+        image_tokens: Those of the picture.
+        completion_tokens: Those of the answer.
+        cached_tokens: Those of the prompt that were in the cache already.
+    """
 
     prompt_tokens: int
     image_tokens: int
@@ -27,9 +34,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds. `ttft_s` runs from the call to the first token, `load_s` apart; `tpot_s` is per token after the first.
+    """Where the time of one answer went, in seconds.
 
-    `drafted` counts the tokens that were guessed ahead, `accepted` those of them that were right.
+    Args:
+        load_s: Loading the model.
+        preprocess_s: From the picture to its tiles; 0 where it was encoded for an earlier question.
+        vision_s: From the tiles to the image tokens; 0 likewise.
+        prefill_s: The prompt, as far as it was not cached.
+        ttft_s: From the call to the first token, `load_s` apart.
+        tpot_s: Per token after the first.
+        total_s: From the call to the end of the answer.
+        drafted: How many tokens were guessed ahead.
+        accepted: How many of them were right.
     """
 
     load_s: float
@@ -45,7 +61,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step added: text with markup, text without, and the regions it closed."""
+    """What one step added to an answer.
+
+    Args:
+        text: Text with markup.
+        plain_text: Text without it.
+        regions: The regions that it closed.
+    """
 
     text: str
     plain_text: str
@@ -56,9 +78,16 @@ class Piece:
 class Answer:
     """One finished answer.
 
-    `text` keeps the markup, `plain_text` has tags and boxes removed; `regions` carry offsets into `plain_text` and
-    boxes of 0..1. `finish_reason` is `stop`, `length`, `stop_string` or `cancelled`. `warnings` say what was odd in
-    the markup.
+    Args:
+        text: The answer, markup included.
+        plain_text: The same without tags and boxes.
+        token_ids: The ids that were generated.
+        regions: Texts and objects, with offsets into `plain_text` and boxes of 0..1.
+        warnings: What was odd in the markup, a sentence each.
+        finish_reason: `stop`, `length`, `stop_string` or `cancelled`.
+        usage: Token counts.
+        timings: Seconds.
+        picture: The picture that was asked about; None without one.
     """
 
     text: str
@@ -76,11 +105,11 @@ class Answer:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height of the upright picture in pixels, to which all boxes refer; None without one."""
+        """Return width and height of the upright picture in pixels, to which all boxes refer; None without one."""
         return None if self.picture is None else (self.picture.width, self.picture.height)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `varco run --json`.
+        """Return the JSON document of `varco run --json`.
 
         `picture` is the width and height in pixels to which `boxes` and `boxes_px` of the regions refer, after the turn
         that EXIF asks for, or None without a picture.
@@ -100,21 +129,40 @@ class Answer:
         }
 
     def draw(self) -> Image.Image:
-        """The picture with boxes and labels painted on. Raises `UsageError` for an answer without a picture."""
+        """Paint boxes and labels on a copy of the picture.
+
+        Raises:
+            UsageError: The answer has no picture.
+        """
         from varco_runtime.answer.draw import draw
 
         picture, _ = self._need_picture("draw")
         return draw(picture.image, self.regions)
 
     def to_coco(self, image_id: int | str = 0, file_name: str = "") -> list[dict[str, Any]]:
-        """COCO results: one entry per box."""
+        """Return COCO detection results, one per box.
+
+        Args:
+            image_id: The picture's id in the data set.
+            file_name: Its name, for whoever reads the results.
+
+        Raises:
+            UsageError: The answer has no picture.
+        """
         from varco_runtime.answer.formats import to_coco
 
         _, size = self._need_picture("to_coco")
         return to_coco(self.regions, size, image_id, file_name)
 
     def to_hocr(self, title: str = "") -> str:
-        """An hOCR document of the regions."""
+        """Return an hOCR document of the regions.
+
+        Args:
+            title: What the document calls the picture.
+
+        Raises:
+            UsageError: The answer has no picture.
+        """
         from varco_runtime.answer.formats import to_hocr
 
         _, size = self._need_picture("to_hocr")

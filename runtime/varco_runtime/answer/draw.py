@@ -1,6 +1,6 @@
 """Boxes and labels painted on a copy of the picture.
 
-Lines and letters grow with the picture, and shrink around small text. Objects take warm colours and texts cool ones,
+Lines and letters grow with the picture, and shrink around small text. Objects take warm colors and texts cool ones,
 region by region in turn; a dark casing keeps lines visible on any ground. Lines run around the box, so that nothing in
 it is covered. Each label goes to the place around its box where it hides least: other labels first, then small boxes,
 then its own box.
@@ -50,7 +50,7 @@ class Scale:
         return cls(line_px=max(1, round(side / 230)), font_px=max(MIN_FONT_PX, round(side * 0.024)))
 
     def around_text(self, marks: Sequence[_Mark]) -> Scale:
-        """Finer than the picture's texts are, by their median height: a page of print would drown otherwise."""
+        """Return a scale finer than the picture's texts, by their median height: a page of print would drown else."""
         heights_px = [mark.box[3] - mark.box[1] for mark in marks if mark.kind == "text"]
         text_px = median(heights_px) if heights_px else math.inf
         return Scale(
@@ -61,7 +61,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """One box to paint, in the colour of its region; `first` of the region's boxes or not."""
+    """One box to paint, in the color of its region; `first` of the region's boxes or not."""
 
     kind: Kind
     box: Rectangle
@@ -71,7 +71,7 @@ class _Mark:
 
 
 def draw(image: Image.Image, regions: Iterable[Region]) -> Image.Image:
-    """Paint every box with its text on an RGB copy of `image` (transparent parts become white)."""
+    """Paint every box with its text on an RGB copy of `image`, whose transparent parts become white."""
     canvas = _on_white(image)
     marks = _marks(regions, canvas.size)
     scale = Scale.of_picture(*canvas.size)
@@ -105,7 +105,7 @@ def _marks(regions: Iterable[Region], size: tuple[int, int]) -> list[_Mark]:
 
 
 def _printable(text: str) -> str:
-    """One line of composed characters, without what has no shape (controls, joiners, variation selectors)."""
+    """Return one line of composed characters, without what has no shape (controls, joiners, variation selectors)."""
     composed = unicodedata.normalize("NFC", " ".join(text.split()))
     shown = "".join(char for char in composed if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Mn"))
     return shown if len(shown) <= MAX_LABEL_CHARS else shown[: MAX_LABEL_CHARS - 1] + "…"
@@ -159,7 +159,7 @@ class _Label:
 
 
 def _fit(text: str, font_px: int, size: tuple[int, int]) -> _Label | None:
-    """The label of `text`, shortened to the picture's width; None without text or where not one letter fits."""
+    """Return the label of `text`, shortened to the picture's width; None without text or where no letter fits."""
     font = _font(font_px)
     margin_px = max(2, font_px // 4)
     height = sum(font.getmetrics()) + max(0, font_px // 10)
@@ -179,7 +179,7 @@ def _place(
     line_px: int,
     size: tuple[int, int],
 ) -> tuple[Rectangle, float]:
-    """The least harmful of the places around and in the box, pushed into the picture, and its harm."""
+    """Return the least harmful of the places around and in the box, pushed into the picture, and its harm."""
     x1, y1, x2, y2 = box
     w, h = label.width, label.height
     corners = (
@@ -206,7 +206,7 @@ def _place(
 
 
 def _hidden(place: Rectangle, boxes: NDArray[np.float64]) -> float:
-    """The share of each box that `place` covers, summed."""
+    """Return the share of each box that `place` covers, summed."""
     if not len(boxes):
         return 0.0
     width = np.minimum(boxes[:, 2], place[2]) - np.maximum(boxes[:, 0], place[0])
@@ -220,7 +220,7 @@ def _area(box: Rectangle) -> int:
 
 
 def _ink_on(color: Color) -> Color:
-    """Black or white, whichever contrasts more (relative luminance of WCAG 2)."""
+    """Return black or white, whichever contrasts more (relative luminance of WCAG 2)."""
     linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)

@@ -26,7 +26,8 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_json_regions(regions: Iterable[Region], size: Size | None) -> list[dict[str, Any]]:
-    """One document per region: `boxes` are fractions of the picture, `boxes_px` whole pixels (none without a size)."""
+    """Return one document per region: `boxes` are fractions of the picture, `boxes_px` whole pixels (none without a
+    size)."""
     return [
         {
             "kind": region.kind,
@@ -41,10 +42,16 @@ def to_json_regions(regions: Iterable[Region], size: Size | None) -> list[dict[s
 
 
 def to_coco(regions: Iterable[Region], size: Size, image_id: int | str, file_name: str = "") -> list[dict[str, Any]]:
-    """COCO detection results, one per box: `bbox` is [x, y, width, height] in pixels, to a hundredth.
+    """Return COCO detection results, one per box: `bbox` is [x, y, width, height] in pixels, to a hundredth.
 
     `category_id` is of `COCO_CATEGORIES`; `text`, `file_name` and `image_size`, [width, height], are additions that
     COCO's tools ignore. Layout: https://cocodataset.org/#format-results. A region without a box has no result.
+
+    Args:
+        regions: Texts and objects.
+        size: Width and height of the picture in pixels.
+        image_id: The picture's id in the data set.
+        file_name: Its name.
     """
     width, height = size
     return [
@@ -66,11 +73,17 @@ def to_coco(regions: Iterable[Region], size: Size, image_id: int | str, file_nam
 
 
 def to_hocr(regions: Sequence[Region], size: Size, title: str, plain_text: str = "") -> str:
-    """An hOCR 1.2 document (XHTML) with the texts as lines of words and the objects as photographs.
+    """Return an hOCR 1.2 document (XHTML) with the texts as lines of words and the objects as photographs.
 
     Texts on one line of `plain_text` share a line; without it each is a line of its own. A text in several places is a
     word of its line in the first and a line of its own in each other. Texts without a box have no place and no `bbox`.
     Layout: https://kba.github.io/hocr-spec/1.2/.
+
+    Args:
+        regions: Texts and objects, in the order of the text.
+        size: Width and height of the picture in pixels.
+        title: What the document calls the picture.
+        plain_text: The answer that the regions' offsets are of.
     """
     lines = _lines(regions, size, plain_text)
     photos = [(region.text, box) for region in regions if region.kind == "object" for box in region.pixels(*size)]
@@ -112,7 +125,7 @@ def _lines(regions: Sequence[Region], size: Size, plain_text: str) -> list[list[
 
 
 def _bbox(boxes: Iterable[PixelBox | None]) -> str:
-    """The `title` attribute of the rectangle around all boxes, or nothing without any."""
+    """Return the `title` attribute of the rectangle around all boxes, or nothing without any."""
     known = [box for box in boxes if box is not None]
     if not known:
         return ""
@@ -128,7 +141,7 @@ def _page(size: Size, title: str) -> str:
 
 def _xml(text: str) -> str:
     """Escape for XHTML, also what a terminal obeys; characters that XML 1.0 forbids become U+FFFD."""
-    return _OBEYED.sub(lambda found: f"&#x{ord(found[0]):x};", escape(_NOT_XML.sub("\ufffd", text)))
+    return _OBEYED.sub(lambda obeyed: f"&#x{ord(obeyed[0]):x};", escape(_NOT_XML.sub("\ufffd", text)))
 
 
 _DOCUMENT = """<?xml version="1.0" encoding="UTF-8"?>

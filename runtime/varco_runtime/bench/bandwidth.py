@@ -35,7 +35,7 @@ _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM
 
 
 def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """Size of the largest cache that the first processor sees; 32 MiB where the system does not say."""
+    """Return the size of the largest cache that the first processor sees; 32 MiB where the system does not say."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = []
     for path in root.glob("index*/size"):
@@ -48,7 +48,16 @@ def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache
 
 
 def read_bandwidth(buffer_bytes: int, threads: int, seconds: float) -> dict[str, Any]:
-    """Bytes per second of the best and the median pass over `buffer_bytes`, read by `threads` for `seconds`."""
+    """Read an array over and over, with both kernels in turn.
+
+    Args:
+        buffer_bytes: Its size.
+        threads: How many threads share it out.
+        seconds: For how long; once in any case.
+
+    Returns:
+        `best` and `median` of the passes in bytes per second, `passes`, `threads` and `buffer_bytes`.
+    """
     import numpy as np
 
     # Written, so that every page is there and its own; as floats all ones, since denormal numbers are slow to multiply.
@@ -75,7 +84,13 @@ def read_bandwidth(buffer_bytes: int, threads: int, seconds: float) -> dict[str,
 
 
 def measure(threads: int, seconds: float) -> dict[str, Any]:
-    """`read_bandwidth` in a process of its own. Raises `OSError` or `subprocess.SubprocessError` where none starts."""
+    """Run `read_bandwidth` in a process of its own, over an array that suits this machine's caches.
+
+    Raises:
+        OSError: No process starts.
+        subprocess.SubprocessError: It fails, or takes more than a minute.
+        ValueError: It answers something else.
+    """
     size = min(max(MIN_BUFFER_BYTES, CACHES * last_level_cache_bytes()), MAX_BUFFER_BYTES)
     # -P: this folder's names must not stand in front of the standard library's.
     command = [sys.executable, "-P", __file__, "--threads", str(threads), "--seconds", str(seconds)]
@@ -84,8 +99,8 @@ def measure(threads: int, seconds: float) -> dict[str, Any]:
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S, env={**os.environ, **_ONE_THREAD}
     )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
 
 
 def _main() -> None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from varco_runtime.backends.cuda.driver import time_copies
-from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.bench import bandwidth
-from varco_runtime.errors import BackendError, MissingExtraError
+from varco_runtime.errors import BackendError
 
 DEVICE_BUFFER_BYTES = 256 << 20
 _DEVICE_COPIES, _COPIES_AT_ONCE = 20, 4
-_HOW = "copying device memory (read and write)"
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A measured bandwidth in bytes per second: the best pass, and the median one. `how` is for people."""
+    """A measured bandwidth.
+
+    Args:
+        how: What was measured, for people.
+        bytes_per_s: The best pass.
+        median_bytes_per_s: The median pass.
+        passes: How many there were.
+        threads: How many threads took part in each.
+        buffer_bytes: The size of what was read or copied.
+    """
 
     how: str
     bytes_per_s: float
@@ -30,70 +35,49 @@ class Limit:
 
 
 def measure_limit(device: str, threads: int, seconds: float) -> Limit | str:
-    """The limit of `device`: reading the host's memory for `cpu`, for `seconds`, else a copy within the first GPU's.
+    """Measure the bandwidth of the memory that weights lie in.
 
-    Returns the reason in one line where it cannot be measured, for a benchmark without its ceiling is still one.
+    Args:
+        device: `cpu` reads the host's memory; anything else copies within the first GPU's.
+        threads: Threads that read the host's memory at once.
+        seconds: How long they read it.
+
+    Returns:
+        The limit. Where it cannot be measured, the reason in one line: a benchmark without its ceiling is still one.
     """
-    if device == "cpu":
-        return _host(threads, seconds)
-    return _through_driver() if device == "cuda" else _device()
+    return _host(threads, seconds) if device == "cpu" else _device()
 
 
 def _host(threads: int, seconds: float) -> Limit | str:
     try:
-        found = bandwidth.measure(threads, seconds)
+        measured = bandwidth.measure(threads, seconds)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"The memory's bandwidth was not measured: {type(error).__name__} in a process of its own."
     return Limit(
         "reading host memory",
-        found["best"],
-        found["median"],
-        found["passes"],
-        found["threads"],
-        found["buffer_bytes"],
+        measured["best"],
+        measured["median"],
+        measured["passes"],
+        measured["threads"],
+        measured["buffer_bytes"],
     )
 
 
-def _through_driver() -> Limit | str:
-    """A copy as `copy_bandwidth` measures it, without cuda-python, which a bundle for CUDA does without."""
+def _device() -> Limit | str:
+    """Copy one buffer of the GPU's memory to another, by the driver alone, which every bundle for a GPU needs.
+
+    A copy reads and writes every byte, so each counts twice.
+    """
     try:
         times = time_copies(DEVICE_BUFFER_BYTES, _COPIES_AT_ONCE, _DEVICE_COPIES)
     except BackendError as error:
         return f"The device's bandwidth was not measured: {error}"
     rates = sorted(2 * _COPIES_AT_ONCE * DEVICE_BUFFER_BYTES / seconds for seconds in times)
-    return Limit(_HOW, rates[-1], rates[len(rates) // 2], len(rates), 1, DEVICE_BUFFER_BYTES)
-
-
-def _device() -> Limit | str:
-    try:
-        cuda = Cuda()
-    except (BackendError, MissingExtraError) as error:
-        return f"The device's bandwidth was not measured: {error}"
-    try:
-        return copy_bandwidth(cuda)
-    except BackendError as error:
-        return f"The device's bandwidth was not measured: {error}"
-    finally:
-        cuda.close()
-
-
-def copy_bandwidth(cuda: Cuda, clock: Callable[[], float] = time.perf_counter) -> Limit | str:
-    """Copy one buffer of the device to another. A copy reads and writes every byte, so each counts twice."""
-    buffers = [cuda.allocate(DEVICE_BUFFER_BYTES) for _ in range(2)]
-    source, target = buffers
-    if source is None or target is None:
-        return f"The device's bandwidth was not measured: {cuda.name} has no {2 * DEVICE_BUFFER_BYTES >> 20} MiB free."
-    _copy(cuda, target, source, 1, clock)  # the first one also sets things up
-    rates = sorted(_copy(cuda, target, source, _COPIES_AT_ONCE, clock) for _ in range(_DEVICE_COPIES))
-    middle = rates[len(rates) // 2]
-    return Limit(_HOW, rates[-1], middle, len(rates), 1, DEVICE_BUFFER_BYTES)
-
-
-def _copy(cuda: Cuda, target: Buffer, source: Buffer, times: int, clock: Callable[[], float]) -> float:
-    """Bytes per second of `times` copies in a row, so that one wait is shared by several."""
-    cuda.synchronize()
-    started = clock()
-    for _ in range(times):
-        cuda.copy(target, source)
-    cuda.synchronize()
-    return 2 * times * source.num_bytes / (clock() - started)
+    return Limit(
+        "copying device memory (read and write)",
+        rates[-1],
+        rates[len(rates) // 2],
+        len(rates),
+        1,
+        DEVICE_BUFFER_BYTES,
+    )

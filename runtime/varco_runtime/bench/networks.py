@@ -15,9 +15,18 @@ from varco_runtime.picture.packing import PackingPlan
 
 
 def time_projector(bundle: Bundle, backend: Backend, tile: Array, threads: int, runs: int, clock: Clock) -> list[float]:
-    """Seconds of `runs` runs over one tile's patches `[1, P, C]`, after one that is not counted.
+    """Time the projector over one tile's patches, in a session of its own on ONNX Runtime's CPU provider.
 
-    Loads the graph once more, in a session of its own on ONNX Runtime's CPU provider. `tile` is `[1, 3, S, S]`.
+    Args:
+        bundle: A bundle for the CPU, whose projector is loaded once more.
+        backend: What makes the patches `[1, P, C]`.
+        tile: The tile, `[1, 3, S, S]` fp32.
+        threads: Threads of the session.
+        runs: How many runs count, after one that does not.
+        clock: The time in seconds.
+
+    Returns:
+        Seconds of each run that counts.
     """
     assert isinstance(backend, ShowsFeatures), "Bug: the CPU's backend shows its features"
     import onnxruntime
@@ -41,7 +50,7 @@ def time_projector(bundle: Bundle, backend: Backend, tile: Array, threads: int, 
 
 
 def _patches(backend: ShowsFeatures, tile: Array, patches_per_tile: int) -> Array:
-    """What the vision tower gives for a tile: `[1, P, C]` fp32."""
+    """Return what the vision tower gives for a tile: `[1, P, C]` fp32."""
     rows = np.arange(patches_per_tile, dtype=np.int32)
     plan = PackingPlan(
         np.repeat(rows[:, None], 4, axis=1),

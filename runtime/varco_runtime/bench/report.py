@@ -13,9 +13,9 @@ from varco_runtime.bench.summary import Summary
 from varco_runtime.bundle.manifest import Manifest
 
 FORMAT_VERSION = 1
-"""Of the JSON document: raised when a field changes its meaning or goes away."""
+"""The JSON document's version, raised when a field changes its meaning or goes away."""
 BUSY_CORES = 0.2
-"""What other programs may take before the table says so."""
+"""The cores that other programs may take before the table says so."""
 
 Row = tuple[str, str, str, str, str, str]
 """Name, median, standard deviation, least, 90th percentile, greatest."""
@@ -23,10 +23,23 @@ Row = tuple[str, str, str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """On what was measured: the bundle's name and the digest of its manifest, the device, and the options.
+    """What was measured, and on what.
 
-    `device_bytes` is the device memory that the bundle took, None on a CPU. `check_s` is hashing the bundle before it
-    was loaded. `other_cores` is how many cores other programs kept busy meanwhile, None where nobody knows.
+    Args:
+        bundle: The bundle's name.
+        digest: The digest of its manifest.
+        bundle_bytes: The size of all its files.
+        provider: The provider that runs it.
+        device: The device, for people.
+        threads: Threads of the networks.
+        max_context: Positions of the cache.
+        seconds: What everything but loading was to take.
+        picture: The picture's name.
+        picture_size: Its width and height in pixels.
+        prompt: The question.
+        check_s: Seconds of hashing the bundle before it was loaded.
+        other_cores: How many cores other programs kept busy meanwhile; None where nobody knows.
+        device_bytes: The device memory that the bundle took; None on a CPU.
     """
 
     bundle: str
@@ -48,8 +61,17 @@ class Setup:
 def document(
     setup: Setup, samples: Samples, summary: Summary, manifest: Manifest, limit: Limit | None
 ) -> dict[str, Any]:
-    """The JSON document, as docs/bench.md describes it. Times in seconds, sizes in bytes, null where something was not
-    measured; `notes` say why."""
+    """Return the JSON document, as docs/bench.md describes it.
+
+    Times are in seconds, sizes in bytes; null stands where something was not measured, and `notes` say why.
+
+    Args:
+        setup: What was measured, and on what.
+        samples: The measurements.
+        summary: What follows from them.
+        manifest: The bundle's.
+        limit: The bandwidth of the memory; None where it could not be measured.
+    """
     answer = samples.answer
     return {
         "benchmark": "varco bench",
@@ -110,10 +132,10 @@ def document(
 
 
 def rows(samples: Samples, summary: Summary) -> list[Row]:
-    """Everything timed. `~` marks what was reckoned from a part; one value alone has no spread."""
+    """Return the table of everything timed. `~` marks what was reckoned from a part; one value has no spread."""
     stages, decode, answer = summary.stages, summary.decode, samples.answer
-    found = [_single("load", samples.load_s)]
-    found += [
+    table = [_single("load", samples.load_s)]
+    table += [
         _spread(name, spread, _time)
         for name, spread in (
             ("preprocessing", stages.preprocess_s),
@@ -124,32 +146,32 @@ def rows(samples: Samples, summary: Summary) -> list[Row]:
             ("prefill", stages.prefill_s),
         )
     ]
-    found.append(_spread("prefill, tokens/s", summary.prefill_tokens_per_s, _rate))
-    found.append(_spread("first token (TTFT)", stages.ttft_s, _time))
+    table.append(_spread("prefill, tokens/s", summary.prefill_tokens_per_s, _rate))
+    table.append(_spread("first token (TTFT)", stages.ttft_s, _time))
     if answer is not None:
-        found.append(_single("TTFT, asked once", answer.timings.ttft_s))
-    found.append(_spread("per token (TPOT)", decode.tpot_s, _time))
+        table.append(_single("TTFT, asked once", answer.timings.ttft_s))
+    table.append(_spread("per token (TPOT)", decode.tpot_s, _time))
     if answer is not None:  # without drafts
-        found.append(_single("TPOT, asked once", answer.timings.tpot_s))
+        table.append(_single("TPOT, asked once", answer.timings.tpot_s))
     if decode.itl_s:
         itl = decode.itl_s
         std = "" if itl.std is None else _time(itl.std)
-        found.append(("between tokens (ITL)", _time(itl.p50), std, "", _time(itl.p90), ""))
-        found.append(_single("ITL, 99th percentile", itl.p99))
-    found.append(_spread("decode, tokens/s", decode.tokens_per_s, _rate))
-    found.append(_spread("loop beyond the step", decode.loop_s, _time))
-    return found
+        table.append(("between tokens (ITL)", _time(itl.p50), std, "", _time(itl.p90), ""))
+        table.append(_single("ITL, 99th percentile", itl.p99))
+    table.append(_spread("decode, tokens/s", decode.tokens_per_s, _rate))
+    table.append(_spread("loop beyond the step", decode.loop_s, _time))
+    return table
 
 
 def facts(setup: Setup, samples: Samples, summary: Summary, limit: Limit | None) -> list[tuple[str, str]]:
-    """What stands below the table: the limit, bytes per token, memory."""
+    """Return what stands below the table, as names and texts: the limit, bytes per token, memory."""
     traffic = summary.traffic
     near = "" if traffic.fraction is None else f", {traffic.fraction * 100:.2g} % of the limit"
     near = ", which fits the processor's cache" if traffic.is_cached else near
     read = f"{_mb(traffic.total_bytes)} ({_mb(traffic.weight_bytes)} weights, {_mb(traffic.kv_bytes)} cache){near}"
     num_words = samples.prompt_tokens - samples.image_tokens
     prompt = f"{samples.num_tiles} tiles, {samples.image_tokens:,} image + {num_words:,} text tokens"
-    found = [
+    lines = [
         ("question", f"{prompt}, {samples.new_tokens} of the answer"),
         ("on", f"{setup.device}; {setup.provider}"),
         ("limit", "not measured" if limit is None else f"{limit.bytes_per_s / 1e9:.1f} GB/s, {limit.how}"),
@@ -158,10 +180,10 @@ def facts(setup: Setup, samples: Samples, summary: Summary, limit: Limit | None)
     ]
     if setup.other_cores is not None and setup.other_cores >= BUSY_CORES:
         busy = f"kept {setup.other_cores:.1f} cores busy: times are upper bounds, the limit a lower one"
-        found.append(("other programs", busy))
+        lines.append(("other programs", busy))
     if setup.device_bytes is not None:
-        found.append(("device memory", _mb(setup.device_bytes)))
-    return found
+        lines.append(("device memory", _mb(setup.device_bytes)))
+    return lines
 
 
 def _single(name: str, seconds: float) -> Row:
@@ -178,7 +200,7 @@ def _spread(name: str, spread: Spread | None, text: Callable[[float], str]) -> R
 
 
 def _time(seconds: float) -> str:
-    """Three digits and a unit: at most eight characters."""
+    """Return seconds as three digits and a unit: at most eight characters."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= scale:
             return f"{_three_digits(seconds / scale)} {unit}"

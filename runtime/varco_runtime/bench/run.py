@@ -17,7 +17,7 @@ from varco_runtime.bench.report import Setup, document
 from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.stages import Plan, Progress, measure
 from varco_runtime.bench.stopwatch import Budget, Clock
-from varco_runtime.bench.summary import Summary, summarise
+from varco_runtime.bench.summary import Summary, summarize
 from varco_runtime.bench.workload import PROMPT, Workload
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle, digest_of
@@ -26,15 +26,29 @@ from varco_runtime.system.processor import usable_cores
 from varco_runtime.varco import Varco
 
 LIMIT_SECONDS, LIMIT_SHARE = 1.5, 0.05
-"""How long the bandwidth is measured: long enough for a quiet moment on a busy machine."""
+"""How long the bandwidth is measured at most, in seconds and as a share of the time given.
+
+Long enough for a quiet moment on a busy machine."""
 LEAST_SHARE = 1 / 3
-"""Of the time given that is left for measuring, however long hashing and loading took."""
+"""The share of the time given that is left for measuring, however long hashing and loading took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to measure. `threads` None is all; `seconds` are about what everything but loading may take;
-    `picture_name` is for the document."""
+    """What to measure.
+
+    Args:
+        bundle: The bundle's folder.
+        picture: The picture that is asked about.
+        picture_name: Its name, for the document.
+        prompt: The question.
+        repetitions: How often at most.
+        new_tokens: How many tokens an answer has.
+        seconds: About what everything but loading may take.
+        provider: As `Varco.load` takes it.
+        threads: Threads of the networks; None is all cores.
+        max_context: Positions of the cache; None is the bundle's.
+    """
 
     bundle: Path
     picture: Picture
@@ -50,7 +64,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished benchmark. `limit` is None where it could not be measured."""
+    """A finished benchmark.
+
+    Args:
+        setup: What was measured, and on what.
+        samples: The measurements.
+        summary: What follows from them.
+        manifest: The bundle's.
+        limit: The bandwidth of the memory; None where it could not be measured.
+    """
 
     setup: Setup
     samples: Samples
@@ -59,7 +81,7 @@ class Result:
     limit: Limit | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document."""
+        """Return the JSON document, as `report.document` describes it."""
         return document(self.setup, self.samples, self.summary, self.manifest, self.limit)
 
 
@@ -72,7 +94,15 @@ def run(
 ) -> Result:
     """Measure the limit, load the bundle, measure the question.
 
-    `progress` is told what happens, `hashing` what `Bundle.open` tells. Raises what `Varco.load` and `Varco.ask` raise.
+    Args:
+        options: What to measure.
+        progress: Told what happens, a sentence each.
+        hashing: The `progress` of `Bundle.open`.
+        find_limit: What measures the limit, as `measure_limit` does.
+        clock: The time in seconds.
+
+    Raises:
+        VarcoError: As `Varco.load` and `Varco.ask` raise it, and where the question does not fit the context.
     """
     check_provider(options.provider)
     budget, other_load = Budget(options.seconds, clock), OtherLoad()
@@ -83,7 +113,7 @@ def run(
     device = bundle.manifest.device if options.provider == "auto" else options.provider
 
     progress("Measuring the memory's bandwidth.")
-    found = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
+    measured = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
     free_before = free_device_bytes(device)
     progress("Loading the bundle.")
     num_packed = num_entries()
@@ -93,16 +123,16 @@ def run(
     free_after = free_device_bytes(device)
     if device != "cpu" and varco.provider.startswith("cpu"):  # no GPU can be used
         device, free_before = "cpu", None
-        found = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
+        measured = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
     budget.reserve(LEAST_SHARE * options.seconds)
     plan = Plan(options.repetitions, options.new_tokens, device, threads)
     work = Workload(options.picture, options.prompt, bundle.manifest.image)
     samples = measure(varco, work, plan, budget, progress)
     if has_packed:
         samples.notes.append("Loading also packed weights for next time: load and peak memory will be less.")
-    limit = found if isinstance(found, Limit) else None
-    if isinstance(found, str):
-        samples.notes.append(found)
+    limit = measured if isinstance(measured, Limit) else None
+    if isinstance(measured, str):
+        samples.notes.append(measured)
     setup = Setup(
         bundle=options.bundle.resolve().name,
         digest=digest_of(bundle.manifest),
@@ -119,4 +149,4 @@ def run(
         other_cores=other_load.cores(),
         device_bytes=None if free_before is None or free_after is None else max(free_before - free_after, 0),
     )
-    return Result(setup, samples, summarise(samples, bundle.manifest, limit), bundle.manifest, limit)
+    return Result(setup, samples, summarize(samples, bundle.manifest, limit), bundle.manifest, limit)

@@ -13,16 +13,32 @@ from varco_runtime.answer.answer import Answer
 
 @dataclass(slots=True)
 class Samples:
-    """Seconds, one entry per repetition, except `itl_s` and `loop_s`: one per decoded token.
+    """Measurements of one question: seconds, one entry per repetition where nothing else is said.
 
-    `encode_s` is vision tower and projector over `encoded_tiles` of `num_tiles` tiles, `projector_tile_s` the projector
-    over one. `ttft_s` runs from the picture to the choice of the first token, the words' share of the prompt apart.
-    `prefill_s` is for `prefill_tokens` of `prompt_tokens`: a part is one chunk at the beginning and one at the end of
-    the prompt, between which the cost of a position grows evenly. `itl_s` are the times between tokens with the
-    backend driven directly, `tpot_s` their mean per repetition, at a context of `context_tokens`. `loop_s` is the time
-    between two calls of the backend while `Varco.ask` answers without drafts: choosing the token, its text and regions,
-    the stream. `answer` is what `Varco.ask` gave, None where the question was measured in part. `notes` say what was
-    cut or left out, and why.
+    Args:
+        load_s: Loading the model, once.
+        new_tokens: Tokens of an answer.
+        num_tiles: Tiles of the picture.
+        image_tokens: Image tokens of the picture.
+        prompt_tokens: Tokens of the prompt, the picture's included.
+        encoded_tiles: The tiles that `encode_s` is for.
+        prefill_tokens: The tokens that `prefill_s` is for. A part is one chunk at the beginning and one at the end of
+            the prompt, between which the cost of a position grows evenly.
+        context_tokens: The context at which `itl_s` were measured, on average.
+        repetitions: How often the question was measured.
+        preprocess_s: From the picture to tiles or pixel values, as the backend takes them.
+        encode_s: Vision tower and projector over `encoded_tiles`.
+        projector_tile_s: The projector over one tile, one entry per run.
+        packing_s: From features to image tokens.
+        prefill_s: The prompt, or `prefill_tokens` of it.
+        ttft_s: From the picture to the choice of the first token, the words' share of the prompt apart.
+        itl_s: Between tokens with the backend driven directly, one entry per token.
+        tpot_s: The mean of `itl_s`.
+        loop_s: Between two calls of the backend while `Varco.ask` answers without drafts, one entry per token: choosing
+            the token, its text and regions, the stream.
+        answer: What `Varco.ask` gave; None where the question was measured in part.
+        host_peak_bytes: The process's peak memory; None where the system does not say.
+        notes: What was cut or left out, and why.
     """
 
     load_s: float
@@ -49,21 +65,28 @@ class Samples:
 
     @property
     def is_prefill_part(self) -> bool:
-        """Whether only a part of the prompt was measured."""
+        """Return whether only a part of the prompt was measured."""
         return self.prefill_tokens < self.prompt_tokens
 
     @property
     def is_part(self) -> bool:
-        """Whether a part of the pictures or of the prompt stands for the whole."""
+        """Return whether a part of the pictures or of the prompt stands for the whole."""
         return self.is_prefill_part or self.encoded_tiles < self.num_tiles
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What `count` values are like, in the unit of its name's ending.
+    """What several values are like, in the unit that the spread's name ends in.
 
-    `std` is the sample's standard deviation, None of one value; percentiles are linearly interpolated. `is_reckoned`:
-    the values were scaled from a part, or added up, and not measured as they stand.
+    Args:
+        median: The median.
+        min: The least.
+        max: The greatest.
+        std: The sample's standard deviation; None of one value.
+        p90: The 90th percentile, linearly interpolated.
+        p99: The 99th.
+        count: How many values there are.
+        is_reckoned: Whether they were scaled from a part, or added up, and not measured as they stand.
     """
 
     median: float
@@ -77,7 +100,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float], is_reckoned: bool = False) -> Spread | None:
-        """None of no values."""
+        """Return the spread of some values; None of no values."""
         if not values:
             return None
         std = statistics.stdev(values) if len(values) > 1 else None
@@ -87,7 +110,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """The 50th, 90th and 99th percentile of `count` values, linearly interpolated, and their standard deviation."""
+    """Percentiles of several values, linearly interpolated.
+
+    Args:
+        p50: The 50th percentile.
+        p90: The 90th.
+        p99: The 99th.
+        std: The sample's standard deviation; None of one value.
+        count: How many values there are.
+    """
 
     p50: float
     p90: float
@@ -97,6 +128,6 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Percentiles | None:
-        """None of no values."""
+        """Return the percentiles of some values; None of no values."""
         spread = Spread.of(values)
         return None if spread is None else cls(spread.median, spread.p90, spread.p99, spread.std, spread.count)

@@ -30,11 +30,11 @@ WARM_UP_PROMPT, WARM_UP_SYSTEM = "Hello", "Warm up."
 MIN_NEW_TOKENS = 8
 MIN_STEPS = 4
 _ASK_SHARE = 0.45
-"""Of the time left, for the question as a user asks it: at least one repetition of the same follows."""
+"""The share of the time left for the question as a user asks it: at least one repetition of the same follows."""
 _VISION_SHARE, _PREFILL_SHARE, _DECODE_SHARE = 0.2, 0.4, 0.2
-"""Of the time left, where only parts of the question are measured."""
+"""Shares of the time left, where only parts of the question are measured."""
 CHUNK_TOKENS = 512
-"""Of a prompt that is measured in part: what the CPU's backend takes at once."""
+"""The longest chunk of a prompt that is measured in part: what the CPU's backend takes at once."""
 _FIRST_CHUNK_TOKENS, _LEAST_CHUNK_TOKENS = 64, 8
 _PROJECTOR_RUNS = 3
 _DEVICE_NOTE = "Projector and packing are part of vision: the device is given all three at once and timed at their end."
@@ -44,7 +44,14 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure at most. `device` is `cpu`, or where the networks run while the host goes on."""
+    """What to measure at most.
+
+    Args:
+        repetitions: How often.
+        new_tokens: Tokens of an answer.
+        device: `cpu`, or where the networks run while the host goes on.
+        threads: Threads of the networks.
+    """
 
     repetitions: int
     new_tokens: int
@@ -53,12 +60,20 @@ class Plan:
 
     @property
     def is_on_host(self) -> bool:
+        """Return whether a call of the backend ends when its networks have run."""
         return self.device == "cpu"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """What the warm-up took, in seconds: of one tile, one prompt token and one decode step. `ids` was its prompt."""
+    """What the warm-up took, in seconds.
+
+    Args:
+        tile_s: One tile.
+        token_s: One token of the prompt.
+        step_s: One decode step.
+        ids: The warm-up's prompt, `[n]` int64.
+    """
 
     tile_s: float
     token_s: float
@@ -66,14 +81,23 @@ class Costs:
     ids: Array
 
     def of(self, tiles: int, tokens: int, steps: int) -> float:
-        """Seconds that a question takes, roughly."""
+        """Return roughly the seconds that a question takes."""
         return tiles * self.tile_s + tokens * self.token_s + steps * self.step_s
 
 
 def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: Progress) -> Samples:
-    """Measure `varco` on a question. It has answered none before, and is not to be asked afterwards.
+    """Measure a model on a question.
 
-    Raises `ContextError` where the question and its answer do not fit the context, and what `Varco.ask` raises.
+    Args:
+        varco: The model. It has answered no question before, and is not to be asked afterwards.
+        work: The question.
+        plan: What to measure at most.
+        budget: The time that it may take.
+        progress: Told what happens, a sentence each.
+
+    Raises:
+        ContextError: The question and its answer do not fit the context.
+        VarcoError: As `Varco.ask` raises it.
     """
     samples = Samples(load_s=varco.load_s, new_tokens=plan.new_tokens, num_tiles=work.num_tiles)
     varco.session.bundle = _endless(varco.bundle)
@@ -94,13 +118,14 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
     if not plan.is_on_host:
         samples.notes.append(_DEVICE_NOTE)
     else:
-        found = time_projector(varco.bundle, varco.backend, tile, plan.threads, _PROJECTOR_RUNS, budget.clock)
-        samples.projector_tile_s = found
+        samples.projector_tile_s = time_projector(
+            varco.bundle, varco.backend, tile, plan.threads, _PROJECTOR_RUNS, budget.clock
+        )
     return samples
 
 
 def _endless(bundle: Bundle) -> Bundle:
-    """The bundle without end tokens."""
+    """Return the bundle without end tokens."""
     manifest = bundle.manifest
     generation = dataclasses.replace(manifest.generation, eos_token_ids=())
     return dataclasses.replace(bundle, manifest=dataclasses.replace(manifest, generation=generation))
@@ -126,7 +151,7 @@ def _warm_up(varco: Varco, tile: Array, clock: Clock) -> Costs:
 
 
 def _prompt_and_steps(calls: Sequence[Call]) -> tuple[Call, Sequence[Call]]:
-    """The call that took the prompt, and those of the answer."""
+    """Return the call that took the prompt, and those of the answer."""
     first = next(index for index, call in enumerate(calls) if call.name == "prefill")
     return calls[first], calls[first + 1 :]
 
@@ -141,7 +166,7 @@ def _check_room(backend: Backend, samples: Samples) -> None:
 
 
 def _fits(samples: Samples, costs: Costs, budget: Budget) -> bool:
-    """Whether the whole question fits, if need be with fewer new tokens."""
+    """Return whether the whole question fits, if need be with fewer new tokens, which it then notes."""
     room = _ASK_SHARE * budget.left_s
     prompt_s = costs.of(samples.num_tiles, samples.prompt_tokens, 0)
     wanted = samples.new_tokens
@@ -162,7 +187,7 @@ def _time_given(budget: Budget) -> str:
 
 
 def _ask(varco: Varco, work: Workload, samples: Samples, clock: Clock) -> PromptInputs:
-    """The question as a user asks it, once; returns its prompt."""
+    """Ask the question once as a user does, and return its prompt."""
     with watch(varco.backend, clock) as calls:
         # Without drafts, so that one step is one token and the time between two steps is the loop's.
         samples.answer = varco.ask(work.picture, work.prompt, max_new_tokens=samples.new_tokens, speculate=False)
@@ -181,7 +206,7 @@ def _repeat(
     budget: Budget,
     progress: Progress,
 ) -> None:
-    """All stages of the question, up to the planned number of times, at least once."""
+    """Run all stages of the question, up to the planned number of times, at least once."""
     longest = 0.0
     for done in range(plan.repetitions):
         if done and longest > budget.left_s:
@@ -249,7 +274,7 @@ def _greedy_step(backend: Backend) -> Callable[[int, int], int]:
 
 
 def _measure_parts(varco: Varco, work: Workload, plan: Plan, samples: Samples, costs: Costs, budget: Budget) -> None:
-    """Some tiles, a chunk at either end of a prompt of text, some steps: once each. The rest is reckoned from these."""
+    """Run some tiles, a chunk at either end of a prompt of text, and some steps, once each: the rest is reckoned."""
     backend, clock, left_s = varco.backend, budget.clock, budget.left_s
     whole_s = costs.of(samples.num_tiles, samples.prompt_tokens, 0)
     samples.notes.append(
@@ -283,8 +308,8 @@ def _measure_parts(varco: Varco, work: Workload, plan: Plan, samples: Samples, c
 def _prefill_parts(
     backend: Backend, prompt: PromptInputs, plan: Plan, samples: Samples, costs: Costs, clock: Clock, seconds: float
 ) -> tuple[int, int]:
-    """As much of the prompt as fits `seconds`, in equal chunks at its beginning and end; the likeliest next token, and
-    its position.
+    """Prefill as much of the prompt as fits `seconds`, in equal chunks at its beginning and end. Return the likeliest
+    next token and its position.
 
     The last chunk attends to positions that nothing was written to, which costs the same. A device may hold anything
     there, even what is no number: it gets the beginning alone.
@@ -320,5 +345,5 @@ def _prefill_parts(
 
 
 def _part(whole: int, seconds: float, each_s: float, least: int) -> int:
-    """How many of `whole` things fit `seconds`, at least `least`."""
+    """Return how many of `whole` things fit `seconds`, at least `least`."""
     return whole if whole * each_s <= seconds else min(whole, max(least, int(seconds / each_s)))

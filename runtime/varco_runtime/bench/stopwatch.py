@@ -15,7 +15,12 @@ Clock = Callable[[], float]
 
 
 class Budget:
-    """`seconds` from its making on, by `clock` (in seconds, any origin)."""
+    """Time that may be spent, from its making on.
+
+    Args:
+        seconds: How much.
+        clock: The time in seconds, from any origin.
+    """
 
     def __init__(self, seconds: float, clock: Clock = time.perf_counter) -> None:
         self.seconds = seconds
@@ -24,7 +29,7 @@ class Budget:
 
     @property
     def left_s(self) -> float:
-        """Seconds left; 0 once it is spent."""
+        """Return the seconds left; 0 once it is spent."""
         return max(0.0, self._end - self.clock())
 
     def reserve(self, seconds: float) -> None:
@@ -34,7 +39,14 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a backend's method: when it began and ended by the clock, and its positional arguments."""
+    """One call of a backend's method.
+
+    Args:
+        name: The method.
+        started: When it began, by the clock in seconds.
+        ended: When it ended.
+        args: Its positional arguments.
+    """
 
     name: str
     started: float
@@ -43,6 +55,7 @@ class Call:
 
     @property
     def seconds(self) -> float:
+        """Return how long it took."""
         return self.ended - self.started
 
 

@@ -13,11 +13,17 @@ from varco_runtime.bundle.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Seconds of each stage of one answer, reckoned from a part of it where that is marked.
+    """Seconds of each stage of one answer, reckoned from a part of it where that is marked; None: not measured.
 
-    `vision_tile_s` is the vision tower over one tile, `vision_s` over all of them, without the projector where that
-    could be timed; `projector_s` is over all tiles, from one. `ttft_s` is all up to the first token; where it was not
-    measured, the sum of what was.
+    Args:
+        preprocess_s: From the picture to tiles or pixel values.
+        vision_tile_s: The vision tower over one tile, without the projector where that could be timed.
+        vision_s: The vision tower over all tiles, likewise.
+        projector_s: The projector over all tiles, from one.
+        packing_s: From features to image tokens.
+        prefill_s: The prompt.
+        ttft_s: All up to the first token; where that was not measured, the sum of what was.
+        decode_s: The answer.
     """
 
     preprocess_s: Spread | None
@@ -32,8 +38,15 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """`tpot_s` is the mean time per token of a repetition; `itl_s` the time of each token; `loop_s` what `Varco.ask`
-    adds to a token beyond the backend's step."""
+    """How fast tokens come; None where that was not measured.
+
+    Args:
+        tokens_per_s: Tokens per second of a repetition.
+        tpot_s: The mean time per token of a repetition.
+        itl_s: The time of each token.
+        loop_s: What `Varco.ask` adds to a token beyond the backend's step.
+        context_tokens: The context at which tokens were decoded, on average.
+    """
 
     tokens_per_s: Spread | None
     tpot_s: Spread | None
@@ -46,9 +59,12 @@ class Decode:
 class Traffic:
     """Bytes that one token reads, and how near the limit that comes.
 
-    `kv_bytes` are the keys and values at the context of `Decode`. `fraction` is the rate at which the median token
-    read them, over the limit; `is_cached` says that the weights fit the processor's cache, so that the limit is not
-    theirs. Both None without a limit.
+    Args:
+        weight_bytes: The decoder's weights.
+        kv_bytes: The keys and values at the context of `Decode`.
+        total_bytes: Both.
+        fraction: The rate at which the median token read them, over the limit; None without a limit.
+        is_cached: Whether they fit the processor's cache, so that the limit is not theirs; None without a limit.
     """
 
     weight_bytes: int
@@ -60,7 +76,14 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Dominant:
-    """The stage with the largest share of an answer's time (0 to 1), all shares, and one line that says why."""
+    """The stage that takes most of an answer's time.
+
+    Args:
+        stage: Its name.
+        share: Its share, 0 to 1.
+        shares: The shares of all stages, by name.
+        line: One line that says why.
+    """
 
     stage: str
     share: float
@@ -70,7 +93,15 @@ class Dominant:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Everything that follows from the samples."""
+    """Everything that follows from the samples.
+
+    Args:
+        stages: Seconds of each stage.
+        prefill_tokens_per_s: Tokens of the prompt per second; None where no prompt was measured.
+        decode: How fast tokens come.
+        traffic: Bytes that a token reads.
+        dominant: The stage that takes most.
+    """
 
     stages: Stages
     prefill_tokens_per_s: Spread | None
@@ -79,8 +110,14 @@ class Summary:
     dominant: Dominant
 
 
-def summarise(samples: Samples, manifest: Manifest, limit: Limit | None) -> Summary:
-    """`limit` is None where it could not be measured."""
+def summarize(samples: Samples, manifest: Manifest, limit: Limit | None) -> Summary:
+    """Return what follows from the samples.
+
+    Args:
+        samples: The measurements.
+        manifest: The bundle's.
+        limit: The bandwidth of the memory; None where it could not be measured.
+    """
     stages = _stages(samples)
     rate = Spread.of([samples.prefill_tokens / seconds for seconds in samples.prefill_s], samples.is_prefill_part)
     tokens_per_s = Spread.of([1 / seconds for seconds in samples.tpot_s])
@@ -121,10 +158,10 @@ def _stages(samples: Samples) -> Stages:
 
 
 def _reckoned_ttft(stages: Stages) -> Spread | None:
-    """The sum of the stages before the first token, as far as there are any."""
+    """Return the sum of the stages before the first token, as far as they were measured; None without a prefill."""
     parts = (stages.preprocess_s, stages.vision_s, stages.projector_s, stages.packing_s, stages.prefill_s)
-    found = [part.median for part in parts if part is not None]
-    return Spread.of([sum(found)], is_reckoned=True) if stages.prefill_s else None
+    medians = [part.median for part in parts if part is not None]
+    return Spread.of([sum(medians)], is_reckoned=True) if stages.prefill_s else None
 
 
 def _traffic(samples: Samples, manifest: Manifest, decode: Decode, limit: Limit | None) -> Traffic:

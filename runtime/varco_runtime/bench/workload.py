@@ -8,31 +8,38 @@ from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
 from varco_runtime.picture.packing import PackingPlan, packing_plan
-from varco_runtime.picture.tiles import normalise, tile, tile_plan
+from varco_runtime.picture.tiles import normalize, tile, tile_plan
 
 PROMPT = "Describe this image."
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`picture` under the bundle's `settings`, and the `prompt` asked about it. Holds no tiles: they are memory."""
+    """A question about a picture. Holds no tiles: they are memory.
+
+    Args:
+        picture: The picture.
+        prompt: The question.
+        settings: What the bundle says about pictures.
+    """
 
     picture: Picture
     prompt: str
     settings: ImageSettings
 
     def tiles(self) -> Array:
-        """The tiles `[T, 3, S, S]` uint8, made as `Varco.ask` makes them."""
+        """Return the tiles `[T, 3, S, S]` uint8, made as `Varco.ask` makes them."""
         return tile(self.picture, self.settings)
 
     def pixel_values(self) -> Array:
-        """The tiles `[T, 3, S, S]` fp32."""
-        return normalise(self.tiles(), self.settings)
+        """Return the vision tower's inputs `[T, 3, S, S]` fp32."""
+        return normalize(self.tiles(), self.settings)
 
     def plan(self) -> PackingPlan:
-        """How the picture's tokens are packed."""
+        """Return how the picture's tokens are packed."""
         return packing_plan(self.picture.size_hw, self.settings)
 
     @property
     def num_tiles(self) -> int:
+        """Return the number of the picture's tiles, T."""
         return tile_plan(self.picture.size_hw, self.settings).num_tiles

@@ -89,14 +89,19 @@ def _decoder(manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_graph_contract(session: Any, path: Path, expected: dict[str, Tensor]) -> None:
-    """Compare an onnxruntime session of the graph at `path` with what the manifest says of it.
+    """Compare a graph with what the manifest says of it.
+
+    Args:
+        session: An onnxruntime session of the graph.
+        path: The graph's file, for the message.
+        expected: The network's tensors, by name (`graph_contract`).
 
     Raises:
         BundleError: They differ; it names the first tensor that does.
     """
-    found = dict(_tensors(session))
-    for name in sorted(expected.keys() | found.keys()):
-        want, got = expected.get(name), found.get(name)
+    tensors = dict(_tensors(session))
+    for name in sorted(expected.keys() | tensors.keys()):
+        want, got = expected.get(name), tensors.get(name)
         if want is None or got is None or not _fits(got, want):
             raise BundleError(
                 f"{path} has {_described(name, got)}, expected {_described(name, want)} by the manifest. Export the "
@@ -111,8 +116,8 @@ def _tensors(session: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fits(got: Tensor, want: Tensor) -> bool:
-    """Whether they are alike; lengths that each run chooses may have any name."""
-    shapes = [tuple("any" if isinstance(length, str) else length for length in one.shape) for one in (got, want)]
+    """Return whether they are alike; lengths that each run chooses may have any name."""
+    shapes = [tuple("any" if isinstance(length, str) else length for length in part.shape) for part in (got, want)]
     return shapes[0] == shapes[1] and (got.dtype, got.is_input) == (want.dtype, want.is_input)
 
 

@@ -40,7 +40,7 @@ def external_files(model: bytes) -> set[str]:
 
 
 def _locations(message: str, data: bytes, start: int, end: int, depth: int) -> Iterator[str]:
-    """The names within the message that these bytes are."""
+    """Yield the names within the message that these bytes are."""
     if depth > MAX_DEPTH:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
     if message == "entry":
@@ -54,7 +54,7 @@ def _locations(message: str, data: bytes, start: int, end: int, depth: int) -> I
 
 
 def _entry(data: bytes, start: int, end: int) -> Iterator[str]:
-    """The values of a key/value pair whose key is `location`. A repeated field counts each time."""
+    """Yield the values of a key/value pair whose key is `location`. A repeated field counts each time."""
     keys, values = [], []
     for number, first, last in _fields(data, start, end):
         if number == _ENTRY_KEY:
@@ -66,7 +66,7 @@ def _entry(data: bytes, start: int, end: int) -> Iterator[str]:
 
 
 def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message that hold bytes: number, start and end."""
+    """Yield the fields of a message that hold bytes: number, start and end."""
     while position < end:
         tag, position = _varint(data, position, end)
         if tag >> 32:  # a reader that keeps 32 bits of it would see another field
@@ -89,7 +89,7 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, in
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the position behind it."""
+    """Return a number of seven bits a byte, and the position behind it."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= end:

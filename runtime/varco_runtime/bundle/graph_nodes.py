@@ -33,10 +33,16 @@ COLUMN, LOWEST, HIGHEST = b"unrounded.column", b"unrounded.lowest", b"unrounded.
 
 
 def epsilons(model: bytes) -> set[float]:
-    """Return the epsilon of every norm in a serialized model. Raises `ValueError` for bytes that are none.
+    """Return the epsilon of every norm in a serialized model.
 
     A `GatedRMSNorm` is no norm but the product of gate and up, whose epsilon is none of the checkpoint's
     (`CudaDialect.multiply_gate`).
+
+    Args:
+        model: A graph as `varco_export` writes it.
+
+    Raises:
+        ValueError: The bytes are no model.
     """
     return {
         struct.unpack("<f", value)[0]
@@ -84,13 +90,13 @@ class _Node:
     attributes: dict[bytes, bytes]
 
     def integer(self, name: bytes) -> int | None:
-        """The value of an integer attribute."""
+        """Return the value of an integer attribute; None where there is none of this name."""
         values = [value for number, _, value, _ in _fields(self.attributes.get(name, b"")) if number == _INT]
         return values[0] if values and isinstance(values[0], int) else None
 
 
 def _replacement(node: _Node) -> list[bytes] | None:
-    """The nodes that take the place of one that rounds or takes rounded values."""
+    """Return the nodes that take the place of one that rounds or takes rounded values; None for any other."""
     match node.operator:
         case b"MatMulNBits" if node.integer(b"accuracy_level") == 4:  # int8 inputs; at level 1 they stay fp32
             level = node.attributes[b"accuracy_level"]
@@ -117,7 +123,7 @@ def _replacement(node: _Node) -> list[bytes] | None:
 
 
 def _constants() -> list[bytes]:
-    """The tensors that `_replacement` names."""
+    """Return the tensors that `_replacement` names."""
     limit, column = np.array(FP8_MAX, "<f4"), np.array([-1, 1], "<i8")
     return [
         _field(_DIMS, 2) + _tensor(COLUMN, _INT64, column),
@@ -142,21 +148,21 @@ def _nodes(model: bytes) -> Iterator[_Node]:
 
 
 def _node(raw: bytes) -> _Node:
-    found: dict[int, list[bytes]] = {number: [] for number in (_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE)}
+    parts: dict[int, list[bytes]] = {number: [] for number in (_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE)}
     for number, kind, value, _ in _fields(raw):
-        if number in found and kind == _BYTES:
-            found[number].append(value)
+        if number in parts and kind == _BYTES:
+            parts[number].append(value)
     attributes = {}
-    for attribute in found[_ATTRIBUTE]:
+    for attribute in parts[_ATTRIBUTE]:
         names = [value for number, _, value, _ in _fields(attribute) if number == _NAME]
         attributes[names[0] if names else b""] = attribute
-    return _Node(raw, b"".join(found[_OP_TYPE][-1:]), found[_INPUT], found[_OUTPUT], attributes)
+    return _Node(raw, b"".join(parts[_OP_TYPE][-1:]), parts[_INPUT], parts[_OUTPUT], attributes)
 
 
 def _encoded(
     operator: bytes, inputs: list[bytes], output: bytes, domain: bytes = b"", axis: int | None = None
 ) -> bytes:
-    """A node's bytes."""
+    """Return a node's bytes."""
     parts = [_field(_INPUT, name) for name in inputs]
     parts += [_field(_OUTPUT, output), _field(_OP_TYPE, operator)]
     if axis is not None:
@@ -166,7 +172,7 @@ def _encoded(
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, Any, bytes]]:
-    """Each field's number, wire type, value (bytes, or an integer for varints) and whole bytes."""
+    """Yield each field's number, wire type, value (bytes, or an integer for varints) and whole bytes."""
     at = 0
     while at < len(data):
         start = at

@@ -26,11 +26,14 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One network: its graph file, its data file, the types it works in, and what it weighs.
+    """One network.
 
-    `compute` is the element type of its inputs and outputs ("fp32", "fp16" or "bf16"), `precision` a description for
-    people.
-    `weight_bytes` are the bytes that one pass reads.
+    Args:
+        file: Its graph.
+        data: Its weights.
+        compute: The number format of its inputs and outputs.
+        precision: The formats that it works in, described for people.
+        weight_bytes: The bytes that one pass reads.
     """
 
     file: str
@@ -45,6 +48,12 @@ class Embedding:
     """The token embedding table: raw rows, little endian; row `rows - 1` is image_newline.
 
     A bundle whose graphs hold the token rows has none.
+
+    Args:
+        file: The rows.
+        dtype: Their number format.
+        rows: One for each id of the vocabulary, and the newline's.
+        width: Numbers in a row.
     """
 
     file: str
@@ -57,10 +66,20 @@ class Embedding:
 class EngineFacts:
     """A TensorRT engine of one component: what built it, for which device, and how far its profiles reach.
 
-    `builder` is `tensorrt` or `tensorrt_rtx`; an engine runs on the very `builder_version` and `target` ("sm89") alone.
     The decoder and the embedding have two profiles: 0 for prefill, 1 .. `prefill_tokens` new positions and 1 ..
     `max_logits` logits; 1 for decoding, one of each. Both see 1 .. `max_context` positions, the length of the caches.
-    `max_tiles` is the greatest number of tiles in one run of this component.
+
+    Args:
+        component: The network, by the name of its graph.
+        file: The engine.
+        builder: The library that built it.
+        builder_version: The version of it, which alone runs the engine.
+        target: The kind of device that alone runs it: `sm89`.
+        precision: The formats that it works in, described for people.
+        max_context: Positions of the caches.
+        max_tiles: The most tiles in one run of this component.
+        prefill_tokens: The most new positions of a prefill.
+        max_logits: The most logits of a prefill.
     """
 
     component: Annotated[str, OneOf("vision", "projector", "packing", "embedding", "decoder")]
@@ -77,7 +96,10 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The shape of the language model, as far as the runtime needs it."""
+    """The shape of the model, as far as the runtime needs it.
+
+    The names are those of Hugging Face's `text_config`, and with `vision_` in front those of its `vision_config`.
+    """
 
     name: str
     hidden_size: Annotated[int, Range(1, 1 << 16)]
@@ -120,7 +142,7 @@ class Manifest:
 
     @property
     def components(self) -> dict[str, Component]:
-        """The networks by the names of their graphs.
+        """Return the networks by the names of their graphs.
 
         `packing` is there for GPUs, `embedding` for TensorRT alone, `pixels` and `sampling` for CUDA.
         """
@@ -137,7 +159,7 @@ class Manifest:
 
     @property
     def overflow_advice(self) -> str:
-        """What to do where the decoder's numbers are not finite: one sentence."""
+        """Return what to do where the decoder's numbers are not finite, in one sentence."""
         decoder = self.decoder
         if self.device == "cpu" or decoder.compute != "fp16":
             return "Run 'varco verify BUNDLE', or export the decoder in a wider precision."
@@ -149,7 +171,7 @@ class Manifest:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values that one position occupies in all layers."""
+        """Return the bytes of keys and values that one position occupies in all layers."""
         model = self.model
         element = ITEM_BYTES[self.decoder.compute]
         return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * element

@@ -7,7 +7,7 @@
       embedding.bin        rows [vocab_size + 1, hidden] in the checkpoint's type; the last row is image_newline;
                            not where a graph holds them
       packing.onnx  embedding.onnx           for TensorRT, which packs and looks up on the device
-      pixels.onnx  packing.onnx  sampling.onnx   for CUDA, which also normalises pixels and draws tokens there
+      pixels.onnx  packing.onnx  sampling.onnx   for CUDA, which also normalizes pixels and draws tokens there
       probes-1a2b3c4d.json                   questions with the exact model's answers, to prove the bundle by
       engines/sm89/*.engine                  made of the graphs by `varco engines`, for one kind of device each
 
@@ -46,9 +46,10 @@ from typing import Any, BinaryIO
 
 from varco_runtime.bundle.graph_files import external_files
 from varco_runtime.bundle.manifest import FORMAT_VERSION, FileFacts, Manifest
-from varco_runtime.bundle.schema import MANIFEST, MAX_DEPTH, is_shallow, manifest_of, no_constant, serialise, short
+from varco_runtime.bundle.schema import MANIFEST, MAX_DEPTH, is_shallow, manifest_of, no_constant, serialize, short
 from varco_runtime.bundle.verified import Remembered
 from varco_runtime.errors import BundleError, ExportError
+from varco_runtime.system.files import durable_file
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_GRAPH_BYTES = 16 << 20
@@ -71,11 +72,11 @@ class Stamp:
 
     @classmethod
     def of(cls, info: os.stat_result) -> Stamp:
-        """Take it from what `stat` or `fstat` says."""
+        """Return the stamp in what `stat` or `fstat` says."""
         return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
     def is_rewritten_as(self, now: Stamp) -> bool:
-        """Whether `now` is the same file with another content: not a new file, nor one that got a second name."""
+        """Return whether `now` is the same file with another content: no new file, nor one that got a second name."""
         same_file = (now.device, now.inode) == (self.device, self.inode)
         return same_file and (now.size, now.mtime_ns) != (self.size, self.mtime_ns)
 
@@ -84,7 +85,10 @@ class Stamp:
 class Bundle:
     """A bundle whose files have been checked: all of them by `open`, those that were asked for by `read` and `check`.
 
-    `stamps` are the checked files as they were then.
+    Args:
+        folder: Where it lies.
+        manifest: What its `bundle.json` says.
+        stamps: The checked files as they were then.
     """
 
     folder: Path
@@ -97,8 +101,14 @@ class Bundle:
     ) -> Bundle:
         """Read the manifest and check every file.
 
-        `verify`: `quick` remembers the hash of large files that have not changed since, `full` hashes everything.
-        `progress(file, num_bytes)` is called as bytes are hashed. Raises `BundleError`.
+        Args:
+            folder: The bundle.
+            verify: `quick` remembers the hash of large files that have not changed since, `full` hashes everything.
+            progress: Called with a file's name and a number of bytes as they are hashed.
+
+        Raises:
+            BundleError: It is no bundle, a file is missing, altered or none that a library may read, or the bundle was
+                exchanged meanwhile.
         """
         bundle = cls.read(folder)
         try:
@@ -111,7 +121,11 @@ class Bundle:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Bundle:
-        """Read the manifest and check no other file yet. Raises `BundleError`."""
+        """Read the manifest and check no other file yet.
+
+        Raises:
+            BundleError: There is none, or it does not fit the schema.
+        """
         path = Path(folder)
         return cls(path, read_manifest(path))
 
@@ -120,8 +134,13 @@ class Bundle:
     ) -> None:
         """Check files of these names, and that graphs among them read listed files alone.
 
-        `full`: hash large files too that were hashed before. `progress(file, num_bytes)`: told as bytes are hashed.
-        Raises `BundleError`.
+        Args:
+            names: Files that the manifest lists.
+            full: Hash large files too that were hashed before.
+            progress: Called with a file's name and a number of bytes as they are hashed.
+
+        Raises:
+            BundleError: A file is missing, altered, or none that a library may read.
         """
         graphs = {part.file for part in self.manifest.components.values()}
         remembered = Remembered.load()
@@ -139,6 +158,7 @@ class Bundle:
             return True
 
     def path(self, name: str) -> Path:
+        """Return where a file lies that the manifest lists."""
         assert name in self.manifest.files, f"Bug: {name} is not a file of this bundle"
         return self.folder / name
 
@@ -150,7 +170,7 @@ class Bundle:
             raise BundleError(f"{name} of {self.folder} cannot be read: {error}. Export the bundle again.") from None
 
     def _bytes(self, name: str) -> bytes:
-        """All of a checked file, from the very file that was hashed."""
+        """Return all of a checked file, from the very file that was hashed."""
         with _open_plain(self.folder, name) as file:
             if Stamp.of(os.fstat(file.fileno())) != self.stamps[name]:
                 raise self._exchanged(name)
@@ -205,7 +225,11 @@ class Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Parse `bundle.json`, which must be byte for byte what `write_manifest` writes. Raises `BundleError`."""
+    """Parse `bundle.json`, which must be byte for byte what `write_manifest` writes.
+
+    Raises:
+        BundleError: There is none, it is of another version, was altered, or does not fit the schema.
+    """
     path = folder / MANIFEST
     document = _parse(path, _manifest_bytes(folder, path))
     version = document["format_version"]
@@ -222,7 +246,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _manifest_bytes(folder: Path, path: Path) -> bytes:
-    """What the manifest's file holds, of bounded length."""
+    """Return what the manifest's file holds, of bounded length."""
     make_one = "Make one with: varco export CHECKPOINT BUNDLE"
     if not os.path.isdir(folder):
         got = "it is a file" if os.path.exists(folder) else "there is no such folder"
@@ -237,7 +261,7 @@ def _manifest_bytes(folder: Path, path: Path) -> bytes:
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    """The JSON object of a manifest, in the one spelling that a manifest has, digest included."""
+    """Return the JSON object of a manifest, in the one spelling that a manifest has, digest included."""
     try:
         document = json.loads(raw, parse_constant=no_constant)
         if not isinstance(document, dict) or "format_version" not in document or not is_shallow(document, MAX_DEPTH):
@@ -246,7 +270,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         raise BundleError(
             f"{path} is not a bundle manifest: it is no JSON object with a format_version. {_AGAIN}"
         ) from None
-    if document["format_version"] == FORMAT_VERSION and raw != serialise(document):
+    if document["format_version"] == FORMAT_VERSION and raw != serialize(document):
         raise BundleError(f"{path} has been altered: its digest does not match its content. {_AGAIN}")
     return document
 
@@ -259,7 +283,22 @@ def check_file(
     full: bool,
     progress: Callable[[str, int], None] | None = None,
 ) -> os.stat_result:
-    """Return what the system says of a file. Raise `BundleError` unless it has the recorded size and hash."""
+    """Check that a file is a plain one of the recorded size and hash.
+
+    Args:
+        folder: The bundle.
+        name: The file's name in it.
+        facts: What the manifest says of it.
+        remembered: Hashes found earlier; that of a large file is added.
+        full: Hash a large file although its hash is remembered.
+        progress: Called with the name and a number of bytes as they are hashed.
+
+    Returns:
+        What the system said of the file before it was hashed.
+
+    Raises:
+        BundleError: It is missing, altered, cannot be read, or is no plain file.
+    """
     path = folder / name
     if any(parent.is_symlink() for parent in path.parents if parent != folder and folder in parent.parents):
         raise BundleError(f"{path} lies behind a symbolic link, expected a plain file. {_AGAIN}")
@@ -286,18 +325,28 @@ def check_file(
 
 
 def check_graph(name: str, content: bytes, folder: Path, manifest: Manifest) -> None:
-    """Raise `BundleError` for a graph that reads a file which the manifest does not list, or that is none."""
+    """Check that a graph is one, and reads files alone that the manifest lists.
+
+    Args:
+        name: The graph's name in the bundle.
+        content: Its bytes.
+        folder: The bundle.
+        manifest: What lists the files.
+
+    Raises:
+        BundleError: It is no graph, is too large, or reads another file.
+    """
     if len(content) > MAX_GRAPH_BYTES:
         raise BundleError(
             f"{folder / name} has {len(content)} bytes, expected at most {MAX_GRAPH_BYTES} of a graph without its "
             "weights. Export the bundle again."
         )
     try:
-        found = external_files(content)
+        others = external_files(content)
     except ValueError as error:
         raise BundleError(f"{folder / name} is no ONNX graph: {error}. Export the bundle again.") from None
     prefix = name[: name.rfind("/") + 1]  # names are relative to the graph's own folder
-    for other in sorted(found):
+    for other in sorted(others):
         if prefix + other not in manifest.files:
             raise BundleError(
                 f"{folder / name} reads the file {short(other)}, which the manifest does not list. Export the bundle "
@@ -328,7 +377,7 @@ def _open_plain(folder: Path, name: str) -> BinaryIO:
 
 
 def _blob(folder: Path, path: Path) -> str | None:
-    """The file that `path` links to in the way of huggingface_hub's cache; None for anything else.
+    """Return the file that `path` links to in the way of huggingface_hub's cache; None for anything else.
 
     `folder` is then `REPOSITORY/snapshots/REVISION`, and the file lies in `REPOSITORY/blobs`.
     """
@@ -352,21 +401,24 @@ def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
 
 def digest_of(manifest: Manifest) -> str:
     """Return the digest that `bundle.json` states for this manifest."""
-    return str(json.loads(serialise(dataclasses.asdict(manifest)))["digest"])
+    return str(json.loads(serialize(dataclasses.asdict(manifest)))["digest"])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `bundle.json`, the last file of a bundle. Raises `ExportError` for what `read_manifest` would refuse."""
-    raw = serialise(dataclasses.asdict(manifest))
+    """Write `bundle.json`, the last file of a bundle.
+
+    A bundle that stands already (engines are added to it) has the old manifest or the new one, never a part.
+
+    Raises:
+        ExportError: `read_manifest` would refuse it.
+        OSError: The folder or its disk refuses.
+    """
+    raw = serialize(dataclasses.asdict(manifest))
     try:
         manifest_of(json.loads(raw))
     except ValueError as error:
         raise ExportError(
             f"No bundle can be made of this checkpoint: {error}. Compare its config.json with the original."
         ) from None
-    # A bundle that stands already (engines are added to it) has the old manifest or the new one, never a part.
-    partial = folder / f".{MANIFEST}.partial"
-    with open(partial, "wb", buffering=0) as file:
+    with durable_file(folder / MANIFEST, folder / f".{MANIFEST}.partial") as file:
         file.write(raw)
-        os.fsync(file.fileno())
-    os.replace(partial, folder / MANIFEST)

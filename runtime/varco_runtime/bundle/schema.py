@@ -27,7 +27,7 @@ MAX_GRID_PATCHES = 1 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}){0,3}")
 
 
-def serialise(document: dict[str, Any]) -> bytes:
+def serialize(document: dict[str, Any]) -> bytes:
     """Return the one spelling of a manifest. `digest` is the sha256 of the text without it."""
     content = {key: value for key, value in document.items() if key != "digest"}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True)
@@ -36,16 +36,22 @@ def serialise(document: dict[str, Any]) -> bytes:
 
 
 def no_constant(name: str) -> None:
+    """Refuse NaN and the infinities, which JSON has not and Python's reader takes. Raises `ValueError`."""
     raise ValueError(f"{name} is no number")
 
 
 def is_shallow(value: Any, levels: int) -> bool:
+    """Return whether lists and objects are nested in `value` at most `levels` deep."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return not children or (levels > 0 and all(is_shallow(child, levels - 1) for child in children))
 
 
 def manifest_of(document: dict[str, Any]) -> Manifest:
-    """Return the manifest of a parsed document. Raises `ValueError` that says what, got and expected."""
+    """Return the manifest of a parsed document.
+
+    Raises:
+        ValueError: It does not fit the schema, or contradicts itself: what, got and expected, without a full stop.
+    """
     manifest: Manifest = _from_json(Manifest, {k: v for k, v in document.items() if k != "digest"}, "")
     if len(manifest.files) > MAX_FILES:
         raise ValueError(f"it lists {len(manifest.files)} files, expected at most {MAX_FILES}")
@@ -193,13 +199,13 @@ _PLAIN: dict[type, tuple[str, tuple[type, ...]]] = {
 
 
 def _kind(value: object) -> str:
-    """What JSON calls the type of `value`."""
+    """Return what JSON calls the type of `value`."""
     if isinstance(value, list):
         return "a list"
     return next((name for name, accepted in _PLAIN.values() if type(value) in accepted), "null")
 
 
 def short(value: object) -> str:
-    """A hostile value as one short piece of a line."""
+    """Return a hostile value as one short piece of a line."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

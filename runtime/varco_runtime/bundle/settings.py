@@ -19,8 +19,14 @@ Std = Annotated[float, Range(1e-6, 1e6)]
 class ImageSettings:
     """How a picture becomes tiles and image tokens (LLaVA-OneVision "anyres").
 
-    `grid_pinpoints` are `(height, width)` pairs in pixels, in the order of the checkpoint (the first wins a tie).
-    `max_grid_tiles` is the N of `anyres_max_N`: a grid of more than N tiles' worth of patches is shrunk. None: never.
+    Args:
+        tile_px: The side of a tile in pixels.
+        patch_px: The side of a patch in pixels.
+        grid_pinpoints: `(height, width)` pairs in pixels, in the order of the checkpoint (the first wins a tie).
+        max_grid_tiles: The N of `anyres_max_N`: a grid of more than N tiles' worth of patches is shrunk. None: never.
+        mean: What is subtracted from each channel, after `rescale_factor`.
+        std: What each channel is then divided by.
+        rescale_factor: What a pixel's level is multiplied by first: 1 / 255 brings it to 0..1.
     """
 
     tile_px: Annotated[int, Range(1, 1 << 12)]
@@ -33,11 +39,12 @@ class ImageSettings:
 
     @property
     def patches_per_side(self) -> int:
-        """Patches along one side of a tile: 27 for 384 px tiles of 14 px patches (the remainder is dropped)."""
+        """Return the patches along one side of a tile: 27 for 384 px tiles of 14 px patches (the rest is dropped)."""
         return self.tile_px // self.patch_px
 
     @property
     def patches_per_tile(self) -> int:
+        """Return the patches of a tile, P."""
         return self.patches_per_side**2
 
 
@@ -45,10 +52,12 @@ class ImageSettings:
 class PromptSettings:
     """How messages become token ids.
 
-    `image_token` is the placeholder text that the chat template writes once per picture; `image_token_id` is the id
-    repeated once per image token. `content_format` says what the template takes as a message's content: `"parts"`, a
-    list of `{"type": "image"}` and `{"type": "text", "text": ...}`, or `"string"`, text with `<image>\\n` in front.
-    `markup_tokens` are the added tokens that a user's text may contain and that are honoured there.
+    Args:
+        image_token: The placeholder text that the chat template writes once per picture.
+        image_token_id: The id repeated once per image token.
+        content_format: What the template takes as a message's content: `"parts"`, a list of `{"type": "image"}` and
+            `{"type": "text", "text": ...}`, or `"string"`, text with `<image>\\n` in front.
+        markup_tokens: The added tokens that count as tokens in a user's text too.
     """
 
     image_token: str
@@ -61,9 +70,13 @@ class PromptSettings:
 class GenerationSettings:
     """The checkpoint's generation_config, as far as it matters with sampling off.
 
-    `penalise_prompt`: whether `repetition_penalty` also counts the prompt's ids. transformers' generate does so when it
-    is given `input_ids` (the HF classes); LLaVA-NeXT's generate hands over `inputs_embeds` alone, so only generated
-    ids count there. `suggested` keeps the checkpoint's sampling settings, shown by `inspect` and never applied unasked.
+    Args:
+        eos_token_ids: The ids that end an answer.
+        repetition_penalty: What the scores of ids seen before are divided by; negative ones are multiplied by it.
+        penalise_prompt: Whether it also counts the prompt's ids. transformers' generate does so when it is given
+            `input_ids` (the HF classes); LLaVA-NeXT's generate hands over `inputs_embeds` alone, so only generated ids
+            count there.
+        suggested: The checkpoint's sampling settings, shown by `inspect` and never applied unasked.
     """
 
     eos_token_ids: tuple[Annotated[int, Range(0, 1 << 22)], ...]

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input or output. A name in `shape` stands for a length that each run chooses."""
+    """An input or output of a network.
+
+    Args:
+        dtype: Its number format, as `dtypes.FORMATS` names it.
+        shape: Its lengths; a name stands for one that each run chooses.
+        is_input: Whether it is an input.
+    """
 
     dtype: str
     shape: tuple[int | str, ...]

@@ -1,7 +1,7 @@
 """The memory of which large files have been hashed: path, size, modification time, inode and the hash that was found.
 
 It lies in the user's cache folder, so that the gigabytes of a bundle are hashed once and not at every start. What
-others may have written there is not believed (`cache.py`); losing the file costs one more hashing.
+others may have written there is not believed (`cache_folder.py`); losing the file costs one more hashing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Remembered:
 
     @classmethod
     def load(cls) -> Remembered:
+        """Read the user's cache folder; nothing is remembered where that cannot be read or trusted."""
         entries: dict[str, list[Any]] = {}
         with contextlib.suppress(ValueError, RuntimeError):
             content = json.loads(read_entry(cache_folder() / _NAME, MAX_BYTES) or b"{}")
@@ -41,10 +42,18 @@ class Remembered:
         return cls(entries)
 
     def knows(self, path: Path, info: os.stat_result, sha256: str) -> bool:
+        """Return whether the file that `info` describes was found to have this hash."""
         return self._entries.get(os.path.abspath(path)) == self._facts(info, sha256)
 
     def remember(self, path: Path, info: os.stat_result, sha256: str, started_ns: int | None = None) -> None:
-        """Remember what was found. `info` is from before the hashing, which began at `started_ns` (now if None)."""
+        """Remember the hash of a file, unless it was written just before it was hashed.
+
+        Args:
+            path: The file.
+            info: What the system said of it before the hashing.
+            sha256: The hash that was found.
+            started_ns: When the hashing began, in nanoseconds since 1970; now if None.
+        """
         started_ns = time.time_ns() if started_ns is None else started_ns
         if started_ns - max(info.st_mtime_ns, info.st_ctime_ns) < SETTLED_S * 1e9:
             return
@@ -54,6 +63,7 @@ class Remembered:
         self._changed = True
 
     def save(self) -> None:
+        """Write what was learned to the cache folder, the newest `MAX_ENTRIES`."""
         if not self._changed:
             return
         kept = dict(list(self._entries.items())[-MAX_ENTRIES:])

@@ -58,7 +58,14 @@ Event = str | Region
 
 
 def parse(text: str) -> Parsed:
-    """Read a whole answer. Takes linear time and never raises."""
+    """Read a whole answer, in linear time. Never raises.
+
+    Args:
+        text: The answer with its markup.
+
+    Returns:
+        The plain text, its regions, and warnings about what was odd.
+    """
     parser = StreamParser()
     parser.feed(text)
     parser.finish()
@@ -111,11 +118,19 @@ class StreamParser:
 
     @property
     def parsed(self) -> Parsed:
+        """Return what was read so far."""
         more = (f"The markup was odd in {self._num_unlisted} more places.",) if self._num_unlisted else ()
         return Parsed("".join(self._pieces), tuple(self._regions), (*self._warnings, *more))
 
     def feed(self, piece: str) -> list[Event]:
-        """Read on, and return plain text (`str`) and finished regions (`Region`) in order."""
+        """Read on.
+
+        Args:
+            piece: The next characters of the answer, cut anywhere.
+
+        Returns:
+            Plain text (`str`) and finished regions (`Region`), in order.
+        """
         assert not self._finished, "Bug: feed() after finish()."
         text = self._held + piece
         position = 0
@@ -129,7 +144,7 @@ class StreamParser:
         return self._take_events()
 
     def finish(self) -> list[Event]:
-        """End the text, and return what was still held back."""
+        """End the text, and return what was still held back; nothing where it has ended already."""
         if self._finished:
             return []
         self._finished = True
@@ -248,7 +263,8 @@ class StreamParser:
             self._add_region(box.label, box.quads)
 
     def _end_quad(self, cut_off: bool = False, closed: bool = True) -> None:
-        """Judge the current quad. One that the end of the text cut off is text: its last number may lack digits."""
+        """Make a box or text of the current quad. One that the text's end cut off is text: its last number may lack
+        digits."""
         box = self._box
         assert box is not None, "Bug: no box is open."
         content, box.content = box.content, ""
@@ -288,9 +304,9 @@ class StreamParser:
         return Box(left, top, right, bottom)
 
 
-def _with_width(one: float, other: float) -> tuple[float, float, bool]:
-    """Return both in order and within 0..1, apart at three decimals, and whether they had to be drawn apart."""
-    low, high = sorted((_clamp(one), _clamp(other)))
+def _with_width(edge: float, opposite: float) -> tuple[float, float, bool]:
+    """Return two edges in order and within 0..1, apart at three decimals, and whether they had to be drawn apart."""
+    low, high = sorted((_clamp(edge), _clamp(opposite)))
     if round(low, 3) < round(high, 3):
         return low, high, False
     low = min(round(low, 3), 0.999)

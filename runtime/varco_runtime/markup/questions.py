@@ -24,6 +24,9 @@ def refer_prompt(template: str, text: str, box: Box | Sequence[float]) -> str:
         text: What the object is called, in words.
         box: Its place, as fractions of the picture: x1, y1, x2, y2.
 
+    Returns:
+        The prompt, in VARCO's markup.
+
     Raises:
         PromptError: The box is not inside the picture or covers nothing, or the text is blank or holds a tag.
     """

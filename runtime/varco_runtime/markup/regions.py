@@ -23,7 +23,14 @@ CLOSING: dict[Kind, str] = {"text": "</char>", "object": "</obj>"}
 class Box:
     """A rectangle in fractions of the original picture: 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1.
 
-    Raises PromptError for anything else, NaN included.
+    Args:
+        x1: The left edge, as a fraction of the width.
+        y1: The top edge, as a fraction of the height.
+        x2: The right edge.
+        y2: The bottom edge.
+
+    Raises:
+        PromptError: A number is out of these bounds, or NaN.
     """
 
     x1: float
@@ -55,7 +62,15 @@ def _to_pixels(low: float, high: float, side_px: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A text (`<char>`) or an object (`<obj>`) and its places; `plain_text[start:end]` is `text`."""
+    """A text (`<char>`) or an object (`<obj>`) and its places.
+
+    Args:
+        kind: `text` for what is written in the picture, `object` for what is seen in it.
+        text: The characters, or what the object is called.
+        boxes: Its places in the picture; none where the answer gave no box.
+        start: The offset of `text` in the answer's plain text.
+        end: The offset behind it: `plain_text[start:end]` is `text`.
+    """
 
     kind: Kind
     text: str
@@ -64,13 +79,20 @@ class Region:
     end: int
 
     def pixels(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
-        """Every box in whole pixels of a `width` x `height` picture."""
+        """Return every box in whole pixels of a `width` x `height` picture, as `Box.pixels` does."""
         return [box.pixels(width, height) for box in self.boxes]
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """An answer without its tags, its regions in the order of the text, and what was odd about its markup."""
+    """An answer that was read.
+
+    Args:
+        plain_text: The answer without its tags and boxes.
+        regions: Its regions, in the order of the text.
+        warnings: A sentence for each thing that was odd about its markup, at most `MAX_WARNINGS` and one that counts
+            the rest.
+    """
 
     plain_text: str
     regions: tuple[Region, ...] = ()

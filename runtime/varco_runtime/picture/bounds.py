@@ -51,7 +51,14 @@ MAX_BOXES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format that is accepted: its name, Pillow's key and plugin for it, and the check of a file's structure."""
+    """A format that is accepted.
+
+    Args:
+        name: What messages call it.
+        key: Pillow's name of it.
+        plugin: The module of Pillow that decodes it.
+        check: Refuses a file whose structure asks for more than its pixels cost.
+    """
 
     name: str
     key: str

@@ -75,8 +75,11 @@ class Readable(Protocol):
 class Picture:
     """An upright RGB picture; equal pictures have equal digests.
 
-    `image` is a Pillow image of mode "RGB" that nobody else writes to; `digest` is the sha256 (hex) of its size and
-    pixels, the key under which features and cached prefixes are kept.
+    Args:
+        image: A Pillow image of mode "RGB" that nobody else writes to.
+        width: Its width in pixels.
+        height: Its height in pixels.
+        digest: The sha256 (hex) of its size and pixels, the key under which features and cached prefixes are kept.
     """
 
     image: Image.Image = field(compare=False, repr=False)
@@ -86,11 +89,11 @@ class Picture:
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """(height, width) in pixels, the order that transformers calls `image_sizes`."""
+        """Return (height, width) in pixels, the order that transformers calls `image_sizes`."""
         return self.height, self.width
 
     def rgb(self) -> npt.NDArray[np.uint8]:
-        """The pixels as a fresh array, uint8 [H, W, 3]."""
+        """Return the pixels as a fresh array, uint8 [H, W, 3]."""
         return np.array(self.image)
 
 
@@ -152,7 +155,7 @@ def _load_path(path: str) -> Picture:
 
 
 def _read(stream: Readable, name: str) -> bytes:
-    """All bytes of a stream; one byte more than the limit is enough to refuse it."""
+    """Return all bytes of a stream; one byte more than the limit is enough to refuse it."""
     parts, num_bytes = [], 0
     try:
         while num_bytes <= MAX_FILE_BYTES:
@@ -257,7 +260,7 @@ def _too_large(name: str, got: str) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF (or XMP) orientation, 1 where there is none or it cannot be read. Pillow turns TIFF by itself."""
+    """Return the EXIF (or XMP) orientation, 1 where there is none or it cannot be read. Pillow turns TIFF by itself."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block says nothing about the pixels, and its parser may raise anything
@@ -266,39 +269,39 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Any mode to RGB; a picture that is RGB already is returned as it is. `tags` are those of a TIFF."""
+    """Return a picture of any mode in RGB; one that is RGB already as it is. `tags` are those of a TIFF."""
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return Image.fromarray(_to_grey(image, tags)).convert("RGB")
+        return Image.fromarray(_to_gray(image, tags)).convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGB")
 
 
-def _to_grey(image: Image.Image, tags: Mapping[int, Any]) -> npt.NDArray[np.uint8]:
-    """Return the grey values of a picture of more than 8 bits as 8 bits, [H, W]."""
+def _to_gray(image: Image.Image, tags: Mapping[int, Any]) -> npt.NDArray[np.uint8]:
+    """Return the gray values of a picture of more than 8 bits as 8 bits, [H, W]."""
     values = np.asarray(image)
     if image.mode.startswith("I;"):
         (num_bits, *_) = tags.get(_BITS_PER_SAMPLE, (16,))
-        grey = _upper_byte(values, 12 if num_bits == 12 else 16)
+        gray = _upper_byte(values, 12 if num_bits == 12 else 16)
     else:
-        grey = _to_8_bit(values)
+        gray = _to_8_bit(values)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts up to 8 bits only
-        np.subtract(255, grey, out=grey)
-    return grey
+        np.subtract(255, gray, out=gray)
+    return gray
 
 
 def _upper_byte(values: npt.NDArray[Any], num_bits: int) -> npt.NDArray[np.uint8]:
-    """Return the upper 8 of `num_bits` bits of grey values [H, W], as Pillow does with 16-bit RGB."""
-    grey = np.empty(values.shape, np.uint8)
+    """Return the upper 8 of `num_bits` bits of gray values [H, W], as Pillow does with 16-bit RGB."""
+    gray = np.empty(values.shape, np.uint8)
     for rows in _bands(values):
-        grey[rows] = values[rows] >> num_bits - 8
-    return grey
+        gray[rows] = values[rows] >> num_bits - 8
+    return gray
 
 
 def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return grey values [H, W] of 32 bits, or floats, as 0..255.
+    """Return gray values [H, W] of 32 bits, or floats, as 0..255.
 
     They do not say what white is, so their range tells: floats within 0..1 are fractions, values within 0..255 are
     taken as they are, values within 0..65535 are 16-bit ones, and anything else is stretched from its minimum to its
@@ -312,13 +315,13 @@ def _to_8_bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         origin, scale, half = low, 255.0 / (high - low) if high > low else 0.0, 0.5
     elif high > 255:
         scale = 1.0 / 256.0
-    grey = np.empty(values.shape, np.uint8)
+    gray = np.empty(values.shape, np.uint8)
     for rows in _bands(values):
         with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one
             band = values[rows].astype(np.float64)
         np.nan_to_num(band, copy=False, nan=low, posinf=high, neginf=low)
-        grey[rows] = np.floor((band - origin) * scale + half)
-    return grey
+        gray[rows] = np.floor((band - origin) * scale + half)
+    return gray
 
 
 def _finite_range(values: npt.NDArray[Any]) -> tuple[float, float]:
@@ -357,7 +360,7 @@ def _picture(image: Image.Image) -> Picture:
 
 
 def _reason(error: Exception) -> str:
-    """What an unforeseen exception says, as at most 120 characters of one line, without its last full stop."""
+    """Return what an unforeseen exception says, as at most 120 characters of one line, without its last full stop."""
     text = one_line(error, 120) or "no reason given"
     text = "".join(c if c.isprintable() else "?" for c in text)
     return f"{text.rstrip('.')} ({type(error).__name__})"

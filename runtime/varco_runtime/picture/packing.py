@@ -38,8 +38,11 @@ class PackingPlan:
     (tile * patches_per_tile + patch) with the newline vector behind them, at `newline_row`. A token that is one plain
     row has that row's index four times and the weights 1, 0, 0, 0.
 
-    `indices`: int32 [N, 4]; `weights`: float32 [N, 4]; `grid_hw`: rows and columns of the grid's tokens, newlines not
-    counted.
+    Args:
+        indices: The rows of each token, int32 [N, 4].
+        weights: Their weights, float32 [N, 4].
+        grid_hw: Rows and columns of the grid's tokens, newlines not counted.
+        newline_row: The index of the newline vector, behind all projected patches.
     """
 
     indices: npt.NDArray[np.int32]
@@ -49,11 +52,12 @@ class PackingPlan:
 
     @property
     def num_tokens(self) -> int:
+        """Return the number of image tokens, N."""
         return len(self.indices)
 
     @property
     def is_gather(self) -> bool:
-        """Whether every token is one plain row, so that no weight matters."""
+        """Return whether every token is one plain row, so that no weight matters."""
         return bool((self.weights[:, 0] == 1).all())
 
 
@@ -69,13 +73,31 @@ class _Window:
 
 
 def num_image_tokens(size_hw: tuple[int, int], settings: ImageSettings) -> int:
-    """Return the image tokens of a picture: the base tile's, the grid's, and a newline for each row of the grid."""
+    """Return the number of a picture's image tokens: the base tile's, the grid's, and a newline per row of the grid.
+
+    Args:
+        size_hw: Height and width of the picture in pixels.
+        settings: What the bundle says about pictures.
+
+    Raises:
+        ImageError: The picture has no pixels, or is too thin for any patch.
+        BundleError: The settings are beyond what the formulas here cover.
+    """
     rows, cols = _window(tile_plan(size_hw, settings), size_hw, settings).shrunk_hw
     return settings.patches_per_tile + rows * cols + rows
 
 
 def packing_plan(size_hw: tuple[int, int], settings: ImageSettings) -> PackingPlan:
-    """Return which projected patch rows make each image token of a picture of `size_hw`, from its size alone."""
+    """Return which projected patch rows make each image token of a picture, from its size alone.
+
+    Args:
+        size_hw: Height and width of the picture in pixels.
+        settings: What the bundle says about pictures.
+
+    Raises:
+        ImageError: The picture has no pixels, or is too thin for any patch.
+        BundleError: The settings are beyond what the formulas here cover.
+    """
     plan = tile_plan(size_hw, settings)
     window = _window(plan, size_hw, settings)
     side, per_tile = settings.patches_per_side, settings.patches_per_tile
@@ -109,9 +131,15 @@ def packing_plan(size_hw: tuple[int, int], settings: ImageSettings) -> PackingPl
 def pack(
     features: npt.NDArray[np.floating[Any]], newline: npt.NDArray[np.floating[Any]], plan: PackingPlan
 ) -> npt.NDArray[np.floating[Any]]:
-    """Image tokens [N, D] of projected patches [T * P, D] or [T, P, D] and the newline vector [D].
+    """Make image tokens of projected patches. Besides the result only one block of rows is allocated.
 
-    The dtype is that of `features`; sums are taken in float32. Besides the result only one block of rows is allocated.
+    Args:
+        features: Projected patches, [T * P, D] or [T, P, D].
+        newline: The newline vector [D].
+        plan: Which rows make each token.
+
+    Returns:
+        The image tokens [N, D], in the dtype of `features`; sums are taken in float32.
     """
     features = features.reshape(-1, features.shape[-1])  # [T * P, D]
     assert len(features) == plan.newline_row, f"Bug: the plan is for {plan.newline_row} rows, got {len(features)}"
@@ -133,7 +161,9 @@ def pack(
 
 
 def _window(plan: TilePlan, size_hw: tuple[int, int], settings: ImageSettings) -> _Window:
-    """Un-padding and shrinking. Source: `unpad_image` and `pack_image_features`, in their floating-point order.
+    """Return the patches left by un-padding, and the size that shrinking gives them.
+
+    Source: `unpad_image` and `pack_image_features`, in their floating-point order.
 
     The window may have no rows (or no columns): a hair-thin picture on a grid with an even number of patches.
     """
@@ -161,7 +191,7 @@ def _window(plan: TilePlan, size_hw: tuple[int, int], settings: ImageSettings) -
 
 
 def _bilinear(size: int, out_size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The two source positions and weights of each output position along one axis, both [out_size, 2].
+    """Return the two source positions and weights of each output position along one axis, both [out_size, 2].
 
     Source: PyTorch `aten/src/ATen/native/UpSample.h`, bilinear with align_corners False and no antialiasing, in its
     float32 arithmetic. Its builds contract `scale * (x + 0.5) - 0.5` into one fused operation; float64 holds the
@@ -180,7 +210,7 @@ def _bilinear(size: int, out_size: int) -> tuple[npt.NDArray[np.int64], npt.NDAr
 
 
 def largest_picture(settings: ImageSettings) -> tuple[int, int]:
-    """Return the most tiles and the most image tokens that any picture makes."""
+    """Return the most tiles and the most image tokens that any picture makes under `settings`."""
     side, patches = settings.patches_per_side, settings.patches_per_tile
     grids = [(height // settings.tile_px, width // settings.tile_px) for height, width in settings.grid_pinpoints]
     tiles = max(rows * columns for rows, columns in grids)

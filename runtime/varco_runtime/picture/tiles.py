@@ -1,6 +1,6 @@
 """A picture becomes tiles: the pixels' side of LLaVA-OneVision's "anyres", from sizes alone.
 
-    picture -> tile -> normalise -> `pixel_values` of the vision tower
+    picture -> tile -> normalize -> `pixel_values` of the vision tower
 
 A picture becomes a base tile (the whole picture squashed into one square) and a grid of tiles (the picture scaled into
 the best of the checkpoint's resolutions, centred on black).
@@ -27,9 +27,13 @@ LEVELS = 256
 
 @dataclass(frozen=True, slots=True)
 class TilePlan:
-    """Where the pixels of a picture go: a grid of `grid_rows` x `grid_cols` tiles, the picture centred on it.
+    """Where the pixels of a picture go: a grid of tiles, with the picture centered on it.
 
-    `resized_hw` is the picture's size on the grid and `offset_tl` its (top, left), both in pixels.
+    Args:
+        grid_rows: Rows of tiles.
+        grid_cols: Columns of tiles.
+        resized_hw: The picture's (height, width) on the grid, in pixels.
+        offset_tl: Its (top, left) there, in pixels.
     """
 
     grid_rows: int
@@ -39,7 +43,7 @@ class TilePlan:
 
     @property
     def num_tiles(self) -> int:
-        """The base tile and the grid's."""
+        """Return the number of tiles: the base tile and the grid's."""
         return 1 + self.grid_rows * self.grid_cols
 
 
@@ -66,7 +70,7 @@ def tile_plan(size_hw: tuple[int, int], settings: ImageSettings) -> TilePlan:
 
     Args:
         size_hw: Height and width in pixels, at least 1x1.
-        settings: The checkpoint's.
+        settings: What the bundle says about pictures.
 
     Raises:
         ImageError: The picture has no pixels.
@@ -109,14 +113,14 @@ def _resized(picture: Picture, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8
     return np.asarray(picture.image.resize((size_hw[1], size_hw[0]), Image.Resampling.BICUBIC))
 
 
-def normalise(tiles: npt.NDArray[np.uint8], settings: ImageSettings) -> npt.NDArray[np.float32]:
+def normalize(tiles: npt.NDArray[np.uint8], settings: ImageSettings) -> npt.NDArray[np.float32]:
     """Return `(tile * rescale_factor - mean) / std` per channel: float32 `pixel_values` [T, 3, tile_px, tile_px]."""
     tables = level_tables(settings)
     pixel_values = np.empty(tiles.shape, np.float32)
-    for one, values in zip(tiles, pixel_values, strict=True):
+    for levels, values in zip(tiles, pixel_values, strict=True):
         for channel in range(3):
             # "clip" never happens with 256 entries; "raise" would build the result in a buffer first
-            np.take(tables[channel], one[channel], out=values[channel], mode="clip")
+            np.take(tables[channel], levels[channel], out=values[channel], mode="clip")
     return pixel_values
 
 

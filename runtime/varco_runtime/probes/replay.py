@@ -41,7 +41,7 @@ from varco_runtime.dtypes import Array
 from varco_runtime.errors import BundleError, ImageError, PromptError, one_line
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.picture.packing import packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.probes.digest import digest, digest_error, newline_digest
 from varco_runtime.probes.facts import bundle_facts, differences
 from varco_runtime.probes.file import DISTURBANCE, MAX_BYTES, NUM_TOP, Probe, ProbePicture, Probes, kept_ids, probes_of
@@ -231,7 +231,7 @@ def _encode_picture(
     picture = _load(probe)
     plan = packing_plan(picture.size_hw, settings)
     tiles = tile(picture, settings)
-    pixel_values = normalise(tiles, settings)
+    pixel_values = normalize(tiles, settings)
     if not isinstance(backend, ShowsFeatures):
         return backend.pack(backend.encode(pixel_values), plan), plan.num_tokens
     seen = backend.features(pixel_values, plan)

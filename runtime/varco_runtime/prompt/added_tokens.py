@@ -15,14 +15,18 @@ Span = tuple[int, int]
 
 
 class Owners:
-    """The owners of a text's stretches: the template's own text, and the `spans` of others, sorted and apart."""
+    """The owners of a text's stretches.
+
+    Args:
+        spans: The stretches that others than the template wrote, sorted and apart.
+    """
 
     def __init__(self, spans: list[Span]) -> None:
         self._spans = spans
         self._starts = [start for start, _ in spans]
 
     def end_of_templates(self, start: int, end: int) -> int:
-        """Return up to where the text from `start` on is the template's, `end` at most; `start` where it is not."""
+        """Return up to where the text from `start` on is the template's: at most `end`, and `start` where it is not."""
         after = bisect_right(self._starts, start)
         if after and self._spans[after - 1][1] > start:
             return start
@@ -48,6 +52,7 @@ class _Contents:
             self._shorter.append(before)
 
     def find(self, text: str, start: int, end: int) -> AddedToken | None:
+        """Return the longest token that `text[start:end]` begins with."""
         following = text[start : min(start + self._longest, end)]
         index = bisect_right(self._sorted, following) - 1
         while index >= 0 and not following.startswith(self._sorted[index]):
@@ -70,10 +75,21 @@ class AddedTokens:
         self._markup = _Contents([token for token in tokens if token.content in markup])
 
     def cut(self, text: str, start: int, end: int, owners: Owners) -> Iterator[tuple[AddedToken | None, int, int]]:
-        """Yield `text[start:end]` as added tokens and the stretches (None) between them, in order and without gaps."""
+        """Cut `text[start:end]` into added tokens and the stretches between them.
+
+        Args:
+            text: The whole text: what stands around a token decides where its flags ask for it.
+            start: Where to begin.
+            end: Where to stop.
+            owners: Who wrote which part of `text`.
+
+        Yields:
+            The token, or None for a stretch without any, and its first character and the one behind its last; in order
+            and without gaps.
+        """
         position = done = start
         while self._first is not None and (match := self._first.search(text, position, end)):
-            token = self._honoured(text, match.start(), end, owners)
+            token = self._honored(text, match.start(), end, owners)
             if token is None:
                 position = match.start() + 1
                 continue
@@ -92,7 +108,7 @@ class AddedTokens:
         if done < end:
             yield None, done, end
 
-    def _honoured(self, text: str, start: int, end: int, owners: Owners) -> AddedToken | None:
+    def _honored(self, text: str, start: int, end: int, owners: Owners) -> AddedToken | None:
         """Return the longest token here that whoever wrote it may write: any in the template's text, markup in all."""
         own = self._all.find(text, start, owners.end_of_templates(start, end))
         markup = self._markup.find(text, start, end)

@@ -25,7 +25,14 @@ MAX_TEMPLATE_CHARS = 256 << 10
 
 
 class ChatTemplate:
-    """A compiled chat template. Raises `BundleError` when it is not valid Jinja or uses what is not offered."""
+    """A compiled chat template.
+
+    Args:
+        text: Its Jinja source.
+
+    Raises:
+        BundleError: It is not valid Jinja, too large, or uses what is not offered.
+    """
 
     def __init__(self, text: str) -> None:
         if len(text) > MAX_TEMPLATE_CHARS:
@@ -55,7 +62,15 @@ class ChatTemplate:
         return tree
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        """The prompt's text. Raises `PromptError` when the template refuses the messages or asks for too much."""
+        """Return the prompt's text. Threads may call this at the same time; one renders at a time.
+
+        Args:
+            messages: The conversation, each message with `role` and `content` in the form that the template takes.
+            add_generation_prompt: Whether the assistant's turn is opened at the end.
+
+        Raises:
+            PromptError: The template refuses the messages, or asks for more work or text than it may.
+        """
         pieces: list[str] = []
         size = 0
         with self._lock:

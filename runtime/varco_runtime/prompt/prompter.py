@@ -32,7 +32,13 @@ _MARKS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use, pl
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `image`: the picture belongs to this turn, in front of its text."""
+    """One turn of a conversation.
+
+    Args:
+        role: One of `ROLES`.
+        text: What was said.
+        image: Whether the picture belongs to this turn, in front of its text.
+    """
 
     role: str
     text: str
@@ -40,7 +46,16 @@ class Message:
 
 
 class Prompter:
-    """Builds the prompts of one bundle. Raises `BundleError` when its parts do not go together."""
+    """A builder of one bundle's prompts.
+
+    Args:
+        template: The text of the chat template.
+        settings: What the bundle says about prompts.
+        tokenizer: The bundle's.
+
+    Raises:
+        BundleError: They do not go together, or the template cannot be used.
+    """
 
     def __init__(self, template: str, settings: PromptSettings, tokenizer: Tokenizer) -> None:
         if settings.content_format not in ("parts", "string"):
@@ -70,9 +85,16 @@ class Prompter:
     def encode(
         self, messages: Sequence[Message], num_image_tokens: int, add_generation_prompt: bool = True
     ) -> list[int]:
-        """The ids of a conversation, the picture's placeholder repeated `num_image_tokens` times.
+        """Return the token ids of a conversation.
 
-        Raises `PromptError` for messages that cannot be encoded.
+        Args:
+            messages: The turns, the oldest first, at most one of them with the picture.
+            num_image_tokens: How often the id of the picture's placeholder stands in a row.
+            add_generation_prompt: Whether the assistant's turn is opened at the end.
+
+        Raises:
+            PromptError: The messages cannot be encoded: a role, a text or their number is out of bounds, or the
+                template refuses or alters them.
         """
         _check(messages)
         text, spans = self._render(messages, add_generation_prompt)
@@ -95,7 +117,7 @@ class Prompter:
         return ids
 
     def _cut(self, text: str, owners: Owners) -> Iterator[tuple[AddedToken | None, int, int]]:
-        """The text as added tokens and the stretches (None) between them."""
+        """Yield the text as added tokens and the stretches (None) between them."""
         first, second = self._passes
         for token, start, end in first.cut(text, 0, len(text), owners):
             if token is None:
@@ -104,18 +126,21 @@ class Prompter:
                 yield token, start, end
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> tuple[str, list[Span]]:
-        """The prompt's text and the stretches of it that are not the template's own."""
+        """Return the prompt's text and the stretches of it that are not the template's own."""
         error: PromptError | None = None
         for system_as_text in self._layouts(messages):
             try:
                 return self._render_as(messages, add_generation_prompt, system_as_text)
-            except PromptError as found:
-                error = error or found
+            except PromptError as refusal:
+                error = error or refusal
         assert error is not None, "Bug: no layout was tried."
         raise error
 
     def _layouts(self, messages: Sequence[Message]) -> tuple[bool, ...]:
-        """Whether the first system message goes in as plain text: VARCO's template takes it in no other way."""
+        """Return the ways to try, as whether the first system message goes in as plain text.
+
+        VARCO's template takes it in no other way.
+        """
         return (False, True) if self._settings.content_format == "parts" and messages[0].role == "system" else (False,)
 
     def _render_as(
@@ -129,9 +154,9 @@ class Prompter:
         reached = 0
         for index, message in enumerate(messages):
             text = message.text.strip()
-            found = plain.find(text, reached)  # they come in order; from the start for each would be quadratic
-            reached = found + len(text) if found >= 0 else reached
-            if message.role != "assistant" and found < 0 and text not in plain:
+            at = plain.find(text, reached)  # they come in order; from the start for each would be quadratic
+            reached = at + len(text) if at >= 0 else reached
+            if message.role != "assistant" and at < 0 and text not in plain:
                 raise PromptError(
                     f"The chat template left out or altered message {index + 1} ({message.role}), expected it in the "
                     "prompt. Ask without it, or export the checkpoint with another template."
@@ -155,14 +180,14 @@ class Prompter:
         return plain, []
 
     def _tokens(self, text: str) -> list[str]:
-        """The added tokens in `text` that a user may not write."""
-        found = (token for token, _, _ in self._cut(text, Owners([])) if token is not None)
-        return [token.content for token in found if token.content not in self._markup]
+        """Return the added tokens in `text` that a user may not write."""
+        tokens = (token for token, _, _ in self._cut(text, Owners([])) if token is not None)
+        return [token.content for token in tokens if token.content not in self._markup]
 
     def _contents(
         self, messages: Sequence[Message], texts: Iterable[str], system_as_text: bool
     ) -> list[dict[str, Any]]:
-        """The messages in the form that the template takes."""
+        """Return the messages in the form that the template takes."""
         turns: list[dict[str, Any]] = []
         for index, (message, text) in enumerate(zip(messages, texts, strict=True)):
             content: str | list[dict[str, str]]
@@ -196,7 +221,7 @@ def _check(messages: Sequence[Message]) -> None:
 
 
 def _fresh_marks(used: frozenset[str]) -> tuple[str, str]:
-    """Two private-use characters that no text holds."""
+    """Return two private-use characters that no text holds."""
     marks = list(islice((chr(code) for codes in _MARKS for code in codes if chr(code) not in used), 2))
     if len(marks) < 2:
         raise PromptError("The text holds every private-use character of Unicode, expected ordinary text. Shorten it.")
@@ -204,12 +229,12 @@ def _fresh_marks(used: frozenset[str]) -> tuple[str, str]:
 
 
 def _mark_all(text: str, opening: str, closing: str) -> str:
-    """Nothing to own in an empty text, and templates ask whether there is a text."""
+    """Put the marks around a text. An empty one has nothing to own, and templates ask whether there is a text."""
     return f"{opening}{text}{closing}" if text else text
 
 
 def _mark_inside(text: str, opening: str, closing: str) -> str:
-    """Marks that white space around the text does not stop a template from trimming."""
+    """Put the marks inside the white space around a text, where they do not stop a template from trimming it."""
     core = text.strip()
     if not core:
         return text
@@ -218,7 +243,7 @@ def _mark_inside(text: str, opening: str, closing: str) -> str:
 
 
 def _spans(marked: str, opening: str, closing: str) -> list[Span] | None:
-    """Where the marked stretches lie once the marks are gone, or None when the marks do not come in pairs."""
+    """Return where the marked stretches lie once the marks are gone, or None when the marks do not come in pairs."""
     spans: list[Span] = []
     start: int | None = None
     for num_before, match in enumerate(re.finditer(f"[{opening}{closing}]", marked)):

@@ -308,7 +308,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """transformers' `tojson`: no HTML escapes."""
+    """Return `value` as transformers' `tojson` writes it: without HTML escapes."""
     if (indent or 0) > 8 or len("".join(separators or ())) > 8:
         raise SecurityError("JSON indented by more than 8")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,7 +1,7 @@
 """Text to token ids and back: a byte-level BPE read from a `tokenizer.json`.
 
 `encode_plain` knows no added token: `<|im_end|>` in a text comes out as the ids of its characters. Which added tokens
-count where is decided by `prompt.py`, which cuts a prompt into added tokens and plain stretches.
+count where is decided by `prompter.py`, which cuts a prompt into added tokens and plain stretches.
 
 Decoding needs no library: every token of a byte-level BPE stands for bytes, and the bytes of all tokens together are
 UTF-8 (a Hangul syllable may be split over tokens), with U+FFFD for what is not.
@@ -25,7 +25,7 @@ MAX_ADDED_TOKEN_CHARS = 256  # real ones have up to some 40
 
 
 def _byte_of_char() -> dict[str, int]:
-    """The characters that stand for bytes in a byte-level BPE (GPT-2's `bytes_to_unicode`, inverted)."""
+    """Return the characters that stand for bytes in a byte-level BPE (GPT-2's `bytes_to_unicode`, inverted)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -36,7 +36,17 @@ BYTE_OF_CHAR: Mapping[str, int] = MappingProxyType(_byte_of_char())
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """An entry of `added_tokens`; the flags mean what they mean in the `tokenizers` library."""
+    """An entry of `added_tokens`; the flags mean what they mean in the `tokenizers` library.
+
+    Args:
+        content: Its characters.
+        id: Its token id.
+        single_word: It counts only where no letter, digit or underscore touches it.
+        lstrip: It takes the white space in front of it.
+        rstrip: It takes the white space behind it.
+        normalized: It is looked for in a second pass, in what tokens without this flag have left.
+        special: Transformers leaves it out of an answer's text where it is asked to; nothing here does.
+    """
 
     content: str
     id: int
@@ -52,6 +62,11 @@ class Tokenizer:
 
     `added_tokens` and `added_token_ids` are keyed by content. `size` is the largest id plus one; rows of the embedding
     table at or beyond it are padding and decode to nothing.
+
+    Args:
+        plain: The library's tokenizer without added tokens.
+        token_bytes: The bytes that each id stands for, added tokens included.
+        added_tokens: The added tokens, by content.
     """
 
     def __init__(
@@ -67,7 +82,8 @@ class Tokenizer:
     def from_json(cls, json_text: str | bytes) -> Tokenizer:
         """Read the text of a `tokenizer.json`; truncation, padding and post-processor in it are left out.
 
-        Raises `BundleError` when it is malformed or anything but a byte-level BPE.
+        Raises:
+            BundleError: It is malformed, or anything but a byte-level BPE.
         """
         if len(json_text) > MAX_TOKENIZER_JSON_BYTES:
             raise BundleError(
@@ -106,19 +122,19 @@ class Tokenizer:
         return cls(_plain_tokenizer(document, added_tokens), token_bytes, added_tokens)
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of `text` when no added token is recognised. Raises `PromptError` for a lone surrogate."""
+        """Return the ids of `text` when no added token in it counts. Raises `PromptError` for a lone surrogate."""
         check_encodable(text)
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
     def token_bytes(self, id_: int) -> bytes:
-        """The bytes a token stands for: UTF-8 content for an added token, nothing for a padding row."""
+        """Return the bytes a token stands for: UTF-8 content for an added token, nothing for a padding row."""
         return self._token_bytes.get(id_, b"")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, added tokens included, U+FFFD for what is not UTF-8.
+        """Return the text of `ids`, added tokens included, with U+FFFD for what is not UTF-8.
 
-        The same as transformers' `decode(skip_special_tokens=False)` without clean-up of spaces.
+        Equals transformers' `decode(skip_special_tokens=False)` without clean-up of spaces.
         """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
@@ -134,10 +150,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, id_: int) -> str:
+        """Return the characters that are complete with this id; none while one still lacks bytes."""
         return self._decoder.decode(self._tokenizer.token_bytes(id_))
 
     def finish(self) -> str:
-        """What is left when no more ids come: U+FFFD for an unfinished character, else nothing."""
+        """Return what is left when no more ids come: U+FFFD for an unfinished character, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -155,7 +172,7 @@ def check_encodable(text: str) -> None:
 
 
 def _bytes_of(content: str) -> bytes:
-    """The bytes of a vocabulary entry. Entries with a character that stands for no byte keep their UTF-8."""
+    """Return the bytes of a vocabulary entry. Entries with a character that stands for no byte keep their UTF-8."""
     try:
         return bytes(map(BYTE_OF_CHAR.__getitem__, content))
     except KeyError:
@@ -163,7 +180,7 @@ def _bytes_of(content: str) -> bytes:
 
 
 def _fault(document: Any) -> str | None:
-    """What makes the document something else than a byte-level BPE, or None."""
+    """Return what makes the document something else than a byte-level BPE, or None."""
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         return "has no model"
     model = document["model"]
@@ -187,7 +204,7 @@ def _fault(document: Any) -> str | None:
 
 
 def _types(component: Any) -> list[Any]:
-    """The types in a pre-tokenizer or decoder, those of a sequence one by one."""
+    """Return the types in a pre-tokenizer or decoder, those of a sequence one by one."""
     if not isinstance(component, dict):
         return []
     parts = component.get("pretokenizers") or component.get("decoders")
@@ -196,7 +213,7 @@ def _types(component: Any) -> list[Any]:
 
 
 def _added_tokens(entries: Any) -> dict[str, AddedToken]:
-    """The added tokens by content. Raises `BundleError` for a malformed or repeated entry."""
+    """Return the added tokens by content. Raises `BundleError` for a malformed or repeated entry."""
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     added: dict[str, AddedToken] = {}
     ids: set[int] = set()
@@ -224,7 +241,11 @@ def _added_tokens(entries: Any) -> dict[str, AddedToken]:
 
 
 def _plain_tokenizer(document: dict[str, Any], added_tokens: Mapping[str, AddedToken]) -> tokenizers.Tokenizer:
-    """The library's tokenizer without added tokens. Raises `BundleError` when the library refuses the document."""
+    """Return the library's tokenizer without added tokens.
+
+    Raises:
+        BundleError: The library refuses the document.
+    """
     model = document["model"]
     if model.get("ignore_merges"):
         # Such a model takes a whole word from the vocabulary, so an added token's entry there could be forged.

@@ -25,7 +25,7 @@ from pathlib import Path
 from varco_runtime.system.files import whole_file
 
 MAX_CACHE_BYTES = 8 << 30
-"""Of all entries, unless the user chose another limit; the ones longest unused go first."""
+"""The most bytes of all entries, unless the user chose another limit; the ones longest unused go first."""
 MAKING = ".making-"
 """Begins the name of a folder whose entry is not complete."""
 
@@ -38,7 +38,11 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folder() -> Path:
-    """`$VARCO_EDGE_CACHE`, else `varco-edge` in `$XDG_CACHE_HOME` or `~/.cache`; `RuntimeError` if there is no home."""
+    """Return `$VARCO_EDGE_CACHE`, else `varco-edge` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        RuntimeError: There is no home.
+    """
     chosen = os.environ.get("VARCO_EDGE_CACHE")
     if chosen:
         return Path(chosen)
@@ -89,14 +93,16 @@ def cache_fault() -> str | None:
     if fault is None:
         return None
     is_shared = bool(info.st_mode & stat.S_ISVTX)  # as /tmp is, for good reason
-    step = f"Run chmod go-w {root}, or set" if "written" in fault and not is_shared else "Set"
-    return f"The cache folder {root} {fault}. {step} VARCO_EDGE_CACHE to a folder of your own."
+    advice = f"Run chmod go-w {root}, or set" if "written" in fault and not is_shared else "Set"
+    return f"The cache folder {root} {fault}. {advice} VARCO_EDGE_CACHE to a folder of your own."
 
 
 def make_private(folder: Path) -> bool:
     """Make `folder` within the cache folder where it is missing. Return whether it can be used.
 
-    Raises `OSError` for what the disk refuses.
+    Raises:
+        OSError: The disk refuses.
+        RuntimeError: There is no home for the cache folder.
     """
     root = cache_folder()
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +166,11 @@ def set_max_cache_bytes(max_bytes: int) -> bool:
 
 def entries_of(folder: Path) -> list[Path]:
     """Return the complete entries below the cache folder `folder` that count against the limit."""
-    found = []
+    entries = []
     for kind in ("prepacked", "kernels"):
         with contextlib.suppress(OSError):
-            found += [path for path in (folder / kind).iterdir() if path.suffix != UNUSABLE and not _is_begun(path)]
-    return found
+            entries += [path for path in (folder / kind).iterdir() if path.suffix != UNUSABLE and not _is_begun(path)]
+    return entries
 
 
 def num_bytes(path: Path) -> int:

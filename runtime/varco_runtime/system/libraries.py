@@ -52,7 +52,17 @@ def needs_extra(what: str, extra: str) -> Iterator[None]:
 
 
 def import_onnxruntime(what: str, extra: str = "cpu") -> Any:
-    """Return the module onnxruntime. Raises as `needs_extra` does."""
+    """Return the module onnxruntime.
+
+    Args:
+        what: The beginning of the message where that fails: `Running a bundle`.
+        extra: The extra that brings it.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        BrokenExtraError: It is, and cannot be imported, or parts of it are missing.
+        KeyboardInterrupt: Whoever waited interrupted it.
+    """
     with needs_extra(what, extra):
         onnxruntime = importlib.import_module("onnxruntime")
     # Of two packages that own one folder, uninstalling the one leaves ruins of the other, which import.
@@ -62,7 +72,7 @@ def import_onnxruntime(what: str, extra: str = "cpu") -> Any:
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """Whether an error was raised because of a `KeyboardInterrupt`."""
+    """Return whether an error was raised because of a `KeyboardInterrupt`."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -75,7 +85,7 @@ def _named_module(error: Exception) -> str:
 
 
 def _failed_in(error: Exception, modules: tuple[str, ...]) -> str | None:
-    """The first of `modules` in whose code an error was raised."""
+    """Return the first of `modules` in whose code an error was raised; None for an error from elsewhere."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]

@@ -14,7 +14,10 @@ _FAR_TOO_MUCH = 1 << 60  # what cgroups report where there is no limit
 
 
 class PeakMemory:
-    """The greatest resident memory while it is entered, looked at every 20 ms; 0 where the system does not tell."""
+    """The greatest resident memory while it is entered, looked at every 20 ms; 0 where the system does not tell.
+
+    `own_bytes` is what the process holds for itself, `mapped_bytes` what of files it has mapped.
+    """
 
     def __init__(self) -> None:
         self.own_bytes = 0
@@ -37,9 +40,9 @@ class PeakMemory:
 
     def _measure(self) -> None:
         with contextlib.suppress(OSError):
-            found = _sizes(STATUS)
-            self.own_bytes = max(self.own_bytes, found.get("RssAnon", 0))
-            self.mapped_bytes = max(self.mapped_bytes, found.get("RssFile", 0))
+            sizes = _sizes(STATUS)
+            self.own_bytes = max(self.own_bytes, sizes.get("RssAnon", 0))
+            self.mapped_bytes = max(self.mapped_bytes, sizes.get("RssFile", 0))
 
 
 def peak_memory_bytes() -> int | None:

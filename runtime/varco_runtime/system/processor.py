@@ -40,10 +40,10 @@ def overflows_in_pairs(cpuinfo: Path = CPUINFO) -> bool:
 def cpu_name() -> str:
     """Return what the processor calls itself."""
     try:
-        found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", CPUINFO.read_text(), re.MULTILINE)
+        name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", CPUINFO.read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        name = None
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 @functools.cache
@@ -74,8 +74,8 @@ def nvidia_devices(folder: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]
     names = []
     for path in sorted(folder.glob("*/information")):
         try:
-            found = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
+            model = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
         except OSError:
             continue
-        names.append(found[1].strip() if found else path.parent.name)
+        names.append(model[1].strip() if model else path.parent.name)
     return names

@@ -29,7 +29,7 @@ from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.bundle.opening import read_manifest
 from varco_runtime.errors import BackendError, UsageError
 from varco_runtime.picture.packing import pack, packing_plan
-from varco_runtime.picture.tiles import normalise
+from varco_runtime.picture.tiles import normalize
 from varco_runtime.probes.replay import read_probes, replay
 
 Array = np.ndarray[Any, Any]
@@ -324,7 +324,7 @@ def test_pixels_become_what_the_host_makes_of_them_to_the_bit(
     tiles = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), dtype=np.uint8)
     (found,) = session.run(["pixel_values"], {"tiles": tiles})
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, normalise(tiles, settings))
+    np.testing.assert_array_equal(found, normalize(tiles, settings))
 
 
 def test_token_rows_on_the_host_are_no_part_of_the_decoder(tiny_checkpoint: Path, tmp_path: Path) -> None:

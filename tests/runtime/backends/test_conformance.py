@@ -31,7 +31,7 @@ from varco_runtime.errors import BackendError, ContextError
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import PackingPlan, packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 
 Array = np.ndarray[Any, Any]
 
@@ -190,7 +190,7 @@ class Picture:
     @classmethod
     def of(cls, image: Image.Image, varco: Varco) -> Picture:
         settings, picture = varco.bundle.manifest.image, load_picture(image)
-        return cls(normalise(tile(picture, settings), settings), packing_plan(picture.size_hw, settings))
+        return cls(normalize(tile(picture, settings), settings), packing_plan(picture.size_hw, settings))
 
     def tokens(self, varco: Varco) -> Any:
         return varco.backend.pack(varco.backend.encode(self.pixel_values), self.plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,20 +15,21 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
+from tests.doubles.libcuda import Libcuda
 from tests.doubles.recording_cuda import Device
 from tests.doubles.recording_tensorrt import add_engines, install
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
 from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.bench import bandwidth, report
-from varco_runtime.bench.limit import Limit, measure_limit
+from varco_runtime.bench.limit import DEVICE_BUFFER_BYTES, Limit, measure_limit
 from varco_runtime.bench.other_load import OtherLoad
 from varco_runtime.bench.report import rows
 from varco_runtime.bench.run import Options, Result, run
 from varco_runtime.bench.samples import Percentiles, Samples, Spread
 from varco_runtime.bench.stages import Plan, measure
 from varco_runtime.bench.stopwatch import Budget, watch
-from varco_runtime.bench.summary import summarise
+from varco_runtime.bench.summary import summarize
 from varco_runtime.bench.workload import Workload
 from varco_runtime.errors import ContextError
 from varco_runtime.picture.loading import load_picture
@@ -158,7 +160,7 @@ def test_a_slow_tower_is_named_as_what_dominates(tiny_bundle: Path) -> None:
     samples = Samples(load_s=1, new_tokens=10, num_tiles=5, prompt_tokens=100, encoded_tiles=2, prefill_tokens=50)
     samples.encode_s, samples.projector_tile_s = [4.0], [0.5]
     samples.prefill_s, samples.itl_s, samples.tpot_s = [1.0], [0.01], [0.01]
-    summary = summarise(samples, manifest, None)
+    summary = summarize(samples, manifest, None)
     assert summary.stages.vision_s is not None
     assert summary.stages.vision_s.median == pytest.approx(7.5)
     assert summary.dominant.shares == pytest.approx(
@@ -178,7 +180,7 @@ def test_decoding_is_held_against_the_limit_unless_its_weights_are_cached(
     manifest = Varco.load(tiny_bundle, threads=1).bundle.manifest
     samples = Samples(load_s=1, new_tokens=10, num_tiles=1, itl_s=[0.01], tpot_s=[0.01])
     per_s = manifest.decoder.weight_bytes / 0.01
-    line = summarise(samples, manifest, Limit("counting", 2 * per_s, per_s, 1, 1, 1)).dominant.line
+    line = summarize(samples, manifest, Limit("counting", 2 * per_s, per_s, 1, 1, 1)).dominant.line
     assert "Decode dominates, 100% of an answer of 10 tokens: each token takes 10 ms and reads" in line
     assert ("at 50% of the measured bandwidth" in line) == (cache_bytes == 0)
     assert ("fits the processor's cache" in line) == (cache_bytes > 0)
@@ -231,7 +233,7 @@ def test_tensorrt_is_measured_with_its_own_limit_and_memory(
 ) -> None:
     device = Device()
     install(monkeypatch, device)
-    monkeypatch.setattr("varco_runtime.bench.limit.DEVICE_BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr("varco_runtime.backends.cuda.driver._load", lambda: Libcuda())
     bundle = export_bundle(tiny_checkpoint, tmp_path / "rtx", device="tensorrt", decoder="fp32", max_context=1024)
     add_engines(bundle)
     result = run(options(bundle, max_context=None, repetitions=1), silent)
@@ -286,6 +288,29 @@ def test_a_limit_that_cannot_be_measured_is_a_note(tiny_bundle: Path, monkeypatc
     assert document["limit"] is None
     assert document["traffic_per_token"]["fraction"] is None
     assert document["notes"] == ["The memory's bandwidth was not measured: FileNotFoundError in a process of its own."]
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpus_memory_is_copied_by_the_driver_alone(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither kind of bundle needs cuda-python for it, which is not even imported."""
+    driver = Libcuda()
+    monkeypatch.setattr("varco_runtime.backends.cuda.driver._load", lambda: driver)
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    limit = measure_limit(device, 1, 0.01)
+    assert isinstance(limit, Limit)
+    assert limit.buffer_bytes == DEVICE_BUFFER_BYTES
+    assert limit.bytes_per_s >= limit.median_bytes_per_s > 0
+    assert driver.copied == DEVICE_BUFFER_BYTES * (1 + 4 * limit.passes)
+    assert (driver.allocated, driver.contexts) == (0, 0), "the device keeps memory"
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_that_refuses_the_copy_is_a_note(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varco_runtime.backends.cuda.driver._load", lambda: Libcuda(failing={"cuMemAlloc_v2": 2}))
+    note = measure_limit(device, 1, 0.01)
+    assert isinstance(note, str)
+    assert note.startswith("The device's bandwidth was not measured: The NVIDIA driver failed in cuMemAlloc")
+    assert "\n" not in note
 
 
 def test_the_largest_cache_counts(tmp_path: Path) -> None:
@@ -406,7 +431,7 @@ def test_a_model_too_slow_for_the_question_is_measured_in_part(
     assert any("the rest reckoned" in note for note in samples.notes)
     assert clock.now <= 60
     manifest = Varco.load(tiny_bundle, threads=1).bundle.manifest
-    stages = summarise(samples, manifest, LIMIT).stages
+    stages = summarize(samples, manifest, LIMIT).stages
     assert stages.prefill_s is not None
     assert stages.prefill_s.median == pytest.approx(0.2 * samples.prompt_tokens, rel=0.01)
     assert stages.vision_s is not None
@@ -424,7 +449,7 @@ def test_a_part_of_a_prompt_stands_for_all_of_it(tiny_bundle: Path) -> None:
     assert 0 < part < total
     assert samples.context_tokens > total  # decoding follows the whole prompt
     manifest = Varco.load(tiny_bundle, threads=1).bundle.manifest
-    stages = summarise(samples, manifest, LIMIT).stages
+    stages = summarize(samples, manifest, LIMIT).stages
     assert stages.prefill_s is not None
     assert stages.prefill_s.median == pytest.approx(0.1 * total + 2e-3 * total**2 / 2, rel=0.01)
     assert (
@@ -437,7 +462,7 @@ def test_what_was_reckoned_is_marked_and_the_counts_are_the_questions(tiny_bundl
     varco = Varco.load(tiny_bundle, threads=1)
     usage = varco.ask(noise(), "What is this?", max_new_tokens=1).usage
     assert (samples.prompt_tokens, samples.image_tokens) == (usage.prompt_tokens, usage.image_tokens)
-    summary = summarise(samples, varco.bundle.manifest, LIMIT)
+    summary = summarize(samples, varco.bundle.manifest, LIMIT)
     marked = {name for name, value in asdict(summary.stages).items() if value and value["is_reckoned"]}
     assert marked == {"vision_s", "projector_s", "prefill_s", "ttft_s", "decode_s"}
     medians = {name: median for name, median, *_ in rows(samples, summary)}

@@ -136,7 +136,7 @@ def test_every_key_is_needed(bundle: Path) -> None:
                 forged = forged[step]
             del forged[key]
 
-        (bundle / MANIFEST).write_bytes(schema.serialise(document))
+        (bundle / MANIFEST).write_bytes(schema.serialize(document))
         forge(bundle, remove)
         assert f"{key} is missing, expected it there" in refusal(bundle)
 
@@ -147,7 +147,7 @@ def test_no_value_anywhere_ends_in_anything_but_a_bundle_error(bundle: Path, val
     for path in paths_of(original):
         document = json.loads(json.dumps(original))
         set_at(path, value)(document)
-        (bundle / MANIFEST).write_bytes(schema.serialise(document))
+        (bundle / MANIFEST).write_bytes(schema.serialize(document))
         with contextlib.suppress(BundleError):
             read_manifest(bundle)
 

@@ -18,7 +18,7 @@ from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import BundleError, ImageError
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import num_image_tokens, pack, packing_plan
-from varco_runtime.picture.tiles import TilePlan, normalise, select_best_resolution, tile, tile_plan
+from varco_runtime.picture.tiles import TilePlan, normalize, select_best_resolution, tile, tile_plan
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[4] / "shared" / "images"
 
@@ -95,7 +95,7 @@ def test_the_tiles_of_the_photographs_are_the_golden_ones(
         pytest.skip(f"the photograph {name} is not part of the project and not beside it")
     tiles = tile(load_picture(PHOTOGRAPHS / name), CARD)
     assert hashlib.sha256(tiles.tobytes()).hexdigest() == sha256
-    pixel_values = normalise(tiles, CARD)
+    pixel_values = normalize(tiles, CARD)
     assert pixel_values.mean(dtype=np.float64) == pytest.approx(mean, abs=1e-6)
     assert std is None or pixel_values.std(dtype=np.float64) == pytest.approx(std, abs=1e-6)
 
@@ -141,7 +141,7 @@ def test_normalising_is_the_float32_formula_for_every_pixel_value(
     tiles = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
     per_channel = np.array([mean, std], np.float32)[:, None, :, None, None]
     scaled = (tiles.astype(np.float64) * CARD.rescale_factor).astype(np.float32)
-    pixel_values = normalise(tiles, replace(CARD, mean=mean, std=std))
+    pixel_values = normalize(tiles, replace(CARD, mean=mean, std=std))
     assert pixel_values.dtype == np.float32
     assert (pixel_values == (scaled - per_channel[0]) / per_channel[1]).all()
 
@@ -285,7 +285,7 @@ def test_settings_that_the_formulas_do_not_cover_are_refused(changed: ImageSetti
 
 def test_a_standard_deviation_of_zero_is_refused() -> None:
     with pytest.raises(BundleError, match="Expected values other than 0"):
-        normalise(np.zeros((1, 3, 2, 2), np.uint8), replace(SMALL, std=(0.5, 0.0, 0.5)))
+        normalize(np.zeros((1, 3, 2, 2), np.uint8), replace(SMALL, std=(0.5, 0.0, 0.5)))
 
 
 @pytest.mark.parametrize("size_hw", [(0, 5), (5, 0), (-1, 5)])

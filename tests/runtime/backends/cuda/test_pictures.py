@@ -18,7 +18,7 @@ from varco_runtime.bundle.opening import Bundle, read_manifest
 from varco_runtime.errors import ContextError, ShortageError
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
-from varco_runtime.picture.tiles import normalise, tile
+from varco_runtime.picture.tiles import normalize, tile
 
 
 def test_tiles_are_encoded_in_batches_and_no_feature_leaves_the_device(
@@ -45,7 +45,7 @@ def test_a_tile_goes_to_the_device_as_bytes_and_becomes_pixel_values_there(
     backend.encode_pixels(tiles)
     assert sum(call[1] for call in gpu.asked if call[0] == "upload") == tiles.nbytes
     from_bytes = backend._buffers["image_features"].read()[: len(tiles)]
-    backend.encode(normalise(tiles, settings))
+    backend.encode(normalize(tiles, settings))
     np.testing.assert_array_equal(from_bytes, backend._buffers["image_features"].read()[: len(tiles)])
 
 
