@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from varco_runtime.bundle.protobuf import BYTES, fields
+
 MAX_DEPTH = 32
 """Graphs within attributes within graphs; no network here has any."""
 _KEY = b"location"
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # Field numbers of onnx.proto; each message's fields that lead to a tensor, and the message they hold.
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -47,56 +48,19 @@ def _locations(message: str, data: bytes, start: int, end: int, depth: int) -> I
         yield from _entry(data, start, end)
         return
     children = _CHILDREN[message]
-    for number, first, last in _fields(data, start, end):
+    for number, kind, _, first, last in fields(data, start, end):
         # The key stands as it is in the bytes of every message around it.
-        if number in children and data.find(_KEY, first, last) >= 0:
+        if kind == BYTES and number in children and data.find(_KEY, first, last) >= 0:
             yield from _locations(children[number], data, first, last, depth + 1)
 
 
 def _entry(data: bytes, start: int, end: int) -> Iterator[str]:
     """Yield the values of a key/value pair whose key is `location`. A repeated field counts each time."""
     keys, values = [], []
-    for number, first, last in _fields(data, start, end):
-        if number == _ENTRY_KEY:
+    for number, kind, _, first, last in fields(data, start, end):
+        if kind == BYTES and number == _ENTRY_KEY:
             keys.append(data[first:last])
-        elif number == _ENTRY_VALUE:
+        elif kind == BYTES and number == _ENTRY_VALUE:
             values.append(data[first:last].decode("utf-8", errors="replace"))
     if _KEY in keys:
         yield from values or [""]
-
-
-def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the fields of a message that hold bytes: number, start and end."""
-    while position < end:
-        tag, position = _varint(data, position, end)
-        if tag >> 32:  # a reader that keeps 32 bits of it would see another field
-            raise ValueError("a field's number is too large")
-        kind = tag & 7
-        if kind == _VARINT:
-            _, position = _varint(data, position, end)
-            continue
-        if kind == _BYTES:
-            length, position = _varint(data, position, end)
-        elif kind in (_FIXED64, _FIXED32):
-            length = 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"it holds a field of kind {kind}, which ONNX has not")
-        if position + length > end:
-            raise ValueError("a field ends beyond its message")
-        if kind == _BYTES:
-            yield tag >> 3, position, position + length
-        position += length
-
-
-def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """Return a number of seven bits a byte, and the position behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            break
-        byte = data[position]
-        position += 1
-        if byte < 0x80:
-            return value | byte << shift, position
-        value |= (byte & 0x7F) << shift
-    raise ValueError("a number has no end")

@@ -5,7 +5,7 @@ of its linears are not rounded to int8 or FP8? Such rounding turns differences o
 step, and some layers later all of the rounding differs, so that no comparison of answers could be tight. `unrounded`
 takes it out of the graph, and leaves everything else, weights included, as it is.
 
-Source: the protobuf wire format, and the field numbers of `onnx.proto`.
+Source: the field numbers of `onnx.proto`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from varco_runtime.bundle.protobuf import BYTES, VARINT, field, fields, varint
+
 MICROSOFT = b"com.microsoft"
 GATE_PRODUCT = b"GatedRMSNorm"
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH = 7  # of a ModelProto
 _NODE, _INITIALIZER = 1, 5  # of a GraphProto
 _INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a NodeProto
@@ -73,9 +74,9 @@ def unrounded(model: bytes) -> bytes | None:
         for kind, _, entry, raw_entry in _fields(value):
             replacement = _replacement(_node(entry)) if kind == _NODE else None
             changed |= replacement is not None
-            graph += [raw_entry] if replacement is None else [_field(_NODE, node) for node in replacement]
-        graph += [_field(_INITIALIZER, constant) for constant in _constants()]
-        parts.append(_field(_GRAPH, b"".join(graph)))
+            graph += [raw_entry] if replacement is None else [field(_NODE, node) for node in replacement]
+        graph += [field(_INITIALIZER, constant) for constant in _constants()]
+        parts.append(field(_GRAPH, b"".join(graph)))
     return b"".join(parts) if changed else None
 
 
@@ -100,7 +101,7 @@ def _replacement(node: _Node) -> list[bytes] | None:
     match node.operator:
         case b"MatMulNBits" if node.integer(b"accuracy_level") == 4:  # int8 inputs; at level 1 they stay fp32
             level = node.attributes[b"accuracy_level"]
-            return [node.raw.replace(level, level.replace(_field(_INT, 4), _field(_INT, 1)))]
+            return [node.raw.replace(level, level.replace(field(_INT, 4), field(_INT, 1)))]
         case b"QuantizeLinear" if len(node.inputs) == 3:  # rows by their scales
             (rows, scales, _), (output,) = node.inputs, node.outputs
             column = output + b".column"
@@ -126,17 +127,14 @@ def _constants() -> list[bytes]:
     """Return the tensors that `_replacement` names."""
     limit, column = np.array(FP8_MAX, "<f4"), np.array([-1, 1], "<i8")
     return [
-        _field(_DIMS, 2) + _tensor(COLUMN, _INT64, column),
+        field(_DIMS, 2) + _tensor(COLUMN, _INT64, column),
         _tensor(LOWEST, _FP32, -limit),
         _tensor(HIGHEST, _FP32, limit),
     ]
 
 
 def _tensor(name: bytes, data_type: int, values: Any) -> bytes:
-    return _field(_DATA_TYPE, data_type) + _field(_TENSOR_NAME, name) + _field(_RAW_DATA, values.tobytes())
-
-
-# --- the wire format --------------------------------------------------------------------------------------------------
+    return field(_DATA_TYPE, data_type) + field(_TENSOR_NAME, name) + field(_RAW_DATA, values.tobytes())
 
 
 def _nodes(model: bytes) -> Iterator[_Node]:
@@ -150,7 +148,7 @@ def _nodes(model: bytes) -> Iterator[_Node]:
 def _node(raw: bytes) -> _Node:
     parts: dict[int, list[bytes]] = {number: [] for number in (_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE)}
     for number, kind, value, _ in _fields(raw):
-        if number in parts and kind == _BYTES:
+        if number in parts and kind == BYTES:
             parts[number].append(value)
     attributes = {}
     for attribute in parts[_ATTRIBUTE]:
@@ -163,54 +161,16 @@ def _encoded(
     operator: bytes, inputs: list[bytes], output: bytes, domain: bytes = b"", axis: int | None = None
 ) -> bytes:
     """Return a node's bytes."""
-    parts = [_field(_INPUT, name) for name in inputs]
-    parts += [_field(_OUTPUT, output), _field(_OP_TYPE, operator)]
+    parts = [field(_INPUT, name) for name in inputs]
+    parts += [field(_OUTPUT, output), field(_OP_TYPE, operator)]
     if axis is not None:
-        attribute = _field(_NAME, b"axis") + _field(_INT, axis) + _field(_TYPE, _INT_ATTRIBUTE)
-        parts.append(_field(_ATTRIBUTE, attribute))
-    return b"".join([*parts, _field(_DOMAIN, domain)])
+        attribute = field(_NAME, b"axis") + field(_INT, axis) + field(_TYPE, _INT_ATTRIBUTE)
+        parts.append(field(_ATTRIBUTE, attribute))
+    return b"".join([*parts, field(_DOMAIN, domain)])
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, Any, bytes]]:
     """Yield each field's number, wire type, value (bytes, or an integer for varints) and whole bytes."""
-    at = 0
-    while at < len(data):
-        start = at
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        value: Any
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-        else:
-            length, at = _varint(data, at) if kind == _BYTES else ({_FIXED64: 8, _FIXED32: 4}.get(kind, -1), at)
-            if not 0 <= length <= len(data) - at:
-                raise ValueError(f"field {number} of wire type {kind} has {length} bytes, {len(data) - at} are left")
-            value, at = data[at : at + length], at + length
-        yield number, kind, value, data[start:at]
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for place, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 127) << 7 * place
-        if byte < 128:
-            return value, at + place + 1
-    raise ValueError("a number without an end")
-
-
-def _tag(number: int, kind: int) -> bytes:
-    return _varint_bytes(number << 3 | kind)
-
-
-def _field(number: int, value: bytes | int) -> bytes:
-    if isinstance(value, int):
-        return _tag(number, _VARINT) + _varint_bytes(value)
-    return _tag(number, _BYTES) + _varint_bytes(len(value)) + value
-
-
-def _varint_bytes(value: int) -> bytes:
-    parts = []
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])
+    for number, kind, start, first, end in fields(data):
+        value: Any = varint(data, first, end)[0] if kind == VARINT else data[first:end]
+        yield number, kind, value, data[start:end]
