@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from varco_runtime.lazy import hand_on
 
 if TYPE_CHECKING:
     from varco_runtime.answer.answer import Answer, Piece, Timings, Usage
@@ -15,18 +16,14 @@ __all__ = [
     "Usage",
 ]
 
-_HOMES = {
-    "answer": (
-        "Answer",
-        "Piece",
-        "Timings",
-        "Usage",
-    ),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = hand_on(
+    __name__,
+    {
+        "answer": (
+            "Answer",
+            "Piece",
+            "Timings",
+            "Usage",
+        ),
+    },
+)

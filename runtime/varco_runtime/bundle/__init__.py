@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from varco_runtime.lazy import hand_on
 
 if TYPE_CHECKING:
     from varco_runtime.bundle.manifest import Manifest
@@ -26,21 +27,17 @@ __all__ = [
     "write_manifest",
 ]
 
-_HOMES = {
-    "manifest": ("Manifest",),
-    "opening": (
-        "LARGE_SUFFIXES",
-        "MAX_MANIFEST_BYTES",
-        "Bundle",
-        "check_file",
-        "read_manifest",
-        "write_manifest",
-    ),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = hand_on(
+    __name__,
+    {
+        "manifest": ("Manifest",),
+        "opening": (
+            "LARGE_SUFFIXES",
+            "MAX_MANIFEST_BYTES",
+            "Bundle",
+            "check_file",
+            "read_manifest",
+            "write_manifest",
+        ),
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from varco_runtime.lazy import hand_on
 
 if TYPE_CHECKING:
     from varco_runtime.markup.parser import MAX_QUAD_CHARS, MAX_WARNINGS, Event, StreamParser, parse
@@ -28,16 +29,12 @@ __all__ = [
     "render",
 ]
 
-_HOMES = {
-    "parser": ("MAX_QUAD_CHARS", "MAX_WARNINGS", "Event", "StreamParser", "parse"),
-    "questions": ("OCR_PROMPT", "ground_prompt", "refer_prompt"),
-    "regions": ("MARKUP_TOKENS", "Box", "Kind", "Parsed", "Region"),
-    "writer": ("render",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = hand_on(
+    __name__,
+    {
+        "parser": ("MAX_QUAD_CHARS", "MAX_WARNINGS", "Event", "StreamParser", "parse"),
+        "questions": ("OCR_PROMPT", "ground_prompt", "refer_prompt"),
+        "regions": ("MARKUP_TOKENS", "Box", "Kind", "Parsed", "Region"),
+        "writer": ("render",),
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from varco_runtime.lazy import hand_on
 
 if TYPE_CHECKING:
     from varco_runtime.picture.bounds import MAX_PIXELS
@@ -30,26 +31,22 @@ __all__ = [
     "packing_plan",
 ]
 
-_HOMES = {
-    "bounds": ("MAX_PIXELS",),
-    "loading": (
-        "MAX_FILE_BYTES",
-        "MAX_SIDE_PX",
-        "Picture",
-        "Readable",
-        "Source",
-        "load_picture",
-    ),
-    "packing": (
-        "PackingPlan",
-        "num_image_tokens",
-        "packing_plan",
-    ),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = hand_on(
+    __name__,
+    {
+        "bounds": ("MAX_PIXELS",),
+        "loading": (
+            "MAX_FILE_BYTES",
+            "MAX_SIDE_PX",
+            "Picture",
+            "Readable",
+            "Source",
+            "load_picture",
+        ),
+        "packing": (
+            "PackingPlan",
+            "num_image_tokens",
+            "packing_plan",
+        ),
+    },
+)
