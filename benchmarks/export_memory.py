@@ -84,7 +84,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     if child.returncode:
         raise SystemExit(f"The export ended with status {child.returncode}.")
 
-    from benchmarks.machine import processor  # now that the child has ended: it imports numpy
+    from varco_runtime.system.processor import cpu_name  # now that the child has ended
 
     read_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     bundle_bytes = sum(path.stat().st_size for path in bundle.iterdir())
@@ -95,7 +95,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "decoder": options.decoder,
         "quantised": options.quantised,
         "vision": options.vision,
-        "machine": f"{psutil.cpu_count()} x {processor()}, Python {platform.python_version()}",
+        "machine": f"{psutil.cpu_count()} x {cpu_name()}, Python {platform.python_version()}",
         "peak_rss_bytes": usage.ru_maxrss * 1024,
         "limit_bytes": int(options.limit_gb * 1e9),
         "wall_s": round(wall_s, 1),

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
 from varco_runtime.bench.bandwidth import measure
-from varco_runtime.system.processor import usable_cores
+from varco_runtime.system.processor import cpu_name, usable_cores
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, usable cores, memory, system, Python: what a figure needs beside it."""
     return {
-        "processor": processor(),
+        "processor": cpu_name(),
         "usable_cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
@@ -28,14 +26,6 @@ def describe_machine() -> dict[str, Any]:
         "load_average": round(psutil.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def processor() -> str:
-    """The processor's name, or its architecture where the system does not tell."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return platform.machine()
 
 
 def spread(values: Iterable[float], digits: int = 4) -> dict[str, float]:

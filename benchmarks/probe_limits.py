@@ -22,6 +22,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from benchmarks.document import add_out, finish
 from tests.makers import broken
+from tests.makers.probes import GENTLE
 from varco_export.export import ExportOptions, export
 from varco_export.progress import Silent
 from varco_export.tiny import Scales, TinyOptions, make_tiny
@@ -29,7 +30,6 @@ from varco_runtime.backends.cpu.backend import OnnxRuntimeBackend
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.probes.replay import Check, read_probes, replay
 
-GENTLE = Scales(query_key=1.0, attention=0.5, mlp=0.5, logits=2.0)
 SHAPES = {
     "2 layers": TinyOptions(seed=1, image_size=114),
     "4 layers": TinyOptions(

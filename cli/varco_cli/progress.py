@@ -23,7 +23,7 @@ class _Bars:
     """Bars that are shown while it is entered; none without a terminal."""
 
     def __init__(self) -> None:
-        self._bars = _bars("{task.completed:.0f}/{task.total:.0f}") if shows_bars() else None
+        self._bars: Progress | None = _bars("{task.completed:.0f}/{task.total:.0f}") if shows_bars() else None
 
     def __enter__(self) -> Self:
         if self._bars:
@@ -79,7 +79,7 @@ class EngineProgress(_Bars):
             note(f"{target} {name}: built in {time.monotonic() - started:.1f} s")
 
 
-class HashProgress:
+class HashProgress(_Bars):
     """Progress of hashing a bundle: called as `Bundle.open` calls its `progress`; a context manager.
 
     Says nothing unless more than `quiet_bytes` are hashed: a small bundle is done before anyone could read it.
@@ -90,16 +90,7 @@ class HashProgress:
         self._quiet_bytes = quiet_bytes
         self._announced: set[str] = set()
         self._tasks: dict[str, TaskID] = {}
-        self._bars: Progress | None = None
-
-    def __enter__(self) -> HashProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars:
-            self._bars.stop()
+        self._bars = None  # until there is something to show
 
     def __call__(self, name: str, num_bytes: int) -> None:
         size = self._sizes.get(name, 0)

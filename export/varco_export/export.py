@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
-from varco_export.config.prompts import PromptAssets, load_prompts
+from varco_export.config.prompts import PromptAssets, prompts_of
 from varco_export.dialects.dialect import Dialect
 from varco_export.networks.decoder import emit_decoder
 from varco_export.networks.embedding import emit_embedding
@@ -89,13 +89,7 @@ class _Stages:
 
     def write_prompts(self) -> PromptAssets:
         """Write the tokenizer and the chat template."""
-        assets = load_prompts(
-            self._checkpoint.folder,
-            family=self._config.family,
-            image_token_id=self._config.image_token_id,
-            eos_token_id=self._config.eos_token_id,
-            vocab_size=self._config.text.vocab_size,
-        )
+        assets = prompts_of(self._checkpoint.folder, self._config)
         for name, text in (("tokenizer.json", assets.tokenizer_json), ("chat_template.jinja", assets.chat_template)):
             with HashedFile(self._folder / name) as file:
                 file.write(text.encode())

@@ -18,7 +18,7 @@ from varco_runtime.errors import ContextError, UsageError
 from varco_runtime.generation.prefix_cache import Memory
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
 from varco_runtime.picture.loading import Picture
-from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.packing import num_image_tokens, packing_plan
 from varco_runtime.picture.tiles import tile
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
@@ -81,9 +81,8 @@ class Session:
 
     def prompt_ids(self, messages: Sequence[Message], picture: Picture | None) -> tuple[list[int], int]:
         """Return the token ids of a prompt, and how many of them stand for its picture."""
-        plan = None if picture is None else packing_plan(picture.size_hw, self.bundle.manifest.image)
-        num_image_tokens = 0 if plan is None else plan.num_tokens
-        return self.prompter.encode(messages, num_image_tokens), num_image_tokens
+        num_tokens = 0 if picture is None else num_image_tokens(picture.size_hw, self.bundle.manifest.image)
+        return self.prompter.encode(messages, num_tokens), num_tokens
 
     def room(self, num_tokens: int, num_image_tokens: int) -> int:
         """Return how many tokens the context holds behind a prompt.

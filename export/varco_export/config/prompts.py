@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from varco_export.config.generation_file import read_generation
+from varco_export.config.model_config import ModelConfig
 from varco_export.config.tokenizer_file import make_tokenizer_json, named_tokens
 from varco_export.reading.json_file import MAX_SETTINGS_BYTES, is_there, read_json, read_text
 from varco_runtime.bundle.settings import GenerationSettings, PromptSettings
@@ -58,6 +59,17 @@ class PromptAssets:
     prompt: PromptSettings
     generation: GenerationSettings
     notes: tuple[str, ...] = ()
+
+
+def prompts_of(folder: Path, config: ModelConfig) -> PromptAssets:
+    """Read the prompt files of a checkpoint whose configuration is known. Raises what `load_prompts` does."""
+    return load_prompts(
+        folder,
+        family=config.family,
+        image_token_id=config.image_token_id,
+        eos_token_id=config.eos_token_id,
+        vocab_size=config.text.vocab_size,
+    )
 
 
 def load_prompts(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
-from varco_export.config.prompts import load_prompts
+from varco_export.config.prompts import prompts_of
 from varco_export.writing.graph import DTYPES
 from varco_runtime.bundle.graph_nodes import epsilons
 from varco_runtime.bundle.manifest import Manifest
@@ -31,13 +31,7 @@ def checkpoint_facts(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -
         CheckpointError: A file of the checkpoint is missing or malformed.
     """
     config = checkpoint.config
-    assets = load_prompts(
-        checkpoint.folder,
-        family=config.family,
-        image_token_id=config.image_token_id,
-        eos_token_id=config.eos_token_id,
-        vocab_size=config.text.vocab_size,
-    )
+    assets = prompts_of(checkpoint.folder, config)
     facts = settings_facts(config.image, assets.prompt, assets.generation)
     facts |= text_facts(assets.tokenizer_json, assets.chat_template)
     if manifest.embedding is not None:

@@ -29,7 +29,7 @@ from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import pack, packing_plan
+from varco_runtime.picture.packing import num_image_tokens, pack, packing_plan
 from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.probes.digest import digest, newline_digest
 from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Noise, Probe, ProbePicture, Probes, kept_ids, to_json
@@ -114,12 +114,12 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
     template = (folder / manifest.chat_template).read_text(encoding="utf-8")
     prompter = Prompter(template, manifest.prompt, tokenizer)
     drawn = draw_pictures(manifest.image.tile_px)
-    plans = [packing_plan(one.image.size[::-1], manifest.image) for one in drawn]
+    counts = [num_image_tokens(one.image.size[::-1], manifest.image) for one in drawn]
     asked = []
     for question in questions(drawn):
-        num_image_tokens = 0 if question.picture is None else plans[question.picture].num_tokens
+        num_tokens = 0 if question.picture is None else counts[question.picture]
         message = Message("user", question.prompt, image=question.picture is not None)
-        prompt_ids = prompter.encode([message], num_image_tokens)
+        prompt_ids = prompter.encode([message], num_tokens)
         answer_ids = [*encode_answer(question.answer, tokenizer), manifest.generation.eos_token_ids[0]]
         ids = np.array(prompt_ids + answer_ids[:MAX_ANSWER_TOKENS], np.int32)
         if len(ids) <= manifest.max_context:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
-from varco_export.config.prompts import PromptAssets, load_prompts
+from varco_export.config.prompts import PromptAssets, prompts_of
 from varco_export.progress import QuantizeProgress
 from varco_export.quantize.activations import read_activations, write_activations
 from varco_export.quantize.asset import write_assets
@@ -111,13 +111,7 @@ def _prepare(source: str | Path, options: QuantizeOptions, progress: QuantizePro
     _check_group_size(checkpoint, options)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no such device. Leave it out, or install torch for CUDA.")
-    prompts = load_prompts(
-        checkpoint.folder,
-        family=config.family,
-        image_token_id=config.image_token_id,
-        eos_token_id=config.eos_token_id,
-        vocab_size=config.text.vocab_size,
-    )
+    prompts = prompts_of(checkpoint.folder, config)
     samples: list[EncodedSample] = []
     if options.calibration is not None:
         prompter = Prompter(prompts.chat_template, prompts.prompt, Tokenizer.from_json(prompts.tokenizer_json))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from varco_runtime.bundle.manifest import Manifest, cache_names
-from varco_runtime.bundle.tensor import Tensor
+from varco_runtime.bundle.tensor import Tensor, described, first_difference
 from varco_runtime.dtypes import FORMATS
 from varco_runtime.errors import BundleError
 
@@ -99,29 +99,16 @@ def check_graph_contract(session: Any, path: Path, expected: dict[str, Tensor]) 
     Raises:
         BundleError: They differ; it names the first tensor that does.
     """
-    tensors = dict(_tensors(session))
-    for name in sorted(expected.keys() | tensors.keys()):
-        want, got = expected.get(name), tensors.get(name)
-        if want is None or got is None or not _fits(got, want):
-            raise BundleError(
-                f"{path} has {_described(name, got)}, expected {_described(name, want)} by the manifest. Export the "
-                "bundle again."
-            )
+    difference = first_difference(dict(_tensors(session)), expected)
+    if difference is not None:
+        name, got, want = difference
+        raise BundleError(
+            f"{path} has {described(name, got, 'the ')}, expected {described(name, want, 'the ')} by the manifest. "
+            "Export the bundle again."
+        )
 
 
 def _tensors(session: Any) -> Iterator[tuple[str, Tensor]]:
     for values, is_input in ((session.get_inputs(), True), (session.get_outputs(), False)):
         for value in values:
             yield value.name, Tensor(_TYPES.get(value.type, value.type), tuple(value.shape), is_input)
-
-
-def _fits(got: Tensor, want: Tensor) -> bool:
-    """Return whether they are alike; lengths that each run chooses may have any name."""
-    shapes = [tuple("any" if isinstance(length, str) else length for length in part.shape) for part in (got, want)]
-    return shapes[0] == shapes[1] and (got.dtype, got.is_input) == (want.dtype, want.is_input)
-
-
-def _described(name: str, tensor: Tensor | None) -> str:
-    if tensor is None:
-        return f"no {name}"
-    return f"the {'input' if tensor.is_input else 'output'} {name} {tensor}"

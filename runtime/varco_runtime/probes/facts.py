@@ -1,8 +1,8 @@
 """What a bundle says about pictures, prompts, answers and norms, held against what its checkpoint said.
 
 No question would show a wrong end token, a tile grid that is missing, or the row of a token that no probe names. The
-exporter writes down what it read in the checkpoint (`varco_export/checkpoint_facts.py`), and here is what the bundle
-has under the same names.
+exporter writes down what it read in the checkpoint (`varco_export/probes/checkpoint_facts.py`), and here is what the
+bundle has under the same names.
 """
 
 from __future__ import annotations

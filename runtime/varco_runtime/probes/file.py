@@ -88,7 +88,7 @@ class Probes:
     """What a probes file holds.
 
     `vision` and `decoder`: the coarsest number format of each network's weights. `facts`: what the checkpoint says
-    (`probe_facts`). `divergences`: KL from full precision by the option of the export that was changed (`probe_grade`).
+    (`facts.py`). `divergences`: KL from full precision by the option of the export that was changed (`grade.py`).
     """
 
     vision: str

@@ -12,10 +12,10 @@ rounding should leave them, FP8 inputs cut off where a fixed scale ends ("built"
 very model (`file.Noise`). Where a CPU rounds inputs of linears to int8, the same graphs are run once more
 without that (`StopsRounding`): rounding inputs turns differences of 1e-7 into whole steps, and would hide a norm's
 wrong gain. What rounds is judged by itself besides, as far as its own noise lets it. What no question shows is compared
-as facts (`probe_facts`).
+as facts (`facts.py`).
 
 *Are its number formats good enough for the model?* is answered against "exact", by KL divergence and by how often
-another token comes first: a grade, with advice (`probe_grade`), and no verdict.
+another token comes first: a grade, with advice (`grade.py`), and no verdict.
 
 Errors. Features: the largest relative error, root mean square, of three groups of numbers (`digest`). Logits: root mean
 square difference over the exact model's 32 likeliest tokens and 16 fixed ones, over the standard deviation of the exact
@@ -40,7 +40,7 @@ from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import BundleError, ImageError, PromptError, one_line
 from varco_runtime.picture.loading import Picture, load_picture
-from varco_runtime.picture.packing import packing_plan
+from varco_runtime.picture.packing import num_image_tokens, packing_plan
 from varco_runtime.picture.tiles import normalize, tile
 from varco_runtime.probes.digest import digest, digest_error, newline_digest
 from varco_runtime.probes.facts import bundle_facts, differences
@@ -267,13 +267,12 @@ def _answer(probe: Probe, tokens: Any, num_tokens: int, bundle: Bundle, backend:
 
 def _wrong_ids(probe: Probe, bundle: Bundle, probes: Probes, prompter: Prompter) -> int:
     """How many ids of the prompt this runtime would write otherwise."""
-    num_image_tokens = 0
+    num_tokens = 0
     if probe.picture is not None:
-        picture = _load(probes.pictures[probe.picture])
-        num_image_tokens = packing_plan(picture.size_hw, bundle.manifest.image).num_tokens
+        num_tokens = num_image_tokens(_load(probes.pictures[probe.picture]).size_hw, bundle.manifest.image)
     expected = probe.ids[: -probe.num_answer].tolist()
     try:
-        got = prompter.encode([Message("user", probe.prompt, image=probe.picture is not None)], num_image_tokens)
+        got = prompter.encode([Message("user", probe.prompt, image=probe.picture is not None)], num_tokens)
     except PromptError:
         return len(expected)
     return abs(len(got) - len(expected)) + sum(1 for a, b in zip(got, expected, strict=False) if a != b)

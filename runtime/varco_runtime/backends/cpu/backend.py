@@ -20,7 +20,7 @@ from varco_runtime.backends.prompt_runs import check_length, prompt_runs
 from varco_runtime.backends.token_checks import image_rows_before
 from varco_runtime.bundle.graph_contract import SILENT, check_graph_contract, graph_contract
 from varco_runtime.bundle.graph_nodes import unrounded
-from varco_runtime.bundle.manifest import Component
+from varco_runtime.bundle.manifest import Component, cache_names
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array
 from varco_runtime.errors import BackendError, first_line
@@ -135,9 +135,8 @@ class OnnxRuntimeBackend:
         model, dtype = self._model, self._decoder_type
         shape = (1, model.num_key_value_heads, self._max_context, model.head_dim)
         value = self._ort.OrtValue.ortvalue_from_numpy
-        names = [f"{layer}.{kind}" for layer in range(model.num_layers) for kind in ("key", "value")]
         # np.zeros maps its pages when they are first written: a short context costs no memory for a long one.
-        self._cache_arrays = {name: np.zeros(shape, dtype=dtype) for name in names}
+        self._cache_arrays = {name: np.zeros(shape, dtype=dtype) for name in cache_names(model.num_layers)}
         self._caches = {name: value(array) for name, array in self._cache_arrays.items()}
         self._seqlens_k = np.zeros(1, dtype=np.int32)
         self._total_length = np.zeros((), dtype=np.int32)
@@ -262,8 +261,7 @@ class OnnxRuntimeBackend:
 
     @property
     def prefix_bytes_per_position(self) -> int:
-        model = self._model
-        return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * self._decoder_type.itemsize
+        return self._bundle.manifest.kv_bytes_per_token
 
     def copy_prefix(self, num_positions: int) -> Array:
         """`[2 * layers, key/value heads, num_positions, head_dim]`, key and value of each layer in turn."""

@@ -19,7 +19,7 @@ from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
 from varco_runtime.backends.tensorrt.kernel_cache import KernelCache
 from varco_runtime.backends.tensorrt.library import PRODUCTS, error_log, import_builder, reason_of
 from varco_runtime.bundle.manifest import EngineFacts
-from varco_runtime.bundle.tensor import Tensor
+from varco_runtime.bundle.tensor import Tensor, described, first_difference
 from varco_runtime.dtypes import ITEM_BYTES
 from varco_runtime.errors import BackendError, BundleError
 
@@ -86,13 +86,13 @@ class Engine:
     def check(self, expected: dict[str, Tensor]) -> None:
         """Compare names, types, shapes and places with the contract. Raises `BundleError` naming the first tensor."""
         found = {name: self._tensor(name) for name in self._names()}
-        for name in sorted(expected.keys() | found.keys()):
-            want, got = expected.get(name), found.get(name)
-            if want is None or got is None or not _fits(got, want):
-                raise BundleError(
-                    f"{self.file} has {_described(name, got)}, expected {_described(name, want)}. "
-                    "Build the engines again with: varco engines BUNDLE"
-                )
+        difference = first_difference(found, expected)
+        if difference is not None:
+            name, got, want = difference
+            raise BundleError(
+                f"{self.file} has {described(name, got)}, expected {described(name, want)}. "
+                "Build the engines again with: varco engines BUNDLE"
+            )
         self.tensors = expected
         for name in expected:
             self._check_alias(name)
@@ -226,16 +226,3 @@ class ExecutionContext:
 
     def release(self) -> None:
         self._context = None
-
-
-def _fits(got: Tensor, want: Tensor) -> bool:
-    same_lengths = len(got.shape) == len(want.shape) and all(
-        g == "any" if isinstance(w, str) else g == w for g, w in zip(got.shape, want.shape, strict=True)
-    )
-    return same_lengths and got.dtype == want.dtype and got.is_input == want.is_input
-
-
-def _described(name: str, tensor: Tensor | None) -> str:
-    if tensor is None:
-        return f"no {name}"
-    return f"{'input' if tensor.is_input else 'output'} {name} {tensor}"
