@@ -35,7 +35,7 @@ from varco_runtime.probes.digest import digest, newline_digest
 from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Noise, Probe, ProbePicture, Probes, kept_ids, to_json
 from varco_runtime.probes.grade import AS_EXPORTED
 from varco_runtime.probes.replay import Scored, divergence, logit_error
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.prompter import IMAGE, Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 PROBES_BELOW_PARAMETERS = 10**9
@@ -118,7 +118,7 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
     asked = []
     for question in questions(drawn):
         num_tokens = 0 if question.picture is None else counts[question.picture]
-        message = Message("user", question.prompt, image=question.picture is not None)
+        message = Message("user", question.prompt if question.picture is None else (IMAGE, question.prompt))
         prompt_ids = prompter.encode([message], num_tokens)
         answer_ids = [*encode_answer(question.answer, tokenizer), manifest.generation.eos_token_ids[0]]
         ids = np.array(prompt_ids + answer_ids[:MAX_ANSWER_TOKENS], np.int32)

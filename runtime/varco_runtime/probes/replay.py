@@ -58,7 +58,7 @@ from varco_runtime.probes.limits import (
     TIGHT_FEATURE_LIMIT,
     TIGHT_LOGIT_LIMIT,
 )
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.prompter import IMAGE, Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 NUM_STEPS = 8
@@ -272,7 +272,7 @@ def _wrong_ids(probe: Probe, bundle: Bundle, probes: Probes, prompter: Prompter)
         num_tokens = num_image_tokens(_load(probes.pictures[probe.picture]).size_hw, bundle.manifest.image)
     expected = probe.ids[: -probe.num_answer].tolist()
     try:
-        got = prompter.encode([Message("user", probe.prompt, image=probe.picture is not None)], num_tokens)
+        got = prompter.encode([Message("user", probe.prompt if probe.picture is None else (IMAGE, probe.prompt))], num_tokens)
     except PromptError:
         return len(expected)
     return abs(len(got) - len(expected)) + sum(1 for a, b in zip(got, expected, strict=False) if a != b)
