@@ -7,6 +7,12 @@ from typing import Protocol
 
 from PIL import Image
 
+from varco_runtime.errors import VideoError
+
+
+class FramesDifferError(VideoError):
+    """A frame did not come where its packet said, and the reader has counted its frames anew: choose again."""
+
 
 class Reader(Protocol):
     """A video that is open."""
@@ -20,4 +26,8 @@ class Reader(Protocol):
         """When each is shown, in seconds after the first one, rising; None where the video does not say."""
 
     def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
-        """Yield the frames of these numbers, which rise: upright, mode "RGB"."""
+        """Yield the frames of these numbers, which rise: upright, mode "RGB".
+
+        Raises:
+            FramesDifferError: One does not come; `num_frames` and `times_s` are other ones from now on.
+        """

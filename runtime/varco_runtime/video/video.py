@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import numpy.typing as npt
 
 from varco_runtime.errors import VideoError
 from varco_runtime.video.array import ArrayReader
+from varco_runtime.video.budget import Budget
 from varco_runtime.video.choice import choose_frames
-from varco_runtime.video.reader import Reader
+from varco_runtime.video.opening import opened_file, opened_path
+from varco_runtime.video.reader import FramesDifferError, Reader
 from varco_runtime.video.tiles import VideoTiles, digest_of, squash
 
 VideoSource: TypeAlias = "str | os.PathLike[Any] | bytes | bytearray | memoryview | BinaryIO | npt.NDArray[np.uint8]"
@@ -68,18 +71,33 @@ class Video:
         """
         if self._seen is None or self._seen[0] != edge:
             with self._opened() as reader:
-                self._seen = edge, _tiles(reader, self.frames, self.fps, edge)
+                self._seen = edge, self._read(reader, edge)
         return self._seen[1]
+
+    def _read(self, reader: Reader, edge: int) -> VideoTiles:
+        try:
+            return _tiles(reader, self.frames, self.fps, edge)
+        except FramesDifferError:
+            return _tiles(reader, self.frames, self.fps, edge)
 
     @contextmanager
     def _opened(self) -> Iterator[Reader]:
-        if isinstance(self.source, np.ndarray):
-            yield ArrayReader(self.source)
-            return
-        raise VideoError(
-            f"a video cannot be made of a {type(self.source).__name__}. Expected the path of a video file or of a"
-            " folder of frames, an open binary file, bytes, or a uint8 array [frames, height, width, 3]."
-        )
+        source = self.source
+        if isinstance(source, np.ndarray):
+            yield ArrayReader(source)
+        elif isinstance(source, (str, os.PathLike)):
+            path = os.fsdecode(source)
+            with opened_path(path, Budget(repr(path), self.decode_limit_s)) as reader:
+                yield reader
+        elif isinstance(source, (bytes, bytearray, memoryview)):
+            yield opened_file(io.BytesIO(source), Budget("the video", self.decode_limit_s))
+        elif hasattr(source, "read") and hasattr(source, "seek"):
+            yield opened_file(source, Budget("the video", self.decode_limit_s))
+        else:
+            raise VideoError(
+                f"a video cannot be made of a {type(source).__name__}. Expected the path of a video file or of a folder"
+                " of frames, an open binary file, bytes, or a uint8 array [frames, height, width, 3]."
+            )
 
 
 def _tiles(reader: Reader, frames: int, fps: float | None, edge: int) -> VideoTiles:
