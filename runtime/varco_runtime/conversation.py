@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from varco_runtime.errors import ImageError, PromptError, UsageError
 from varco_runtime.picture.loading import Picture, Source, load_picture
 from varco_runtime.picture.media import Clip, Medium, tilings
 from varco_runtime.prompt.prompter import IMAGE, VIDEO, Message
+from varco_runtime.prompt.tokenizer import check_encodable
+from varco_runtime.video.video import Video
 
-Shown: TypeAlias = "Source | Clip"
+Shown: TypeAlias = "Source | Clip | Video"
 """One picture or video."""
 Asked: TypeAlias = "Shown | Sequence[Shown] | None"
 """What a question is about: nothing, one medium or several; without a prompt, a `str` among several is text."""
@@ -58,11 +60,14 @@ def user_turn(asked: Asked, prompt: str | None, tile_px: int) -> Turn:
 
     Raises:
         ImageError: A picture or a video cannot be opened, or the list is empty.
-        UsageError: There is neither a prompt nor a list of parts, or a text in the list names a file.
+        PromptError: There is neither a prompt nor a list of parts.
+        UsageError: The list holds no text, or a text that names a file.
     """
-    if prompt is None:
+    if prompt is None and isinstance(asked, (list, tuple)):
         return Turn("user", _mixed_parts(asked, tile_px))
-    return Turn("user", (*load_media(asked, tile_px), prompt))
+    text = cast("str", prompt)
+    check_encodable(text)  # refuses what is no text
+    return Turn("user", (*load_media(asked, tile_px), text))
 
 
 def load_media(asked: Asked, tile_px: int) -> tuple[Picture | Clip, ...]:
@@ -78,17 +83,13 @@ def load_media(asked: Asked, tile_px: int) -> tuple[Picture | Clip, ...]:
     if asked is None:
         return ()
     if not isinstance(asked, (list, tuple)):
-        return (_load(asked, tile_px),)
+        return (_load(cast("Shown", asked), tile_px),)
     if not asked:
         raise ImageError("The list of pictures is empty. Give at least one, or None to ask without a picture.")
     return tuple(_load(one, tile_px) for one in asked)
 
 
-def _mixed_parts(asked: Asked, tile_px: int) -> tuple[Part, ...]:
-    if not isinstance(asked, (list, tuple)):
-        raise UsageError(
-            "There is no prompt. Expected ask(image, prompt), or one list of texts and pictures in their order."
-        )
+def _mixed_parts(asked: Sequence[Shown], tile_px: int) -> tuple[Part, ...]:
     if not any(isinstance(part, str) for part in asked):
         raise UsageError("The list holds no text. Give a prompt behind it, or a text in it.")
     for part in asked:
@@ -110,6 +111,10 @@ def _names_file(text: str) -> bool:
 def _load(one: Shown, tile_px: int) -> Picture | Clip:
     if isinstance(one, Clip):
         return one
+    if isinstance(one, Video):
+        seen = one.tiles(tile_px)
+        width, height = seen.size
+        return Clip(seen.tiles, seen.frames, seen.times_s, width, height, seen.digest)
     if isinstance(one, np.ndarray) and one.ndim == 4:
         raise ImageError(
             f"The array is {one.dtype} {list(one.shape)}, expected uint8 [height, width, 3]. For the frames of a video "
@@ -148,6 +153,7 @@ def media_of(turns: Sequence[Turn], tiling: str, untrained: bool, manifest: Mani
         plural = "" if facts.max_images == 1 else "s"
         raise ImageError(
             f"The conversation shows {num_images} pictures, this model was trained with {facts.max_images} "
-            f"picture{plural} at a time. Ask about fewer, or try it nevertheless with untrained=True (--untrained)."
+            f"picture{plural} at a time. Ask about fewer, or try it nevertheless: untrained=True, or varco run "
+            "--untrained."
         )
     return media

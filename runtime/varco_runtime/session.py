@@ -117,7 +117,9 @@ class Session:
         media = media_of(turns, tiling, untrained, manifest)
         counts = [num_medium_tokens(medium, manifest.image) for medium in media]
         encoded = self.prompter.encode_media([turn.message for turn in turns], counts)
-        places = [place for medium, start in zip(media, encoded.starts, strict=True) for place in self._places(medium, start)]
+        places = [
+            place for medium, start in zip(media, encoded.starts, strict=True) for place in self._places(medium, start)
+        ]
         return Prompt(encoded.ids, media, tuple(sorted(places, key=lambda place: place.span.start)))
 
     def _places(self, medium: Medium, start: int) -> Iterator[Place]:

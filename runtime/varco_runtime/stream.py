@@ -15,8 +15,8 @@ from varco_runtime.generation.loop import Decoding, generate_tokens
 from varco_runtime.generation.sampling import Sampler
 from varco_runtime.generation.speculation import Drafter
 from varco_runtime.generation.transcript import Transcript
-from varco_runtime.options import AnswerSettings, Options, answer_settings, check_names
 from varco_runtime.media_encoder import VisionTimes
+from varco_runtime.options import AnswerSettings, Options, answer_settings, check_names
 from varco_runtime.session import Prefilled, Prompt, Session
 
 

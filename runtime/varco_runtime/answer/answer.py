@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import UsageError
 from varco_runtime.markup.regions import Region
-from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.picture.loading import Picture
 from varco_runtime.picture.media import Clip, Medium
 from varco_runtime.picture.packing import num_medium_tokens
@@ -88,7 +88,8 @@ class Shown:
         num_tiles: How many tiles were made of it; of a video, how many frames.
         num_tokens: How many image tokens.
         picture: The picture; None for a video.
-        times_s: When the frames of a video are shown, in seconds; none for a picture.
+        frames: The numbers of a video's frames that were looked at, from 0; none for a picture.
+        times_s: When they are shown, in seconds; None for a picture, and where the video does not say.
     """
 
     kind: str
@@ -96,7 +97,8 @@ class Shown:
     num_tiles: int
     num_tokens: int
     picture: Picture | None = None
-    times_s: tuple[float, ...] = ()
+    frames: tuple[int, ...] = ()
+    times_s: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return its entry in the JSON document's `media`."""
@@ -108,7 +110,8 @@ class Shown:
             "tokens": self.num_tokens,
         }
         if self.kind == "video":
-            entry |= {"frames": self.num_tiles, "times_s": [round(seconds, 6) for seconds in self.times_s]}
+            times_s = None if self.times_s is None else [round(seconds, 6) for seconds in self.times_s]
+            entry |= {"frames": list(self.frames), "times_s": times_s}
         return entry
 
 
@@ -122,7 +125,7 @@ def shown(medium: Medium, settings: ImageSettings) -> Shown:
     source = medium.source
     size, counts = (source.width, source.height), (num_tiles(medium, settings), num_medium_tokens(medium, settings))
     if isinstance(source, Clip):
-        return Shown("video", size, *counts, times_s=source.times_s)
+        return Shown("video", size, *counts, frames=source.frames, times_s=source.times_s)
     return Shown("image", size, *counts, picture=source)
 
 
@@ -207,9 +210,7 @@ class Answer:
 
         return draw(self._chosen("draw", picture).image, self.regions)
 
-    def to_coco(
-        self, image_id: int | str = 0, file_name: str = "", picture: int | None = None
-    ) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str = 0, file_name: str = "", picture: int | None = None) -> list[dict[str, Any]]:
         """Return COCO detection results, one per box.
 
         Args:

@@ -32,14 +32,16 @@ class Clip:
 
     Args:
         tiles: The frames, uint8 `[F, S, S, 3]`, at least one.
-        times_s: When each of them is shown, in seconds.
+        frames: The number of each in the video, from 0.
+        times_s: When each of them is shown, in seconds; None where the video does not say.
         width: The video's width in pixels.
         height: Its height in pixels.
-        digest: The sha256 (hex) of the frames.
+        digest: The sha256 (hex) of the tiles.
     """
 
     tiles: npt.NDArray[np.uint8] = field(repr=False)
-    times_s: tuple[float, ...]
+    frames: tuple[int, ...]
+    times_s: tuple[float, ...] | None
     width: int
     height: int
     digest: str
@@ -48,8 +50,13 @@ class Clip:
         """Return the frames `first` .. `last - 1` as a clip; all of them as it is."""
         if (first, last) == (0, len(self.tiles)):
             return self
-        digest = f"{self.digest}[{first}:{last}]"
-        return replace(self, tiles=self.tiles[first:last], times_s=self.times_s[first:last], digest=digest)
+        return replace(
+            self,
+            tiles=self.tiles[first:last],
+            frames=self.frames[first:last],
+            times_s=None if self.times_s is None else self.times_s[first:last],
+            digest=f"{self.digest}[{first}:{last}]",
+        )
 
 
 @dataclass(frozen=True, slots=True)

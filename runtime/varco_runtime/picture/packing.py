@@ -168,7 +168,9 @@ def media_plan(media: Sequence[Medium], settings: ImageSettings) -> PackingPlan:
     newline_row = sum(plan.newline_row for plan in plans)
     indices, first = [], 0
     for plan in plans:
-        indices.append(np.where(plan.indices == plan.newline_row, np.int32(newline_row), plan.indices + np.int32(first)))
+        indices.append(
+            np.where(plan.indices == plan.newline_row, np.int32(newline_row), plan.indices + np.int32(first))
+        )
         first += plan.newline_row
     weights = np.concatenate([plan.weights for plan in plans])
     return PackingPlan(np.concatenate(indices), weights, plans[-1].grid_hw, newline_row)

@@ -2,9 +2,9 @@
 
     media -> media_tiles -> normalize -> `pixel_values` of the vision tower
 
-One picture becomes a base tile (the whole picture squashed into one square) and a grid of tiles (the picture scaled into
-the best of the checkpoint's resolutions, centred on black): "anyres". One of several becomes one tile, padded to a
-square with gray. Each frame of a video becomes one tile, squashed.
+One picture becomes a base tile (the whole picture squashed into one square) and a grid of tiles (the picture scaled
+into the best of the checkpoint's resolutions, centred on black): "anyres". One of several becomes one tile, padded to
+a square with gray. Each frame of a video becomes one tile, squashed.
 
 Formulas: transformers 5.17, `image_processing_pil_llava_onevision.py`. Sizes are (height, width) throughout, as there.
 """

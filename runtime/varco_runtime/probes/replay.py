@@ -271,8 +271,9 @@ def _wrong_ids(probe: Probe, bundle: Bundle, probes: Probes, prompter: Prompter)
     if probe.picture is not None:
         num_tokens = num_image_tokens(_load(probes.pictures[probe.picture]).size_hw, bundle.manifest.image)
     expected = probe.ids[: -probe.num_answer].tolist()
+    content = probe.prompt if probe.picture is None else (IMAGE, probe.prompt)
     try:
-        got = prompter.encode([Message("user", probe.prompt if probe.picture is None else (IMAGE, probe.prompt))], num_tokens)
+        got = prompter.encode([Message("user", content)], num_tokens)
     except PromptError:
         return len(expected)
     return abs(len(got) - len(expected)) + sum(1 for a, b in zip(got, expected, strict=False) if a != b)

@@ -329,6 +329,7 @@ def _check(messages: Sequence[Message]) -> None:
             f"The prompt has {num_chars:,} characters, expected at most {MAX_PROMPT_CHARS:,}. Shorten it."
         )
 
+
 def _fresh_marks(used: frozenset[str]) -> tuple[str, str]:
     """Return two private-use characters that no text holds."""
     marks = list(islice((chr(code) for codes in _MARKS for code in codes if chr(code) not in used), 2))

@@ -169,7 +169,7 @@ class TensorRtBackend:
         return np.concatenate(rows)
 
     def _embed(self, inputs: PromptInputs, start: int, end: int) -> None:
-        """Embeddings of the positions `start` .. `end`: all looked up, then the media's rows copied over their spans."""
+        """Embeddings of the positions `start` .. `end`: all looked up, then media's rows copied over their spans."""
         media_rows = inputs.rows(start, end)
         token_ids = np.where(media_rows >= 0, 0, inputs.ids[start:end]).astype(np.int64)
         self._check_tokens(int(token_ids.min()), int(token_ids.max()))
