@@ -94,7 +94,7 @@ class MediaOracle(Oracle):
         return Greedy(ids, output.sequences[0, len(ids) :].tolist(), torch.cat(output.logits).numpy())
 
     def written(self, turns: Sequence[Turn], prompt: Prompt) -> list[int]:
-        """The ids that transformers' template and tokenizer give, each placeholder as often as its medium has tokens."""
+        """The ids of transformers' template and tokenizer, each placeholder as often as its medium has tokens."""
         messages = [
             {
                 "role": turn.role,
