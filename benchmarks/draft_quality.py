@@ -113,7 +113,7 @@ def logits_of(varco: Varco, question: Question, token_ids: Sequence[int], way: W
     backend, manifest = varco.backend, varco.bundle.manifest
     assert isinstance(backend, VerifyingBackend), "drafts are for backends that verify several tokens at once"
     session = varco.session
-    prompt = session.prompt([user_turn(question.image, question.prompt, manifest.image.tile_px)])
+    prompt = session.prompt([user_turn(question.image, question.prompt, manifest)])
     ids = np.array(prompt.ids)
     tokens = session.encoder.tokens(prompt.places, VisionTimes())[0] if prompt.places else None
     session.memory.forget_sequence()  # the cache is about to hold something else

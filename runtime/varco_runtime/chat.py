@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from varco_runtime.answer.answer import Answer
-from varco_runtime.conversation import Asked, Turn, user_turn
+from varco_runtime.conversation import Asked, Turn, system_turns, user_turn
 from varco_runtime.errors import UsageError
 from varco_runtime.options import Options
 from varco_runtime.picture.loading import Picture
@@ -35,7 +35,7 @@ class Chat:
         self._session = session
         self._media = tuple(media)
         self._asking = threading.Lock()
-        self._turns: list[Turn] = [] if system is None else [Turn("system", (system,))]
+        self._turns: list[Turn] = system_turns(system)
 
     def ask(self, prompt: str, image: Asked = None, **options: Unpack[Options]) -> Answer:
         """Ask the next question. An error leaves the conversation as it was.
@@ -47,7 +47,8 @@ class Chat:
 
         Raises:
             UsageError: `system` is given, or another option cannot be honoured.
-            ImageError: A picture or video cannot be opened, or the bundle does not take so many.
+            ImageError: A picture cannot be opened, or the bundle does not take so many.
+            VideoError: A video cannot be opened, or the bundle takes none.
             PromptError: The prompt cannot be encoded.
             ContextError: The conversation leaves no room for an answer.
         """
@@ -55,11 +56,10 @@ class Chat:
             raise UsageError("A conversation's system message is set once. Give it to chat(image, system=...).")
         with self._asking:
             is_first = not any(turn.role == "user" for turn in self._turns)
-            tile_px = self._session.bundle.manifest.image.tile_px
             turns: list[Turn] = []
 
             def load() -> list[Turn]:
-                question = user_turn(image, prompt, tile_px)
+                question = user_turn(image, prompt, self._session.bundle.manifest)
                 parts = (*(self._media if is_first else ()), *question.parts)
                 turns.extend([*self._turns, Turn("user", parts)])
                 return turns

@@ -10,7 +10,7 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from varco_runtime.bundle.manifest import Manifest
-from varco_runtime.errors import ImageError, PromptError, UsageError
+from varco_runtime.errors import ImageError, UsageError, VideoError
 from varco_runtime.picture.loading import Picture, Source, load_picture
 from varco_runtime.picture.media import Clip, Medium, tilings
 from varco_runtime.prompt.prompter import IMAGE, VIDEO, Message
@@ -50,46 +50,60 @@ class Turn:
         return tuple(part for part in self.parts if not isinstance(part, str))
 
 
-def user_turn(asked: Asked, prompt: str | None, tile_px: int) -> Turn:
+def system_turns(text: str | None) -> list[Turn]:
+    """Return the turn of a system message, none for None.
+
+    Raises:
+        PromptError: It is no text.
+    """
+    if text is None:
+        return []
+    check_encodable(text)
+    return [Turn("system", (text,))]
+
+
+def user_turn(asked: Asked, prompt: str | None, manifest: Manifest) -> Turn:
     """Return the user's turn, its pictures and videos loaded.
 
     Args:
         asked: What the question is about. Without a prompt: texts, pictures and videos in their order.
         prompt: The question, behind all media; None if it is among the parts.
-        tile_px: The side of the tiles that a video's frames are squashed to.
+        manifest: What the bundle says about itself: whether it takes videos, and the size of its tiles.
 
     Raises:
-        ImageError: A picture or a video cannot be opened, or the list is empty.
+        ImageError: A picture cannot be opened, or the list is empty.
+        VideoError: A video cannot be opened, or the bundle takes none.
         PromptError: There is neither a prompt nor a list of parts.
         UsageError: The list holds no text, or a text that names a file.
     """
     if prompt is None and isinstance(asked, (list, tuple)):
-        return Turn("user", _mixed_parts(asked, tile_px))
+        return Turn("user", _mixed_parts(asked, manifest))
     text = cast("str", prompt)
     check_encodable(text)  # refuses what is no text
-    return Turn("user", (*load_media(asked, tile_px), text))
+    return Turn("user", (*load_media(asked, manifest), text))
 
 
-def load_media(asked: Asked, tile_px: int) -> tuple[Picture | Clip, ...]:
+def load_media(asked: Asked, manifest: Manifest) -> tuple[Picture | Clip, ...]:
     """Return the pictures and videos of a question, loaded; none for None.
 
     Args:
         asked: One, a list of several, or None.
-        tile_px: The side of the tiles that a video's frames are squashed to.
+        manifest: What the bundle says about itself: whether it takes videos, and the size of its tiles.
 
     Raises:
-        ImageError: One of them cannot be opened, or the list is empty.
+        ImageError: A picture cannot be opened, or the list is empty.
+        VideoError: A video cannot be opened, or the bundle takes none.
     """
     if asked is None:
         return ()
     if not isinstance(asked, (list, tuple)):
-        return (_load(cast("Shown", asked), tile_px),)
+        return (_load(cast("Shown", asked), manifest),)
     if not asked:
         raise ImageError("The list of pictures is empty. Give at least one, or None to ask without a picture.")
-    return tuple(_load(one, tile_px) for one in asked)
+    return tuple(_load(one, manifest) for one in asked)
 
 
-def _mixed_parts(asked: Sequence[Shown], tile_px: int) -> tuple[Part, ...]:
+def _mixed_parts(asked: Sequence[Shown], manifest: Manifest) -> tuple[Part, ...]:
     if not any(isinstance(part, str) for part in asked):
         raise UsageError("The list holds no text. Give a prompt behind it, or a text in it.")
     for part in asked:
@@ -98,7 +112,7 @@ def _mixed_parts(asked: Sequence[Shown], tile_px: int) -> tuple[Part, ...]:
                 f"{part!r} is a text in a list without a prompt, and names a file. Expected pathlib.Path({part!r}) for "
                 "the picture, or a prompt behind the list."
             )
-    return tuple(part if isinstance(part, str) else _load(part, tile_px) for part in asked)
+    return tuple(part if isinstance(part, str) else _load(part, manifest) for part in asked)
 
 
 def _names_file(text: str) -> bool:
@@ -108,11 +122,13 @@ def _names_file(text: str) -> bool:
         return False
 
 
-def _load(one: Shown, tile_px: int) -> Picture | Clip:
+def _load(one: Shown, manifest: Manifest) -> Picture | Clip:
+    if isinstance(one, (Clip, Video)):
+        _check_takes_video(manifest)  # before it is decoded
     if isinstance(one, Clip):
         return one
     if isinstance(one, Video):
-        seen = one.tiles(tile_px)
+        seen = one.tiles(manifest.image.tile_px)
         width, height = seen.size
         return Clip(seen.tiles, seen.frames, seen.times_s, width, height, seen.digest)
     if isinstance(one, np.ndarray) and one.ndim == 4:
@@ -121,6 +137,13 @@ def _load(one: Shown, tile_px: int) -> Picture | Clip:
             "give Video(array)."
         )
     return load_picture(one)
+
+
+def _check_takes_video(manifest: Manifest) -> None:
+    facts = manifest.media_facts
+    if facts.video_token is None:
+        reason = facts.no_video or "it has no token for one"
+        raise VideoError(f"This bundle takes no video: {reason}. Expected pictures; give some frames as pictures.")
 
 
 def media_of(turns: Sequence[Turn], tiling: str, untrained: bool, manifest: Manifest) -> tuple[Medium, ...]:
@@ -134,17 +157,16 @@ def media_of(turns: Sequence[Turn], tiling: str, untrained: bool, manifest: Mani
 
     Raises:
         UsageError: The tiling is unknown.
-        ImageError: The bundle takes no video, or not so many pictures.
-        PromptError: A video was made for another bundle, whose tiles have another size.
+        VideoError: The bundle takes no video, or a clip was made for another bundle, whose tiles have another size.
+        ImageError: The bundle takes not so many pictures.
     """
     media = tilings([medium for turn in turns for medium in turn.media], tiling)
     facts, tile_px = manifest.media_facts, manifest.image.tile_px
     clips = [medium.source for medium in media if isinstance(medium.source, Clip)]
-    if clips and facts.video_token is None:
-        raise ImageError(f"This bundle takes no video: {facts.no_video or 'it has no token for one'}.")
     for clip in clips:
+        _check_takes_video(manifest)
         if clip.tiles.shape[1:] != (tile_px, tile_px, 3):
-            raise PromptError(
+            raise VideoError(
                 f"The video's frames are {list(clip.tiles.shape[1:])}, expected [{tile_px}, {tile_px}, 3]. Load it for "
                 "this bundle."
             )

@@ -17,6 +17,7 @@ from varco_runtime.generation.speculation import Drafter
 from varco_runtime.generation.transcript import Transcript
 from varco_runtime.media_encoder import VisionTimes
 from varco_runtime.options import AnswerSettings, Options, answer_settings, check_names
+from varco_runtime.picture.loading import Picture
 from varco_runtime.session import Prefilled, Prompt, Session
 
 
@@ -188,7 +189,7 @@ class Stream:
             plain_text=parsed.plain_text,
             token_ids=tuple(transcript.token_ids),
             regions=parsed.regions,
-            warnings=parsed.warnings,
+            warnings=(*_media_notes(request.prompt), *parsed.warnings),
             finish_reason=transcript.finish_reason or "length",
             usage=Usage(
                 len(request.prompt.ids), request.prompt.num_media_tokens, len(transcript.token_ids), num_cached
@@ -206,3 +207,12 @@ class Stream:
             ),
             media=tuple(shown(medium, self._session.bundle.manifest.image) for medium in request.prompt.media),
         )
+
+
+def _media_notes(prompt: Prompt) -> Iterator[str]:
+    """Yield what was odd in the pictures, a sentence each."""
+    pictures = [medium.source for medium in prompt.media if isinstance(medium.source, Picture)]
+    for number, picture in enumerate(pictures, 1):
+        if picture.is_animated:
+            which = "The picture" if len(pictures) == 1 else f"Picture {number}"
+            yield f"{which} is an animation, of which the first frame was looked at; as a video it is seen whole."

@@ -18,7 +18,7 @@ from varco_runtime.backends.providers import check_provider, open_provider
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.chat import Chat
-from varco_runtime.conversation import Asked, Turn, load_media, user_turn
+from varco_runtime.conversation import Asked, Turn, load_media, system_turns, user_turn
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import ImageError, UsageError
 from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB
@@ -170,7 +170,8 @@ class Varco:
                 than the model was trained for.
 
         Raises:
-            ImageError: A picture or video cannot be opened, or the bundle does not take it.
+            ImageError: A picture cannot be opened, or the bundle does not take so many.
+            VideoError: A video cannot be opened, or the bundle takes none.
             PromptError: The prompt cannot be encoded.
             ContextError: The prompt leaves no room for an answer.
             UsageError: An option cannot be honoured. The model stays usable after each of these.
@@ -191,8 +192,7 @@ class Varco:
         return start_stream(self.session, lambda: self._turns(image, prompt, options.get("system")), options)
 
     def _turns(self, image: Asked, prompt: str | None, system: str | None) -> list[Turn]:
-        turns = [] if system is None else [Turn("system", (system,))]
-        return [*turns, user_turn(image, prompt, self.bundle.manifest.image.tile_px)]
+        return [*system_turns(system), user_turn(image, prompt, self.bundle.manifest)]
 
     def ocr(self, image: Asked, **options: Unpack[Options]) -> Answer:
         """Read the text in a picture and return an answer with regions of kind `text`.
@@ -291,7 +291,7 @@ class Varco:
         Raises:
             ImageError: The picture cannot be opened.
         """
-        return Chat(self.session, load_media(image, self.bundle.manifest.image.tile_px), system)
+        return Chat(self.session, load_media(image, self.bundle.manifest), system)
 
 
 def _need_picture(image: Asked, what: str) -> None:

@@ -158,7 +158,7 @@ rows = pytest.mark.parametrize(
 
 @rows
 def test_image_tokens_are_transformers(row: str, varco: Varco, oracle: MediaOracle) -> None:
-    turn = user_turn(asked(row, varco), "What is this?", varco.bundle.manifest.image.tile_px)
+    turn = user_turn(asked(row, varco), "What is this?", varco.bundle.manifest)
     prompt = varco.session.prompt([turn])
     inputs = oracle.inputs([0], prompt.media, varco)
     wanted = np.concatenate([found for found in oracle.packed(inputs) if found is not None])
@@ -169,7 +169,7 @@ def test_image_tokens_are_transformers(row: str, varco: Varco, oracle: MediaOrac
 
 @rows
 def test_answers_are_transformers(row: str, varco: Varco, oracle: MediaOracle) -> None:
-    turn = user_turn(asked(row, varco), "What is this?", varco.bundle.manifest.image.tile_px)
+    turn = user_turn(asked(row, varco), "What is this?", varco.bundle.manifest)
     prompt = varco.session.prompt([turn])
     ids = list(prompt.ids)
     if varco.bundle.manifest.prompt.image_token_id >= 0:

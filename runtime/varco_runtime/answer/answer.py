@@ -138,7 +138,7 @@ class Answer:
         plain_text: The same without tags and boxes.
         token_ids: The ids that were generated.
         regions: Texts and objects, with offsets into `plain_text` and boxes of 0..1.
-        warnings: What was odd in the markup, a sentence each.
+        warnings: What was odd in the pictures or in the markup, a sentence each.
         finish_reason: `stop`, `length`, `stop_string` or `cancelled`.
         usage: Token counts.
         timings: Seconds.
