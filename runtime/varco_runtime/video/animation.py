@@ -46,19 +46,19 @@ class AnimationReader:
             raise VideoError(str(error)) from None
         delays = gif_delays if self._format.key == "GIF" else webp_delays
         try:
-            self._delays_s = list(delays(data, budget))
+            self._delays_ms = list(delays(data, budget))
         except (struct.error, IndexError):
             raise self._truncated() from None
-        if not self._delays_s:
+        if not self._delays_ms:
             raise VideoError(f"no frame of {budget.name} can be decoded. Expected at least one; save it again.")
 
     @property
     def num_frames(self) -> int:
-        return len(self._delays_s)
+        return len(self._delays_ms)
 
     @property
     def times_s(self) -> Sequence[float]:
-        return [0.0, *itertools.accumulate(self._delays_s[:-1])]
+        return [time_ms / 1000 for time_ms in itertools.accumulate(self._delays_ms[:-1], initial=0)]
 
     def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
         importlib.import_module(f"PIL.{self._format.plugin}")
@@ -103,8 +103,8 @@ class AnimationReader:
         )
 
 
-def gif_delays(data: bytes, budget: Budget) -> Iterator[float]:
-    """Yield how long each frame of a GIF is shown, in seconds.
+def gif_delays(data: bytes, budget: Budget) -> Iterator[int]:
+    """Yield how long each frame of a GIF is shown, in milliseconds.
 
     Raises:
         IndexError: The file ends before its last frame does.
@@ -118,16 +118,18 @@ def gif_delays(data: bytes, budget: Budget) -> Iterator[float]:
         else:
             count += 1
             budget.check_packets(count)
-            yield (_GIF_USUAL if delay < _GIF_SHORTEST else delay) / 100
+            yield 10 * (_GIF_USUAL if delay < _GIF_SHORTEST else delay)
             delay = _GIF_USUAL
             position += 11 + _palette_bytes(data[position + 9])
         while length := data[position]:
             position += 1 + length
         position += 1
+    if position > len(data):  # it ends within its palette; some lack the last byte, which only says that they end
+        raise IndexError
 
 
-def webp_delays(data: bytes, budget: Budget) -> Iterator[float]:
-    """Yield how long each frame of a WebP is shown, in seconds; one that is not animated has one frame.
+def webp_delays(data: bytes, budget: Budget) -> Iterator[int]:
+    """Yield how long each frame of a WebP is shown, in milliseconds; one that is not animated has one frame.
 
     Raises:
         IndexError: The file ends before its last frame does.
@@ -137,7 +139,7 @@ def webp_delays(data: bytes, budget: Budget) -> Iterator[float]:
     if 8 + num_bytes > len(data):
         raise IndexError
     if data[12:16] != b"VP8X" or not data[20] & 2:
-        yield 0.0
+        yield 0
         return
     position, count = 12, 0
     while position < 8 + num_bytes:
@@ -145,7 +147,7 @@ def webp_delays(data: bytes, budget: Budget) -> Iterator[float]:
         if kind == b"ANMF":
             count += 1
             budget.check_packets(count)
-            yield int.from_bytes(data[position + 20 : position + 23], "little") / 1000
+            yield int.from_bytes(data[position + 20 : position + 23], "little")
         position += 8 + size + size % 2
 
 

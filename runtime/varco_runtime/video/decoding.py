@@ -10,6 +10,7 @@ chosen frame does not come, every frame is decoded once to be counted, and the c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any, BinaryIO
 
@@ -47,13 +48,13 @@ class FileReader:
         self._times_s: list[float] | None = []
         with opened(file, budget) as (container, stream):
             index = index_packets(container, stream, budget)
-            self._unit_s = float(stream.time_base)
+            self._time_base: Fraction = stream.time_base
             self._rate = float(stream.average_rate or 0)  # frames per second
             is_sound = index.is_sound(stream.codec_context.has_b_frames)
         self.num_frames = len(index.times)
         if self.num_frames and is_sound:
             self._index = index
-            self._times_s = ((index.times - index.times[0]) * self._unit_s).tolist()
+            self._times_s = self._seconds(index.times.tolist())
         else:
             self.recount()
 
@@ -77,8 +78,11 @@ class FileReader:
         """Return the times of decoded frames; by the stream's rate, where they say none that rise."""
         known = [time for time in times if time is not None]
         if len(known) == len(times) and all(earlier < later for earlier, later in pairwise(known)):
-            return [(time - known[0]) * self._unit_s for time in known]
+            return self._seconds(known)
         return [number / self._rate for number in range(len(times))] if self._rate else None
+
+    def _seconds(self, times: Sequence[int]) -> list[float]:
+        return [(time - times[0]) * self._time_base.numerator / self._time_base.denominator for time in times]
 
     def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
         """Yield the frames of these numbers, which rise: upright, mode "RGB".
