@@ -90,6 +90,11 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for name in _NETWORKS[manifest.device]:
         if name not in manifest.components:
             yield f"it has no {name} network, expected one in a bundle for {manifest.device}"
+    media, prompt = manifest.media_facts, manifest.prompt
+    if (media.video_token is None) is not (media.video_token_id is None):
+        yield f"media.video_token_id is {media.video_token_id}, expected one if there is a video_token, and only then"
+    if media.video_token == prompt.image_token and media.video_token_id != prompt.image_token_id:
+        yield f"media.video_token_id is {media.video_token_id}, expected that of the same prompt.image_token"
     cache_bytes = manifest.kv_bytes_per_token * manifest.max_context
     if cache_bytes > MAX_KV_CACHE_BYTES:
         yield f"a full context takes {cache_bytes} bytes of keys and values, expected at most {MAX_KV_CACHE_BYTES}"
