@@ -182,3 +182,27 @@ def test_answers_are_transformers(row: str, varco: Varco, oracle: MediaOracle) -
     answer = varco.ask(asked(row, varco), "What is this?", max_new_tokens=NUM_TOKENS)
     assert reference.smallest_margin > MARGIN
     assert answer.token_ids == tuple(reference.token_ids)
+
+
+@pytest.mark.full
+def test_a_grid_for_each_is_transformers_flat_list(varco: Varco, oracle: MediaOracle) -> None:
+    """Which counts every picture as a conversation of one."""
+    pictures = [photo(*SIZES[name], seed=seed) for seed, name in enumerate(("small", "tall"))]
+    prompt = varco.session.prompt([user_turn(pictures, "What is this?", varco.bundle.manifest)], "grid")
+    wanted = np.concatenate([oracle.image_tokens(picture) for picture in pictures])
+    got, _ = varco.session.encoder.tokens(prompt.places, VisionTimes())
+    assert relative_error(got, wanted) < 1e-4
+
+
+def test_a_second_picture_in_a_later_turn_gives_transformers_answer(checkpoint: Path, oracle: MediaOracle) -> None:
+    varco = Varco.load(export_bundle(checkpoint, checkpoint.with_name("chat-bundle")), threads=1)
+    first, second = photo(*SIZES["small"]), photo(*SIZES["wide"], seed=1)
+    chat = varco.chat(first)
+    chat.ask("What is this?", max_new_tokens=8)
+    answer = chat.ask("And this?", image=second, max_new_tokens=NUM_TOKENS)
+    turns = chat._turns[:3]
+    prompt = varco.session.prompt(turns)
+    assert prompt.ids == oracle.written(turns, prompt)
+    reference = oracle.continued(oracle.inputs(prompt.ids, prompt.media, varco), NUM_TOKENS)
+    assert reference.smallest_margin > MARGIN
+    assert answer.token_ids == tuple(reference.token_ids)
