@@ -8,11 +8,10 @@ import weakref
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 pytest.importorskip("av", reason="PyAV, the extra `video`, is not installed")
 
-from tests.makers.videos import drawn_video, video_file
+from tests.makers.videos import Frames, drawn_video, video_file
 from varco_runtime import Video
 from varco_runtime.video import decoding
 
@@ -26,7 +25,6 @@ from varco_runtime.video import decoding
 from varco_runtime.video.budget import Budget
 way, path, frames, edge = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 if way == "drop":
-    import PIL.Image
     with open(path, "rb") as file, decoding.opened(file, Budget(path, 600)) as (container, stream):
         for frame in container.decode(stream):
             pass
@@ -42,14 +40,14 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def test_one_frame_is_alive_while_the_next_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = video_file(drawn_video(40, 64, 48), "mp4", "mpeg4", "yuv420p")
 
-    def most_alive(keep: list[Image.Image] | None) -> int:
-        alive: weakref.WeakSet[Image.Image] = weakref.WeakSet()
+    def most_alive(keep: list[Frames] | None) -> int:
+        alive: list[weakref.ref[Frames]] = []
         counts = []
 
-        def counted(frame: object) -> Image.Image:
+        def counted(frame: object) -> Frames:
             image = original(frame)
-            alive.add(image)
-            counts.append(len(alive))
+            alive.append(weakref.ref(image))
+            counts.append(sum(1 for one in alive if one() is not None))
             if keep is not None:
                 keep.append(image)
             return image
