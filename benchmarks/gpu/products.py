@@ -1,0 +1,144 @@
+"""The fourth step: single products at the 14B's widths and in every format, against fp64.
+
+Each is the exporter's own node with the settings of a bundle's sessions, over random weights with scales that differ.
+All outputs must be finite; `SAMPLED` of them are computed in fp64 from the very bytes that the graph reads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+from benchmarks.gpu.model import RandomGraph
+from benchmarks.gpu.process import Tell
+from benchmarks.gpu.tokens import NumbersError
+from varco_export.dialects.cuda import CudaDialect
+from varco_export.dialects.linear import Linear
+from varco_export.precision import Precision
+from varco_export.reading.tensor import Tensor
+from varco_export.writing.graph import DTYPES
+from varco_runtime.backend import MAX_STEP_TOKENS
+from varco_runtime.backends.cuda import backend
+from varco_runtime.backends.cuda.library import load_onnxruntime
+from varco_runtime.backends.cuda.session import Device
+from varco_runtime.errors import ShortageError
+
+Array = np.ndarray[Any, Any]
+WIDTHS = {"14b": (5120, 13824, 1024), "tiny": (640, 1344, 256)}
+"""Of the residual stream, between gate and down, and of keys."""
+ROWS = (1, 5, MAX_STEP_TOKENS, 64, 2953)
+"""Of a step, of drafts, of a prompt and of one with a picture."""
+SMALL_ROWS = (1, MAX_STEP_TOKENS, 64)
+SAMPLED = 256
+FORMATS = [
+    *((weights, "fp16") for weights in ("fp16", "int4", "fp8")),
+    *((weights, "bf16") for weights in ("bf16", "int4")),
+]
+LIMITS = {("int", "fp16"): 0.006, ("int", "bf16"): 0.05, ("float", "fp16"): 0.001, ("float", "bf16"): 0.006}
+"""Root mean square errors relative to the exact products': twice what emulation of the fused kernel finds at 13,824
+features (tests/export/dialects/test_fused_sums.py), and a few roundings for kernels that add up in fp32."""
+
+
+def check_products(folder: Path, shape: str, provider: str, weights: str, compute: str, tell: Tell) -> None:
+    """Tell the error of each product by its shape and number of rows.
+
+    Raises:
+        NumbersError: An error is larger than the format's kernels may have, or an output is not finite.
+    """
+    if provider == "cpu" and (compute == "bf16" or weights == "fp8"):
+        tell(("does_not_apply",), f"the CPU has no kernels for {weights} in {compute}")
+        return
+    hidden, inner, keys = WIDTHS[shape]
+    limit = LIMITS["int" if weights.startswith("int") else "float", compute]
+    tell(("limit",), limit)
+    folder = folder / f"products-{weights}-{compute}"
+    wrong = []
+    for n, k in ((hidden, hidden), (keys, hidden), (inner, hidden), (hidden, inner)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            write_product(folder, weights, compute, n, k)
+            for rows in ROWS if shape == "14b" else SMALL_ROWS:
+                error = product_error(folder, provider, compute, k, rows)
+                tell(("errors", f"{k}x{n}", str(rows)), error)
+                if not error < limit:
+                    wrong.append(f"{rows} x {k} x {n}: {error:.3g}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    if wrong:
+        raise NumbersError(
+            f"Products of {weights} in {compute} are off by more than {limit:g}: {'; '.join(wrong)}. Look at the "
+            "kernels: varco inspect --kernels"
+        )
+
+
+def write_product(folder: Path, weights: str, compute: str, n: int, k: int) -> None:
+    """Write the graph of one product of random weights `[n, k]`, in fp32 outside."""
+    hole = folder / "hole"
+    with hole.open("wb") as file:
+        file.truncate(2 * n * k)
+    weight = Tensor("product.weight", "fp16", (n, k), hole, 0)
+    with _ProductGraph("decoder", folder) as graph:
+        dialect = CudaDialect(graph, Precision(compute, weights, compute))
+        y = dialect.linear(dialect.host_input("x", [1, "rows", k]), Linear("product", (weight,)))
+        graph.node("Cast", [y], output="y", to=DTYPES["fp32"][0])
+        graph.output("y", "fp32", [1, "rows", n])
+        graph.save()
+
+
+class _ProductGraph(RandomGraph):
+    """Random weights with a scale of its own for each block: a kernel that confuses two of them shows."""
+
+    def _scales(self, shape: Any) -> Array:
+        return np.random.default_rng(1).uniform(0.5, 1.5, shape) * self._scale
+
+
+def product_error(folder: Path, provider: str, compute: str, num_features: int, num_rows: int) -> float:
+    """Return the root mean square error of sampled outputs, relative to that of the exact ones; NaN if not finite."""
+    rng = np.random.default_rng(num_rows)
+    x = rng.standard_normal((1, num_rows, num_features), np.float32).astype(DTYPES[compute][1])
+    got = _run(folder, provider, compute, x.astype(np.float32))[0]
+    if not np.isfinite(got).all():
+        return float("nan")
+    chosen = np.sort(rng.choice(got.shape[1], min(SAMPLED, got.shape[1]), replace=False))
+    exact = x[0].astype(np.float64) @ _rows(folder, chosen).T
+    return float(np.sqrt(np.square(got[:, chosen] - exact).mean() / np.square(exact).mean()))
+
+
+def _run(folder: Path, provider: str, compute: str, x: Array) -> Array:
+    ort = load_onnxruntime()[0] if provider == "cuda" else importlib.import_module("onnxruntime")
+    device = Device(ort, provider, 1, ShortageError)
+    session = device.session(
+        folder / "decoder.onnx", backend._provider_options("vision"), backend._session_entries(compute)
+    )
+    found: Array = session.run(["y"], {"x": x})[0]
+    return found
+
+
+def _rows(folder: Path, chosen: Array) -> Array:
+    """Return the weights `[chosen, k]` in fp64, as the graph holds them."""
+    graph = onnx.load(folder / "decoder.onnx", load_external_data=False).graph
+    tensors = {tensor.name.removeprefix("product."): tensor for tensor in graph.initializer}
+    if "weight_int4" in tensors:
+        packed = _mapped(folder, tensors["weight_int4"], np.uint8)[chosen]  # [n, blocks, bytes], low nibble first
+        values = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float64) - 8
+        scales = _mapped(folder, tensors["scales"], None)[chosen].astype(np.float64)
+        return np.asarray((values * scales[..., None]).reshape(len(chosen), -1))
+    if "weight_fp8" in tensors:
+        values = _mapped(folder, tensors["weight_fp8"], ml_dtypes.float8_e4m3fn)[chosen].astype(np.float64)
+        return np.asarray(values * _mapped(folder, tensors["scales"], None)[chosen].astype(np.float64))
+    return np.asarray(_mapped(folder, tensors["weight"], None)[chosen].astype(np.float64))
+
+
+def _mapped(folder: Path, tensor: Any, dtype: Any) -> Array:
+    if not tensor.external_data:
+        return onnx.numpy_helper.to_array(tensor)
+    places = {entry.key: entry.value for entry in tensor.external_data}
+    kind = np.dtype(dtype or onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return np.memmap(folder / places["location"], kind, "r", int(places["offset"]), tuple(tensor.dims))
