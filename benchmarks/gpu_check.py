@@ -1,7 +1,7 @@
 """One command at a GPU: is every number right, how fast is it beside the device's limits, and what follows.
 
     python -m benchmarks.gpu_check --out DIR                                     # everything, 8 minutes
-    python -m benchmarks.gpu_check --out DIR --provider-archive provider.tar.xz  # with onnxruntime-gpu out of an archive
+    python -m benchmarks.gpu_check --out DIR --provider-archive provider.tar.xz  # onnxruntime-gpu in an archive
     python -m benchmarks.gpu_check --out DIR --steps pairs small                 # some steps, added to what is there
     python -m benchmarks.gpu_check --out DIR --shape tiny --provider cpu         # tries the script itself
 
@@ -33,7 +33,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [folder for folder in map(str, (ROOT, *(ROOT / name for name in ("cli", "export", "runtime"))))]
+sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "cli", ROOT / "export", ROOT / "runtime")]
 
 from benchmarks.gpu.names import DEFAULT_STEPS, MAX_CONTEXT, STEPS  # noqa: E402 - the checkout is on the path now
 from varco_runtime.errors import VarcoError  # noqa: E402

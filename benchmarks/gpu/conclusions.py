@@ -57,10 +57,11 @@ def explain(aim: dict[str, Any], report: dict[str, Any]) -> Iterator[str]:
     if "kernels" not in found:
         yield "    no kernels were profiled for it"
         return
-    count = sum(row["count"] for row in found["kernels"])
+    rows = found["kernels"]
+    count = sum(row["count"] for row in rows)
     yield (
-        f"    {found['total_ms']:.2f} ms in kernels, {found['gap_ms']:.2f} ms between them; the {len(found['kernels'])} "
+        f"    {found['total_ms']:.2f} ms in kernels, {found['gap_ms']:.2f} ms between them; the {len(rows)} "
         f"largest are launched {count:.0f} times"
     )
-    for row in found["kernels"][:MOST_KERNELS]:
+    for row in rows[:MOST_KERNELS]:
         yield f"    {row['ms']:.3f} ms in {row['count']:.0f} x {row['kernel'][:80]}"

@@ -35,8 +35,9 @@ UNIFORM_STD = {4: 4.6, 8: 73.9}
 """The spread of integers whose bits are all random."""
 PER_WEIGHT = {"int4": 0.5625, "int8": 1.0625, "fp8": 1.0}
 """Bytes of a weight with its share of a scale; of others two."""
-PAIRS, PAIR_LAYERS = "-pairs", 8
-"""Layers of the shape `14b-pairs`: a difference between two of its kind is per layer that of the 14B."""
+PAIRS, PAIR_SIZES = "-pairs", {"num_hidden_layers": 8, "vocab_size": 32_768}
+"""What the shape `14b-pairs` has less of: a difference between two of its kind is per layer that of the 14B, and one
+loads in seconds."""
 FP8_MASK, FP8_STD = 0xB7, 0.32
 """Keeps E4M3 below 1 and away from NaN; the spread of what is left."""
 
@@ -45,8 +46,14 @@ def model_options(shape: str) -> TinyOptions:
     """The checkpoint's sizes, stored in fp16 as the published one is."""
     if shape.startswith("tiny"):
         return TINY
-    layers = {"num_hidden_layers": PAIR_LAYERS} if shape.endswith(PAIRS) else {}
-    return TinyOptions(**{**SHAPES[shape.removesuffix(PAIRS)], **layers, "dtype": "fp16", "sparse": True})
+    fewer = PAIR_SIZES if shape.endswith(PAIRS) else {}
+    return TinyOptions(**{**SHAPES[shape.removesuffix(PAIRS)], **fewer, "dtype": "fp16", "sparse": True})
+
+
+def lacking_kernels(provider: str, *formats: str) -> str | None:
+    """Return why a provider cannot compute in formats; None where it can."""
+    lacking = [one for one in formats if provider == "cpu" and one in ("bf16", "fp8")]
+    return f"the CPU has no kernels for {' or '.join(lacking)}" if lacking else None
 
 
 def loaded_bytes(shape: str, decoder: str) -> int:
@@ -77,9 +84,7 @@ def bundle_path(folder: Path, shape: str, name: str) -> Path:
     return folder / f"{shape}-{name}"
 
 
-def make_bundle(
-    folder: Path, shape: str, decoder: str, max_context: int, name: str = "", **options: object
-) -> Path:
+def make_bundle(folder: Path, shape: str, decoder: str, max_context: int, name: str = "", **options: object) -> Path:
     """Return `bundle_path`, made unless it is there already.
 
     Args:
@@ -101,12 +106,15 @@ def make_bundle(
 
 
 def shared_bytes(bundle: Path) -> int:
-    """Return by how much the weights of a bundle, each in a place of its own, are larger than its data files."""
-    total = 0
-    for path in bundle.glob("*.onnx"):
-        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
-            total += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
-    return max(0, total - sum(path.stat().st_size for path in bundle.glob("*.data")))
+    """Return how much more the weights of a bundle take in places of their own than in its files."""
+    ranges = [
+        tuple(sorted((entry.key, entry.value) for entry in tensor.external_data))
+        for path in bundle.glob("*.onnx")
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        if tensor.external_data
+    ]
+    total, once = (sum(int(dict(one)["length"]) for one in chosen) for chosen in (ranges, set(ranges)))
+    return total - once
 
 
 def make_checkpoint(folder: Path, shape: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.limits import median_s
-from benchmarks.gpu.model import model_options
+from benchmarks.gpu.model import lacking_kernels, model_options
 from benchmarks.gpu.process import Tell, attempt
 from benchmarks.gpu.stages import PICTURES, STEP_TOKENS, TILE_COUNTS, Setup, draft_name, load_model
 from benchmarks.gpu.variants import AGAIN, DEFAULT, VARIANTS, Variant, applied, unknown_entries
@@ -29,8 +29,8 @@ def measure_variant(setup: Setup, variant: Variant, tell: Tell) -> None:
     if setup.provider == "cuda" and (unknown := unknown_entries(variant)):
         tell(("does_not_apply",), f"this onnxruntime does not know {', '.join(unknown)}")
         return
-    if setup.provider == "cpu" and dict(variant.export).get("vision") == "bf16":
-        tell(("does_not_apply",), "the CPU has no kernels for bf16")
+    if reason := lacking_kernels(setup.provider, str(dict(variant.export).get("vision", ""))):
+        tell(("does_not_apply",), reason)
         return
     tell(("layers",), model_options(setup.shape).num_hidden_layers)
     with applied(variant):

@@ -1,7 +1,7 @@
 """transformers on the same device and shape: random weights, sdpa attention, a dynamic and a compiled static cache.
 
-Behind one context, as a compilation takes longest; it, the pictures and their prompts are those of `stages.py`. Whatever fails, by a lack of memory or in
-the compiler, is left out with its reason, and the rest goes on.
+Behind one context, as a compilation takes longest; it, the pictures and their prompts are those of `stages.py`.
+Whatever fails, by a lack of memory or in the compiler, is left out with its reason, and the rest goes on.
 """
 
 from __future__ import annotations

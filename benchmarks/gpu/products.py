@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from benchmarks.gpu.model import RandomGraph
+from benchmarks.gpu.model import RandomGraph, lacking_kernels
 from benchmarks.gpu.process import Tell
 from benchmarks.gpu.tokens import NumbersError
 from varco_export.dialects.cuda import CudaDialect
@@ -28,13 +29,13 @@ from varco_runtime.backends.cuda import backend
 from varco_runtime.backends.cuda.library import load_onnxruntime
 from varco_runtime.backends.cuda.session import Device
 from varco_runtime.errors import ShortageError
+from varco_runtime.system.processor import usable_cores
 
 Array = np.ndarray[Any, Any]
 WIDTHS = {"14b": (5120, 13824, 1024), "tiny": (640, 1344, 256)}
 """Of the residual stream, between gate and down, and of keys."""
-ROWS = (1, 5, MAX_STEP_TOKENS, 64, 2953)
+ROWS = {"14b": (1, 5, MAX_STEP_TOKENS, 64, 2953), "tiny": (1, MAX_STEP_TOKENS, 64)}
 """Of a step, of drafts, of a prompt and of one with a picture."""
-SMALL_ROWS = (1, MAX_STEP_TOKENS, 64)
 SAMPLED = 256
 FORMATS = [
     *((weights, "fp16") for weights in ("fp16", "int4", "fp8")),
@@ -51,8 +52,8 @@ def check_products(folder: Path, shape: str, provider: str, weights: str, comput
     Raises:
         NumbersError: An error is larger than the format's kernels may have, or an output is not finite.
     """
-    if provider == "cpu" and (compute == "bf16" or weights == "fp8"):
-        tell(("does_not_apply",), f"the CPU has no kernels for {weights} in {compute}")
+    if reason := lacking_kernels(provider, weights, compute):
+        tell(("does_not_apply",), reason)
         return
     hidden, inner, keys = WIDTHS[shape]
     limit = LIMITS["int" if weights.startswith("int") else "float", compute]
@@ -64,8 +65,7 @@ def check_products(folder: Path, shape: str, provider: str, weights: str, comput
         folder.mkdir(parents=True)
         try:
             write_product(folder, weights, compute, n, k)
-            for rows in ROWS if shape == "14b" else SMALL_ROWS:
-                error = product_error(folder, provider, compute, k, rows)
+            for rows, error in product_errors(folder, provider, compute, k, ROWS[shape]):
                 tell(("errors", f"{k}x{n}", str(rows)), error)
                 if not error < limit:
                     wrong.append(f"{rows} x {k} x {n}: {error:.3g}")
@@ -99,26 +99,33 @@ class _ProductGraph(RandomGraph):
         return np.random.default_rng(1).uniform(0.5, 1.5, shape) * self._scale
 
 
-def product_error(folder: Path, provider: str, compute: str, num_features: int, num_rows: int) -> float:
-    """Return the root mean square error of sampled outputs, relative to that of the exact ones; NaN if not finite."""
-    rng = np.random.default_rng(num_rows)
-    x = rng.standard_normal((1, num_rows, num_features), np.float32).astype(DTYPES[compute][1])
-    got = _run(folder, provider, compute, x.astype(np.float32))[0]
-    if not np.isfinite(got).all():
-        return float("nan")
-    chosen = np.sort(rng.choice(got.shape[1], min(SAMPLED, got.shape[1]), replace=False))
-    exact = x[0].astype(np.float64) @ _rows(folder, chosen).T
-    return float(np.sqrt(np.square(got[:, chosen] - exact).mean() / np.square(exact).mean()))
+def product_errors(
+    folder: Path, provider: str, compute: str, num_features: int, counts: tuple[int, ...]
+) -> Iterator[tuple[int, float]]:
+    """Yield for each number of rows the root mean square error of sampled outputs, relative to that of the exact ones;
+    NaN where an output is not finite."""
+    session = _session(folder, provider, compute)
+    rng = np.random.default_rng(num_features)
+    inputs = rng.standard_normal((max(counts), num_features), np.float32).astype(DTYPES[compute][1])
+    num_outputs = session.get_outputs()[0].shape[-1]
+    chosen = np.sort(rng.choice(num_outputs, min(SAMPLED, num_outputs), replace=False))
+    exact_rows = _rows(folder, chosen)
+    for count in counts:
+        x = inputs[:count]
+        got: Array = session.run(["y"], {"x": x.astype(np.float32)[None]})[0][0]
+        if not np.isfinite(got).all():
+            yield count, float("nan")
+            continue
+        exact = x.astype(np.float64) @ exact_rows.T
+        yield count, float(np.sqrt(np.square(got[:, chosen] - exact).mean() / np.square(exact).mean()))
 
 
-def _run(folder: Path, provider: str, compute: str, x: Array) -> Array:
+def _session(folder: Path, provider: str, compute: str) -> Any:
+    """Open the graph by the settings of a bundle's sessions."""
     ort = load_onnxruntime()[0] if provider == "cuda" else importlib.import_module("onnxruntime")
-    device = Device(ort, provider, 1, ShortageError)
-    session = device.session(
-        folder / "decoder.onnx", backend._provider_options("vision"), backend._session_entries(compute)
-    )
-    found: Array = session.run(["y"], {"x": x})[0]
-    return found
+    device = Device(ort, provider, usable_cores(), ShortageError)
+    settings = backend._provider_options("vision"), backend._session_entries(compute)
+    return device.session(folder / "decoder.onnx", *settings)
 
 
 def _rows(folder: Path, chosen: Array) -> Array:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu.names import MEASURED, SHAPES
@@ -26,7 +27,7 @@ WORK_BYTES = 8 << 30
 def refuse_missing_packages(provider: str, steps: list[str]) -> None:
     """Refuse a machine without a package that a step needs. Raises `UsageError`."""
     needed = [*PACKAGES, *(name for step in steps for name in PACKAGES_OF_STEPS.get(step, ()))]
-    missing = [name for name in dict.fromkeys(needed) if importlib.util.find_spec(name) is None]
+    missing = [name for name in dict.fromkeys(needed) if name not in sys.modules and find_spec(name) is None]
     if missing:
         advice = "Install them, or give onnxruntime-gpu by --provider-archive" if provider == "cuda" else "Install them"
         raise UsageError(

@@ -50,14 +50,15 @@ class Run:
         started = time.monotonic()
         ends = started + min(LIMIT_S[name], self._left_s())
         parts = parts_of(name, self._options, self.report, ends - started)
+        found = []
         for number, part in enumerate(parts):
+            found.append(at(self.report, part.place))
             self._part(part, ends, "failed" if name in DECIDING else "left_out")
             later = {other.bundle for other in parts[number + 1 :]}
             if part.bundle is not None and part.bundle not in later and not self._options.keep:
                 remove(part.bundle)
-            if name in DECIDING and holds(at(self.report, part.place), "failed"):
+            if name in DECIDING and holds(found[-1], "failed"):
                 break
-        found = [at(self.report, part.place) for part in parts]
         status = "done"
         if any(holds(one, "failed") for one in found):
             status = "failed"

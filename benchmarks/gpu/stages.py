@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.gpu.limits import median_s, prefill_operations, vision_operations
 from benchmarks.gpu.memory_use import MemoryUse
-from benchmarks.gpu.model import make_bundle, model_options, shared_bytes
+from benchmarks.gpu.model import lacking_kernels, make_bundle, model_options, shared_bytes
 from benchmarks.gpu.process import Tell, attempt
 from varco_runtime import Varco
 from varco_runtime.backend import (
@@ -82,6 +82,9 @@ class Setup:
 
 def measure_model(setup: Setup, with_kernels: bool, tell: Tell) -> None:
     """Make the bundle unless it is there, load it, and tell every figure; at last, if asked for, its kernels."""
+    if reason := lacking_kernels(setup.provider, setup.decoder):
+        tell(("does_not_apply",), reason)
+        return
     stages, memory = load_model(setup, tell)
 
     def stage(place: tuple[str, ...], measure: Any, *arguments: Any) -> None:

@@ -50,9 +50,7 @@ def _environment(options: argparse.Namespace, report: dict[str, Any], left_s: fl
 
 
 def _tokens(options: argparse.Namespace, report: dict[str, Any], left_s: float) -> list[Part]:
-    return [
-        Part(("tokens", decoder), check_tokens, (options.folder, options.provider, decoder)) for decoder in FORMATS
-    ]
+    return [Part(("tokens", decoder), check_tokens, (options.folder, options.provider, decoder)) for decoder in FORMATS]
 
 
 def _tests(options: argparse.Namespace, report: dict[str, Any], left_s: float) -> list[Part]:
@@ -79,7 +77,9 @@ def _pairs(options: argparse.Namespace, report: dict[str, Any], left_s: float) -
 def _pair(options: argparse.Namespace, variant: Variant) -> Part:
     shape = _large(options) + PAIRS
     setup = _setup(options, shape, MEASURED[0], variant.bundle, variant.export)
-    return Part(("pairs", variant.name), measure_variant, (setup, variant), bundle_path(setup.folder, shape, setup.name))
+    return Part(
+        ("pairs", variant.name), measure_variant, (setup, variant), bundle_path(setup.folder, shape, setup.name)
+    )
 
 
 def _precisions(options: argparse.Namespace, report: dict[str, Any], left_s: float) -> list[Part]:

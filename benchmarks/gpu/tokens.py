@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from PIL import Image
 
+from benchmarks.gpu.model import lacking_kernels
 from benchmarks.gpu.process import Tell
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.checkpoint.expected_shapes import expected_shapes
@@ -42,8 +43,8 @@ MODEL = TinyOptions(
 )
 FORMATS = ("fp16", "int4", "fp8", "bf16")
 CLOSE_CALL, LEAST_CLEAR = 3.0, 4
-"""Times the largest error of a logit: what two tokens must be apart for none but the first to be right, and how many such
-tokens an answer must have to say anything."""
+"""Times the largest error of a logit: what two tokens must be apart for one of them alone to be right, and how
+many such tokens an answer must have to say anything."""
 NEW_TOKENS, MAX_CONTEXT = 32, 1024
 QUESTION = "What is this?"
 _LINEAR = re.compile(r"language_model\.layers\.\d+\.\w+\.\w+_proj\.weight")
@@ -59,8 +60,8 @@ def check_tokens(folder: Path, provider: str, decoder: str, tell: Tell) -> None:
     Raises:
         NumbersError: A logit is further off than rounding explains, or a token differs that is no close call.
     """
-    if provider == "cpu" and decoder in ("bf16", "fp8"):
-        tell(("does_not_apply",), f"the CPU has no kernels for {decoder}")
+    if reason := lacking_kernels(provider, decoder):
+        tell(("does_not_apply",), reason)
         return
     folder = folder / f"tokens-{decoder}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +73,9 @@ def check_tokens(folder: Path, provider: str, decoder: str, tell: Tell) -> None:
             exact = Varco.load(_export(checkpoint, folder / "exact", device="cpu", decoder="fp32"), provider="cpu")
         else:
             exact = Varco.load(bundle, provider="cpu")
-        compare(Varco.load(bundle, provider=provider), exact, LOGIT_LIMITS["bf16" if decoder == "bf16" else "fp16"], tell)
+        compare(
+            Varco.load(bundle, provider=provider), exact, LOGIT_LIMITS["bf16" if decoder == "bf16" else "fp16"], tell
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -52,7 +52,12 @@ VARIANTS = (
         entries=(("ep.cuda.fpa_intb_gemm", "0"),),
     ),
     Variant("one-band", "do bands of the caches make drafts faster", ("steps",), bands=()),
-    Variant("blocks-of-128", "are blocks of 128 faster than of 32", ("decode", "steps", "prefill"), export=(("block_size", 128),)),
+    Variant(
+        "blocks-of-128",
+        "are blocks of 128 faster than of 32",
+        ("decode", "steps", "prefill"),
+        export=(("block_size", 128),),
+    ),
     Variant("bf16", "what does bf16 cost beside fp16", ("decode", "prefill", "vision"), export=(("vision", "bf16"),)),
     Variant(
         "two-node-gate",
@@ -60,12 +65,20 @@ VARIANTS = (
         ("decode", "prefill"),
         least_gate_group=1 << 30,
     ),
-    Variant("paired-k", "does the paired GEMV help", ("decode", "steps"), entries=(("ep.cuda.fpa_intb_gemv_paired_k", "1"),)),
     Variant(
-        "wave-aware", "does the wave-aware GEMV help", ("decode", "steps"), entries=(("ep.cuda.fpa_intb_gemv_wave_aware", "1"),)
+        "paired-k", "does the paired GEMV help", ("decode", "steps"), entries=(("ep.cuda.fpa_intb_gemv_paired_k", "1"),)
     ),
     Variant(
-        "chunks-of-1024", "do chunks of rows help prompts", ("prefill",), entries=(("ep.cuda.matmul_nbits_m_chunk_size", "1024"),)
+        "wave-aware",
+        "does the wave-aware GEMV help",
+        ("decode", "steps"),
+        entries=(("ep.cuda.fpa_intb_gemv_wave_aware", "1"),),
+    ),
+    Variant(
+        "chunks-of-1024",
+        "do chunks of rows help prompts",
+        ("prefill",),
+        entries=(("ep.cuda.matmul_nbits_m_chunk_size", "1024"),),
     ),
 )
 AGAIN = Variant("default-again", "how far are two runs of one model apart")
@@ -91,6 +104,8 @@ def unknown_entries(variant: Variant) -> list[str]:
 
     onnxruntime ignores a setting of the session that it does not know, without a word.
     """
+    if not variant.entries:
+        return []
     found = importlib.util.find_spec("onnxruntime")
     library = Path(str(found.origin)).parent / PROVIDER_LIBRARY if found is not None else None
     if library is None or not library.is_file():
