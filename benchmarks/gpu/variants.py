@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,14 +25,15 @@ class Variant:
     """What a model differs in from the default.
 
     `question` is what the pair decides, `compared` the figures that decide it, by the beginnings of their places.
-    `entries` are settings of the session, `export` options of the export, `bands` the caches' and `least_gate_group`
-    the dialect's constants of these names; None leaves them as they are.
+    `entries` are settings of the session, `environment` variables that onnxruntime reads, `export` options of the
+    export, `bands` the caches' and `least_gate_group` the dialect's constants of these names; None leaves them.
     """
 
     name: str
     question: str = ""
     compared: tuple[str, ...] = ()
     entries: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
     export: tuple[tuple[str, object], ...] = ()
     bands: tuple[int, ...] | None = None
     least_gate_group: int | None = None
@@ -79,6 +81,7 @@ VARIANTS = (
         "do chunks of rows help prompts",
         ("prefill",),
         entries=(("ep.cuda.matmul_nbits_m_chunk_size", "1024"),),
+        environment=(("ORT_MATMULNBITS_FORCE_CHUNKED", "1"),),  # else from 256 MB of a product's ends on alone
     ),
 )
 AGAIN = Variant("default-again", "how far are two runs of one model apart")
@@ -92,6 +95,7 @@ def applied(variant: Variant) -> Iterator[None]:
         if variant.entries:
             entries = _with(backend._session_entries, dict(variant.entries))
             changes.enter_context(mock.patch.object(backend, "_session_entries", entries))
+        changes.enter_context(mock.patch.dict(os.environ, dict(variant.environment)))
         if variant.bands is not None:
             changes.enter_context(mock.patch.object(cache, "BANDS", variant.bands))
         if variant.least_gate_group is not None:
