@@ -145,7 +145,7 @@ def _rows(folder: Path, chosen: Array) -> Array:
 
 def _mapped(folder: Path, tensor: Any, dtype: Any) -> Array:
     if not tensor.external_data:
-        return onnx.numpy_helper.to_array(tensor)
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
     places = {entry.key: entry.value for entry in tensor.external_data}
     kind = np.dtype(dtype or onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     return np.memmap(folder / places["location"], kind, "r", int(places["offset"]), tuple(tensor.dims))
