@@ -54,12 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from benchmarks.gpu.archive import unpack
-    from benchmarks.gpu.refusals import refuse, refuse_missing_packages
+    from benchmarks.gpu.refusals import refuse, refuse_missing_packages, refuse_provider
 
+    refuse_missing_packages(options)
+    refuse(options)
     if options.provider_archive is not None:
         unpack(options.provider_archive, options.folder / "provider")
-    refuse_missing_packages(options.provider, options.steps)
-    refuse(options)
+    refuse_provider(options.provider)
     from benchmarks.gpu.run import Run  # which imports what was found to be there
 
     run = Run(options)

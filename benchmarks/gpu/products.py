@@ -96,7 +96,7 @@ class _ProductGraph(RandomGraph):
     """Random weights with a scale of its own for each block: a kernel that confuses two of them shows."""
 
     def _scales(self, shape: Any) -> Array:
-        return np.random.default_rng(1).uniform(0.5, 1.5, shape) * self._scale
+        return np.asarray(np.random.default_rng(1).uniform(0.5, 1.5, shape) * self._scale)
 
 
 def product_errors(
@@ -112,7 +112,7 @@ def product_errors(
     exact_rows = _rows(folder, chosen)
     for count in counts:
         x = inputs[:count]
-        got: Array = session.run(["y"], {"x": x.astype(np.float32)[None]})[0][0]
+        got = np.asarray(session.run(["y"], {"x": x.astype(np.float32)[None]})[0][0])
         if not np.isfinite(got).all():
             yield count, float("nan")
             continue

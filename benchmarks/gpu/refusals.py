@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.gpu.names import MEASURED, SHAPES
 from varco_runtime.errors import ShortageError, UsageError
 
-PACKAGES = ("numpy", "PIL", "tokenizers", "jinja2", "typer", "rich", "onnx", "ml_dtypes", "onnxruntime")
+PACKAGES = ("numpy", "PIL", "tokenizers", "jinja2", "typer", "rich", "onnx", "ml_dtypes")
 PACKAGES_OF_STEPS = {"transformers": ("torch", "transformers"), "tests": ("pytest",)}
 DISK_STEPS = {"int4", "pairs", "precisions", "transformers", "small", "operators"}
 PAIR_BUNDLES = 4
@@ -24,16 +24,24 @@ WORK_BYTES = 8 << 30
 """Memory of the GPU beside the weights: caches of the longest context, a prompt's activations, libraries."""
 
 
-def refuse_missing_packages(provider: str, steps: list[str]) -> None:
+def refuse_missing_packages(options: argparse.Namespace) -> None:
     """Refuse a machine without a package that a step needs. Raises `UsageError`."""
-    needed = [*PACKAGES, *(name for step in steps for name in PACKAGES_OF_STEPS.get(step, ()))]
+    provider = [] if options.provider_archive is not None else ["onnxruntime"]
+    needed = [*PACKAGES, *provider, *(name for step in options.steps for name in PACKAGES_OF_STEPS.get(step, ()))]
     missing = [name for name in dict.fromkeys(needed) if name not in sys.modules and find_spec(name) is None]
     if missing:
-        advice = "Install them, or give onnxruntime-gpu by --provider-archive" if provider == "cuda" else "Install them"
         raise UsageError(
-            f"Packages are missing here: {', '.join(missing)}. {advice}; steps that need torch, transformers or pytest "
-            "can be left out with --steps."
+            f"Packages are missing here: {', '.join(missing)}. Install them, or give onnxruntime-gpu by "
+            "--provider-archive; steps that need torch, transformers or pytest can be left out with --steps."
         )
+
+
+def refuse_provider(provider: str) -> None:
+    """Refuse an onnxruntime that is not there or cannot use CUDA. Raises `MissingExtraError` or `BackendError`."""
+    if provider == "cuda":
+        from varco_runtime.backends.cuda.library import load_onnxruntime
+
+        load_onnxruntime()
 
 
 def refuse(options: argparse.Namespace) -> None:
@@ -41,7 +49,7 @@ def refuse(options: argparse.Namespace) -> None:
 
     Raises:
         UsageError: The options ask for what is not there.
-        BackendError: The GPU, its driver or onnxruntime cannot be used.
+        BackendError: The GPU or its driver cannot be used.
         ShortageError: Memory is too small.
     """
     if options.out.exists() and not options.out.is_dir():
@@ -57,11 +65,10 @@ def refuse(options: argparse.Namespace) -> None:
 
 def _refuse_gpu(options: argparse.Namespace) -> None:
     from varco_runtime.backends.cuda.driver import find_gpu
-    from varco_runtime.backends.cuda.library import check_gpu, load_onnxruntime
+    from varco_runtime.backends.cuda.library import check_gpu
 
     gpu = find_gpu()
     check_gpu(gpu)
-    load_onnxruntime()
     from benchmarks.gpu.model import loaded_bytes
 
     large = {"precisions", "transformers"} & set(options.steps)

@@ -49,6 +49,7 @@ def test_no_gpu(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("varco_runtime.backends.cuda.driver._load", none)
     assert "No NVIDIA driver was found" in refused(capfd, tmp_path)
+    assert "No NVIDIA driver was found" in refused(capfd, tmp_path, "--provider-archive", str(tmp_path / "x.tar.xz"))
 
 
 def test_a_driver_that_is_too_old(capfd: pytest.CaptureFixture[str], tmp_path: Path, there: Gpu) -> None:
@@ -65,6 +66,7 @@ def test_a_missing_package(capfd: pytest.CaptureFixture[str], tmp_path: Path, mo
     monkeypatch.setattr(refusals, "PACKAGES", ("numpy", "no_such_package"))
     monkeypatch.setattr(refusals, "PACKAGES_OF_STEPS", {"transformers": ("no_such_peer",)})
     assert refused(capfd, tmp_path).startswith("Packages are missing here: no_such_package, no_such_peer. Install them")
+    assert "give onnxruntime-gpu by --provider-archive" in refused(capfd, tmp_path)
     assert "missing here: no_such_package. " in refused(capfd, tmp_path, "--steps", "environment")
 
 
