@@ -35,7 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "cli", ROOT / "export", ROOT / "runtime")]
 
-from benchmarks.gpu.names import DEFAULT_STEPS, MAX_CONTEXT, STEPS  # noqa: E402 - the checkout is on the path now
+from benchmarks.gpu.names import BUDGET_S, DEFAULT_STEPS, MAX_CONTEXT, STEPS  # noqa: E402 - the checkout is on the path now
 from varco_runtime.errors import VarcoError  # noqa: E402
 
 
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", default="14b", choices=("14b", "tiny"), help="tiny tries the script itself")
     parser.add_argument("--provider", default="cuda", choices=("cuda", "cpu"), help="cpu tries the script itself")
     parser.add_argument("--steps", nargs="+", default=list(DEFAULT_STEPS), choices=STEPS)
-    parser.add_argument("--budget-s", type=float, default=480, help="no step goes on beyond this many seconds")
+    parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="no step goes on beyond this many seconds")
     parser.add_argument(
         "--folder",
         type=Path,

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.gpu.conclusions import conclusions
 from benchmarks.gpu.model import remove
-from benchmarks.gpu.names import DECIDING, LIMIT_S, STEPS
+from benchmarks.gpu.names import BUDGET_S, DECIDING, LIMIT_S, STEPS
 from benchmarks.gpu.process import run_apart
 from benchmarks.gpu.report import at, begun, holds, is_missing, save
 from benchmarks.gpu.steps import Part, parts_of
@@ -48,7 +48,8 @@ class Run:
     def _step(self, name: str) -> bool:
         """Run the parts of a step and note how it ended; return whether it is whole."""
         started = time.monotonic()
-        ends = started + min(LIMIT_S[name], self._left_s())
+        limit_s = LIMIT_S[name] * max(1.0, self._options.budget_s / BUDGET_S)
+        ends = started + min(limit_s, self._left_s())
         parts = parts_of(name, self._options, self.report, ends - started)
         found = []
         for number, part in enumerate(parts):

@@ -48,7 +48,7 @@ def run_on_stubs(stubs: Path, log: Path, *arguments: str) -> subprocess.Complete
 
 def check(stubs: Path, folder: Path, *steps: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     paths = ["--out", str(folder / "out"), "--folder", str(folder / "work")]
-    arguments = ["-m", "benchmarks.gpu_check", "--shape", "tiny", *paths, "--steps", *steps]
+    arguments = ["-m", "benchmarks.gpu_check", "--shape", "tiny", *paths, "--budget-s", "4800", "--steps", *steps]
     done = run_on_stubs(stubs, Path(os.devnull), *arguments)
     return done, json.loads((folder / "out" / "gpu_check.json").read_text())
 
