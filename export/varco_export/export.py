@@ -221,6 +221,7 @@ class _Stages:
             },
             engines=(),
             files=self._files,
+            media=prompts.media,
         )
 
 

@@ -26,6 +26,8 @@ class Options(TypedDict, total=False):
     seed: int | None
     stop: str | tuple[str, ...] | list[str] | None
     speculate: bool
+    tiling: str
+    untrained: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class AnswerSettings:
     stop: tuple[str, ...]
     max_new_tokens: int
     speculate: bool
+    tiling: str = "auto"
+    untrained: bool = False
 
     @property
     def may_draft(self) -> bool:
@@ -70,7 +74,14 @@ def answer_settings(options: Options) -> AnswerSettings:
         raise UsageError(f"max_new_tokens={max_new_tokens!r} is no whole number. Expected at least 1.")
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens} is too few. Expected at least 1.")
-    return AnswerSettings(sampling, stop, max_new_tokens, options.get("speculate", True))
+    return AnswerSettings(
+        sampling,
+        stop,
+        max_new_tokens,
+        options.get("speculate", True),
+        options.get("tiling", "auto"),
+        options.get("untrained", False),
+    )
 
 
 def _sampling(options: Options) -> SamplingSettings:

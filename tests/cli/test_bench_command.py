@@ -87,3 +87,18 @@ def test_a_failed_benchmark_leaves_no_document_and_the_old_one_in_place(
     )
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
     assert out.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--images", "0"), "--images 0 is too few"),
+        (("--frames", "-1"), "--frames -1 is too few"),
+        (("--images", "2", "--frames", "2"), "--images and --frames ask about pictures and about a video"),
+    ],
+)
+def test_pictures_and_frames_that_cannot_be_are_wrong_usage(
+    given: tuple[str, ...], message: str, tiny_bundle: Path, capsys: Captured
+) -> None:
+    assert main(["bench", str(tiny_bundle), *given]) == 2
+    assert message in capsys.readouterr().err

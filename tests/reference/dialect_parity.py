@@ -28,7 +28,7 @@ from varco_runtime.backend import PromptInputs, ShowsFeatures
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
 from varco_runtime.picture.tiles import normalize, tile
-from varco_runtime.prompt.prompter import Message
+from varco_runtime.prompt.prompter import IMAGE, Message
 
 Load = Callable[..., Varco]
 
@@ -85,7 +85,7 @@ def compare(oracle: Oracle, varco: Varco, size: tuple[int, int], limit: float = 
     assert error < limit, f"image tokens differ by {error:.1e}: suspect the packing graph's newline or weights"
 
     question, reference = clear_fixture(oracle, image)
-    ids = varco.session.prompter.encode([Message("user", question, image=True)], len(found.image_tokens))
+    ids = varco.session.prompter.encode([Message("user", (IMAGE, question))], len(found.image_tokens))
     prompt = varco.bundle.manifest.prompt
     all_ids = np.array(ids + reference.token_ids[:-1], dtype=np.int64)
     logits = backend.prefill(PromptInputs(all_ids, prompt.image_token_id, found.packed), 0, len(reference.token_ids))

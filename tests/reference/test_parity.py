@@ -17,7 +17,7 @@ from varco_runtime.backend import PromptInputs
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
 from varco_runtime.picture.tiles import normalize, tile
-from varco_runtime.prompt.prompter import Message
+from varco_runtime.prompt.prompter import IMAGE, Message
 
 # A checkpoint per thing that could go wrong: tied and untied heads, odd head counts, a vocabulary not divisible by 64,
 # half-precision storage, the real 27x27 patches, grids that shrink, both formats.
@@ -137,7 +137,7 @@ def test_every_stage_equals_the_reference(pair: Pair, size: tuple[int, int]) -> 
     assert error < LIMIT, f"image tokens differ by {error:.1e}: suspect unpadding, newlines or the shrink"
 
     question, reference = clear_fixture(oracle, image)
-    ids = varco.session.prompter.encode([Message("user", question, image=True)], len(tokens))
+    ids = varco.session.prompter.encode([Message("user", (IMAGE, question))], len(tokens))
     prompt = varco.bundle.manifest.prompt
     # LLaVA-NeXT's placeholder is no token of the vocabulary; it stands where its twin has <image>.
     image_token_id = oracle.model.config.image_token_id

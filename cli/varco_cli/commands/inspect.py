@@ -229,11 +229,15 @@ def _pictures(manifest: Manifest) -> list[tuple[str, str]]:
     rows, columns = max(side[0] for side in sides), max(side[1] for side in sides)
     shrunk = "never shrunk" if image.max_grid_tiles is None else f"shrunk beyond {image.max_grid_tiles} tiles' worth"
     patches = f"{image.patches_per_side}x{image.patches_per_side} patches of {image.patch_px} px"
+    facts = manifest.media_facts
+    video = f"no: {facts.no_video}" if facts.video_token is None else f"{facts.video_token} (id {facts.video_token_id})"
     return [
         ("tiles", f"{image.tile_px} px, {patches}"),
         ("grids", f"{len(sides)}, up to {rows} rows and {columns} columns of tiles; {shrunk}"),
         ("vision tower", f"{model.vision_layers} layers of width {model.vision_hidden_size:,}"),
         ("normalised with", f"mean {_numbers(image.mean)}, std {_numbers(image.std)}"),
+        ("of a conversation", "as many as fit" if facts.max_images is None else f"{facts.max_images}"),
+        ("videos", video),
     ]
 
 

@@ -32,7 +32,7 @@ def checkpoint_facts(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -
     """
     config = checkpoint.config
     assets = prompts_of(checkpoint.folder, config)
-    facts = settings_facts(config.image, assets.prompt, assets.generation)
+    facts = settings_facts(config.image, assets.prompt, assets.generation, assets.media)
     facts |= text_facts(assets.tokenizer_json, assets.chat_template)
     if manifest.embedding is not None:
         facts["embedding"] = _rows_sha256(checkpoint, manifest.embedding.dtype)

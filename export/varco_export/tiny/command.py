@@ -58,8 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     tied.add_argument("--untied", dest="tie_word_embeddings", action="store_false")
     parser.add_argument("--extra-vision-layer", action="store_true", help="add a last vision layer that never runs")
     parser.add_argument("--tokenizer-files", action="store_true", help="vocab.json and merges.txt, no tokenizer.json")
+    parser.add_argument("--video", action="store_true", help="for several pictures and videos: tokens and template")
     parser.add_argument("--sparse", action="store_true", help="zeros as a hole in the file, which takes no disk")
-    parser.set_defaults(tie_word_embeddings=None, extra_vision_layer=None, tokenizer_files=None, sparse=None)
+    unset = ("tie_word_embeddings", "extra_vision_layer", "tokenizer_files", "sparse", "video")
+    parser.set_defaults(**dict.fromkeys(unset))
     return parser
 
 

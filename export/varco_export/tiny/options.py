@@ -43,6 +43,7 @@ class TinyOptions:
     `max_grid` is (rows, columns) of the largest tile grid. `max_grid_tiles` None writes plain "anyres".
     `extra_vision_layer` adds a layer that never runs (LLaVA-NeXT's 27th). `sparse` writes zeros that take no disk.
     `tokenizer_files` writes vocab.json and merges.txt instead of tokenizer.json.
+    `video` makes a model for several pictures and videos, as llava-hf's, instead of one of VARCO's kind.
     """
 
     seed: int = 0
@@ -71,6 +72,7 @@ class TinyOptions:
     max_position_embeddings: int = 32768
     rope_theta: float = 1e6
     repetition_penalty: float = 1.0
+    video: bool = False
     scales: Scales = field(default_factory=Scales)
 
     def to_config(self) -> ModelConfig:
@@ -109,8 +111,8 @@ class TinyOptions:
                 std=(0.5, 0.5, 0.5),
                 rescale_factor=1 / 255,
             ),
-            image_token_id=token_ids()["<image>"] if self.format == "hf" else None,
-            eos_token_id=(token_ids()["<|im_end|>"],),
+            image_token_id=token_ids(self.video)["<image>"] if self.format == "hf" else None,
+            eos_token_id=(token_ids(self.video)["<|im_end|>"],),
             raw={},
             num_dropped_vision_layers=int(self.extra_vision_layer) if self.format == "hf" else 1,
         )

@@ -41,6 +41,8 @@ class Options:
         bundle: The bundle's folder.
         picture: The picture that is asked about.
         picture_name: Its name, for the document.
+        images: How many copies of it are asked about at a time.
+        frames: The frames of a video that is asked about instead; 0 for none.
         prompt: The question.
         repetitions: How often at most.
         new_tokens: How many tokens an answer has.
@@ -60,6 +62,8 @@ class Options:
     provider: str = "auto"
     threads: int | None = None
     max_context: int | None = None
+    images: int = 1
+    frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ def run(
         measured = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
     budget.reserve(LEAST_SHARE * options.seconds)
     plan = Plan(options.repetitions, options.new_tokens, device, threads)
-    work = Workload(options.picture, options.prompt, bundle.manifest.image)
+    work = Workload.of(options.picture, options.images, options.frames, options.prompt, bundle.manifest.image)
     samples = measure(varco, work, plan, budget, progress)
     if has_packed:
         samples.notes.append("Loading also packed weights for next time: load and peak memory will be less.")
@@ -144,6 +148,8 @@ def run(
         seconds=options.seconds,
         picture=options.picture_name,
         picture_size=(options.picture.width, options.picture.height),
+        copies=options.frames or options.images,
+        is_video=options.frames > 0,
         prompt=options.prompt,
         check_s=check_s,
         other_cores=other_load.cores(),

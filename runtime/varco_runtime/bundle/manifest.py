@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from varco_runtime.bundle.bounds import OneOf, Pattern, Range
-from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, PromptSettings
+from varco_runtime.bundle.settings import (
+    NO_MEDIA_FACTS,
+    GenerationSettings,
+    ImageSettings,
+    MediaSettings,
+    PromptSettings,
+)
 from varco_runtime.dtypes import ITEM_BYTES
 
 FORMAT_VERSION = 2
@@ -139,6 +145,12 @@ class Manifest:
     engines: tuple[EngineFacts, ...]
     files: dict[str, FileFacts]
     probes: str | None = None
+    media: MediaSettings | None = None
+
+    @property
+    def media_facts(self) -> MediaSettings:
+        """Return what the bundle takes beside one picture; one of before this was known takes nothing else."""
+        return NO_MEDIA_FACTS if self.media is None else self.media
 
     @property
     def components(self) -> dict[str, Component]:

@@ -90,6 +90,11 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for name in _NETWORKS[manifest.device]:
         if name not in manifest.components:
             yield f"it has no {name} network, expected one in a bundle for {manifest.device}"
+    media, prompt = manifest.media_facts, manifest.prompt
+    if (media.video_token is None) is not (media.video_token_id is None):
+        yield f"media.video_token_id is {media.video_token_id}, expected one if there is a video_token, and only then"
+    if media.video_token == prompt.image_token and media.video_token_id != prompt.image_token_id:
+        yield f"media.video_token_id is {media.video_token_id}, expected that of the same prompt.image_token"
     cache_bytes = manifest.kv_bytes_per_token * manifest.max_context
     if cache_bytes > MAX_KV_CACHE_BYTES:
         yield f"a full context takes {cache_bytes} bytes of keys and values, expected at most {MAX_KV_CACHE_BYTES}"
@@ -125,6 +130,8 @@ _NETWORKS = {
     "cuda": ("pixels", "packing", "sampling"),
 }
 """What each device needs beside the networks that all have."""
+_LATER = frozenset({"media"})
+"""Keys that bundles of this format version may lack, because earlier exports did not write them."""
 
 
 @functools.cache
@@ -139,11 +146,12 @@ def _from_json(cls: type, value: object, where: str) -> Any:
         raise ValueError(f"{where.rstrip('.')} is {_kind(value)}, expected an object")
     hints = _hints(cls)
     for name in hints:
-        if name not in value:
+        if name not in value and name not in _LATER:
             raise ValueError(f"{where}{name} is missing, expected it there")
     if unknown := set(value) - set(hints):
         raise ValueError(f"{where.rstrip('.') or 'it'} holds {short(min(unknown))}, expected only known keys")
-    return cls(**{name: _convert(hint, value[name], f"{where}{name}") for name, hint in hints.items()})
+    given = {name: hint for name, hint in hints.items() if name in value}
+    return cls(**{name: _convert(hint, value[name], f"{where}{name}") for name, hint in given.items()})
 
 
 def _convert(hint: Any, value: Any, where: str, bound: Range | OneOf | Pattern | None = None) -> Any:

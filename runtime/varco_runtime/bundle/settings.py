@@ -67,6 +67,27 @@ class PromptSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaSettings:
+    """What a checkpoint takes beside one picture. A bundle of before this was known has none of it.
+
+    Args:
+        max_images: The most pictures of a conversation that it was trained for; None: as many as fit.
+        video_token: The placeholder text that stands for a video, which may be that of a picture; None: no video.
+        video_token_id: The id repeated once per token of a video; None: no video.
+        no_video: Why it takes no video, as the end of a sentence; None where it does.
+    """
+
+    max_images: Annotated[int, Range(1, 1 << 10)] | None
+    video_token: str | None
+    video_token_id: Annotated[int, Range(-(1 << 22), 1 << 22)] | None
+    no_video: str | None
+
+
+NO_MEDIA_FACTS = MediaSettings(1, None, None, "its export did not look for videos; export the checkpoint again")
+"""One picture and no video: what holds for a bundle without such facts."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationSettings:
     """The checkpoint's generation_config, as far as it matters with sampling off.
 
