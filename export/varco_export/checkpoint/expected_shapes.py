@@ -45,7 +45,10 @@ def _text_shapes(text: TextConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}.input_layernorm.weight"] = (width,)
         for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
             shapes[f"{layer}.self_attn.{name}.weight"] = (rows, width)
-            shapes[f"{layer}.self_attn.{name}.bias"] = (rows,)
+            if text.qkv_bias:
+                shapes[f"{layer}.self_attn.{name}.bias"] = (rows,)
+        if text.qk_norm:
+            shapes[f"{layer}.self_attn.q_norm.weight"] = shapes[f"{layer}.self_attn.k_norm.weight"] = (text.head_dim,)
         shapes[f"{layer}.self_attn.o_proj.weight"] = (width, queries)
         shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
         shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, width)
