@@ -3,7 +3,8 @@
 This is a second description of the network, on purpose. The probes that come out of it judge the exporter's graphs; a
 reference made from the same description (`vision.py`, `decoder.py`) would repeat its mistakes and confirm them. What
 it shares with the rest is reading tensors and the runtime's tiles and packing plan, which transformers checks in tests,
-as it checks this file. Source: transformers `modeling_siglip.py`, `modeling_llava_onevision.py`, `modeling_qwen2.py`.
+as it checks this file. Source: transformers `modeling_siglip.py`, `modeling_llava_onevision.py`, `modeling_qwen2.py`,
+`modeling_qwen3.py`.
 
 All sequences go through a layer together, so that every weight is read, and rounded, once for all streams of
 activations. There are up to four:
@@ -205,9 +206,15 @@ class ReferencePass:
         projected = {}
         for part in "qkv":
             projected[part] = self._linears(normed, f"{layer}.self_attn.{part}_proj")
-            bias = self._vector(f"{layer}.self_attn.{part}_proj.bias")
-            for y in projected[part].values():
-                y += bias
+            if config.qkv_bias:
+                bias = self._vector(f"{layer}.self_attn.{part}_proj.bias")
+                for y in projected[part].values():
+                    y += bias
+            if config.qk_norm and part != "v":
+                norm = self._vector(f"{layer}.self_attn.{part}_norm.weight")
+                for y in projected[part].values():
+                    heads = y.reshape(len(y), -1, config.head_dim)
+                    heads[:] = rms_norm(heads, norm, config.rms_norm_eps)
         attended = {}
         for name in streams:
             q, k, v = (projected[part].pop(name) for part in "qkv")
