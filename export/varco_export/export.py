@@ -19,7 +19,7 @@ from varco_export.networks.pixels import emit_pixels
 from varco_export.networks.projector import emit_projector
 from varco_export.networks.sampling import emit_sampling
 from varco_export.networks.vision import emit_vision
-from varco_export.options import ExportOptions, Plan, check_options, make_plan
+from varco_export.options import ExportOptions, Plan, check_options, image_settings, make_plan
 from varco_export.precision import GPU_DEVICES, INTEGERS_IN_BF16, Precision, loses_sums
 from varco_export.probes.make import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.progress import SILENT, Progress
@@ -29,6 +29,7 @@ from varco_export.writing.whole_folder import whole_folder
 from varco_runtime import __version__
 from varco_runtime.bundle.manifest import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts
 from varco_runtime.bundle.opening import write_manifest
+from varco_runtime.bundle.settings import ImageSettings
 
 __all__ = ["ExportOptions", "export"]
 
@@ -68,7 +69,8 @@ def export(
         embedding = stages.write_embedding()
         language = stages.write_language_networks()
         checkpoint.finish()
-        manifest = stages.make_manifest(prompts, vision | language, embedding)
+        image = image_settings(options, checkpoint.config, prompts.prompt.markup_tokens)
+        manifest = stages.make_manifest(prompts, vision | language, embedding, image)
         automatic = checkpoint.num_parameters < PROBES_BELOW_PARAMETERS
         if automatic if options.probes is None else options.probes:
             manifest = write_probes(checkpoint, folder, manifest, progress)
@@ -190,7 +192,7 @@ class _Stages:
         return Embedding(name, dtype, rows.shape[0] + 1, rows.shape[1])
 
     def make_manifest(
-        self, prompts: PromptAssets, networks: dict[str, Component], embedding: Embedding | None
+        self, prompts: PromptAssets, networks: dict[str, Component], embedding: Embedding | None, image: ImageSettings
     ) -> Manifest:
         """Return what `bundle.json` is to say of the files written so far."""
         provenance, plan = self._checkpoint.provenance, self._plan
@@ -200,7 +202,7 @@ class _Stages:
             model=_model_facts(self._checkpoint),
             device=plan.device,
             max_context=plan.max_context,
-            image=self._config.image,
+            image=image,
             prompt=prompts.prompt,
             generation=prompts.generation,
             vision=networks["vision"],

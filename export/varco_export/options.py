@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.config.model_config import ModelConfig
+from varco_export.config.tiling import MAX_GRID_TILES, preset_tiling
 from varco_export.dialects.cuda import CudaDialect, HostRowsCudaDialect
 from varco_export.dialects.dialect import Dialect
 from varco_export.dialects.onnxruntime import OnnxRuntimeDialect
@@ -20,10 +23,17 @@ from varco_export.precision import (
     vision_precision,
 )
 from varco_export.writing.graph import OPSET
+from varco_runtime.bundle.settings import MAX_LONG_SIDE_PX, ImageSettings
 from varco_runtime.errors import ExportError, UsageError
+from varco_runtime.markup.questions import OCR_PROMPT
 
 DEFAULT_MAX_CONTEXT = 10_240
 """The largest picture is 8,829 image tokens; prompt and 1,024 new tokens fit beside it."""
+
+MAX_CONTEXT_OF_16 = 16_384
+"""The same for 16 tiles, whose largest picture is 15,000 image tokens."""
+OCR_LONG_SIDE_PX = 2304
+"""What the card of VARCO-VISION-2.0-1.7B-OCR scales pictures up to."""
 
 DIALECTS: dict[str, tuple[type[Dialect], int]] = {
     "cpu": (OnnxRuntimeDialect, OPSET),
@@ -56,6 +66,9 @@ class ExportOptions:
             quantized apart.
         probes: Whether the bundle gets acceptance probes; None is yes below a billion parameters.
         embedding: Where the token rows lie: `device`, `host`, or `auto`, which is the device's memory on a GPU.
+        max_grid_tiles: A tiling preset of `MAX_GRID_TILES`; None is the checkpoint's own tiling.
+        ocr_long_side: Pixels to which the long side of a smaller picture is scaled up before its text is read, 0 for
+            none; None is 2304 for a Qwen3 language model with the markup, 0 else.
     """
 
     device: str = "cpu"
@@ -69,6 +82,8 @@ class ExportOptions:
     vision_from: str | None = None
     probes: bool | None = None
     embedding: str = "auto"
+    max_grid_tiles: int | None = None
+    ocr_long_side: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +121,16 @@ def check_options(options: ExportOptions) -> None:
     else:
         check_decoder_options(*asked, options.device)
         vision_precision(options.vision)
+    if options.max_grid_tiles is not None and options.max_grid_tiles not in MAX_GRID_TILES:
+        raise UsageError(
+            f"--max-grid-tiles {options.max_grid_tiles} is no preset. Expected one of: "
+            f"{', '.join(map(str, MAX_GRID_TILES))}; leave it out for the checkpoint's own tiling."
+        )
+    if options.ocr_long_side is not None and not 0 <= options.ocr_long_side <= MAX_LONG_SIDE_PX:
+        raise UsageError(
+            f"--ocr-long-side {options.ocr_long_side} is out of range. Expected pixels, at most {MAX_LONG_SIDE_PX}, or "
+            "0 for pictures as they are."
+        )
     places = EMBEDDING_PLACES[options.device]
     if options.embedding not in ("auto", *places):
         raise UsageError(
@@ -124,7 +149,7 @@ def make_plan(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     dialect, opset = DIALECTS[options.device]
     _check_head_dim(checkpoint, options.device)
     decoder, vision = _precisions(options, checkpoint)
-    max_context = _max_context(options.max_context, checkpoint.config.text.max_position_embeddings)
+    max_context = _max_context(options, checkpoint.config.text.max_position_embeddings)
     embedding = EMBEDDING_PLACES[options.device][0] if options.embedding == "auto" else options.embedding
     if options.device == "cuda" and embedding == "host":
         dialect = HostRowsCudaDialect
@@ -152,12 +177,35 @@ def _precisions(options: ExportOptions, checkpoint: Checkpoint) -> tuple[Precisi
     return own, vision_precision(options.vision)
 
 
-def _max_context(asked: int | None, max_position_embeddings: int) -> int:
-    """Return the longest context of the bundle: as asked, else 10,240, at most what the model was made for."""
+def _max_context(options: ExportOptions, max_position_embeddings: int) -> int:
+    """Return the longest context of the bundle: as asked, else what holds the largest picture, at most what the model
+    was made for."""
+    asked = options.max_context
     if asked is None:
-        return min(DEFAULT_MAX_CONTEXT, max_position_embeddings)
+        default = MAX_CONTEXT_OF_16 if options.max_grid_tiles == 16 else DEFAULT_MAX_CONTEXT
+        return min(default, max_position_embeddings)
     if not 16 <= asked <= max_position_embeddings:
         raise UsageError(
             f"--max-context {asked} is out of range. Expected 16 to {max_position_embeddings}, the model's maximum."
         )
     return asked
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def image_settings(options: ExportOptions, config: ModelConfig, markup_tokens: Collection[str]) -> ImageSettings:
+    """Return how the bundle makes tiles and image tokens of pictures.
+
+    Args:
+        options: What is asked for.
+        config: The checkpoint.
+        markup_tokens: The markup that its tokenizer has.
+    """
+    image = config.image
+    if options.max_grid_tiles is not None:
+        image = preset_tiling(image, options.max_grid_tiles)
+    long_side = options.ocr_long_side
+    if long_side is None:
+        long_side = OCR_LONG_SIDE_PX if config.text.qk_norm and OCR_PROMPT in markup_tokens else 0
+    return replace(image, ocr_long_side_px=long_side or None)

@@ -24,11 +24,16 @@ class Chat:
         session: The model that answers.
         picture: What is asked about, or None. It belongs to the first question.
         system: A system message, or None for the template's own.
+        long_side: Pixels to which the picture's long side is scaled up, 0 for the picture as it is; None for what the
+            bundle says of the first question.
     """
 
-    def __init__(self, session: Session, picture: Picture | None, system: str | None) -> None:
+    def __init__(
+        self, session: Session, picture: Picture | None, system: str | None, long_side: int | None = None
+    ) -> None:
         self._session = session
         self._picture = picture
+        self._long_side = long_side
         self._asking = threading.Lock()
         self._messages: list[Message] = [] if system is None else [Message("system", system)]
 
@@ -37,15 +42,18 @@ class Chat:
 
         Args:
             prompt: The question.
-            **options: How to answer, as for `Varco.ask`, but for `system`.
+            **options: How to answer, as for `Varco.ask`, but for `system` and `long_side`.
 
         Raises:
-            UsageError: `system` is given, or another option cannot be honoured.
+            UsageError: `system` or `long_side` is given, or another option cannot be honoured.
             PromptError: The prompt cannot be encoded.
             ContextError: The conversation leaves no room for an answer.
         """
         if options.get("system") is not None:
             raise UsageError("A conversation's system message is set once. Give it to chat(image, system=...).")
+        if options.get("long_side") is not None:
+            raise UsageError("A conversation's picture is scaled once. Give it to chat(image, long_side=...).")
+        options["long_side"] = self._long_side
         with self._asking:
             is_first = not any(message.role == "user" for message in self._messages)
             question = Message("user", prompt, image=is_first and self._picture is not None)

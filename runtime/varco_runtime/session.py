@@ -17,8 +17,10 @@ from varco_runtime.dtypes import Array
 from varco_runtime.errors import ContextError, UsageError
 from varco_runtime.generation.prefix_cache import Memory
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
+from varco_runtime.markup.questions import OCR_PROMPT
 from varco_runtime.picture.loading import Picture
 from varco_runtime.picture.packing import num_image_tokens, packing_plan
+from varco_runtime.picture.scaling import upscaled
 from varco_runtime.picture.tiles import tile
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
@@ -78,6 +80,19 @@ class Session:
         """The number of prompts that were put into the cache: it belongs to the latest one."""
 
     # -- before a question's turn -----------------------------------------------------------------------------------
+
+    def shown(self, picture: Picture, messages: Sequence[Message], long_side: int | None = None) -> Picture:
+        """Return a conversation's picture as the model is shown it.
+
+        Args:
+            picture: The picture.
+            messages: The turns. Where the one with the picture asks for its text, the bundle says how large it is.
+            long_side: The length in pixels to which the long side is brought up, 0 for the picture as it is, None for
+                what the bundle says.
+        """
+        if long_side is None and any(one.image and one.text == OCR_PROMPT for one in messages):
+            long_side = self.bundle.manifest.image.ocr_long_side_px
+        return upscaled(picture, long_side or 0)
 
     def prompt_ids(self, messages: Sequence[Message], picture: Picture | None) -> tuple[list[int], int]:
         """Return the token ids of a prompt, and how many of them stand for its picture."""

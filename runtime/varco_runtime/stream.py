@@ -14,7 +14,8 @@ from varco_runtime.generation.loop import Decoding, generate_tokens
 from varco_runtime.generation.sampling import Sampler
 from varco_runtime.generation.speculation import Drafter
 from varco_runtime.generation.transcript import Transcript
-from varco_runtime.options import AnswerSettings, Options, answer_settings, check_names
+from varco_runtime.markup.questions import OCR_PROMPT
+from varco_runtime.options import MAX_NEW_TOKENS, AnswerSettings, Options, answer_settings, check_names
 from varco_runtime.picture.loading import Picture, Source, load_picture
 from varco_runtime.prompt.prompter import Message
 from varco_runtime.session import Prefilled, Session
@@ -29,7 +30,9 @@ class Request:
         num_image_tokens: How many of them stand for the picture.
         settings: How to answer.
         max_new_tokens: The most tokens of the answer: what the settings say, or what the context has room for.
-        picture: What is asked about, or None.
+        picture: What is asked about, or None. Regions of the answer refer to it.
+        shown: The picture as the model is shown it, which may be scaled up.
+        stop_loops: Whether an answer that goes round in a circle is ended.
         started: When the question was asked, on the clock of `time.perf_counter`.
     """
 
@@ -38,6 +41,8 @@ class Request:
     settings: AnswerSettings
     max_new_tokens: int
     picture: Picture | None
+    shown: Picture | None
+    stop_loops: bool
     started: float
 
 
@@ -55,9 +60,13 @@ def start_stream(session: Session, image: Source | None, messages: Sequence[Mess
     check_names(options)
     picture = None if image is None else load_picture(image)
     settings = answer_settings(options)
-    ids, num_image_tokens = session.prompt_ids(messages, picture)
-    max_new_tokens = min(settings.max_new_tokens, session.room(len(ids), num_image_tokens))
-    return Stream(session, Request(ids, num_image_tokens, settings, max_new_tokens, picture, started))
+    shown = None if picture is None else session.shown(picture, messages, settings.long_side)
+    ids, num_image_tokens = session.prompt_ids(messages, shown)
+    room, reads_text = session.room(len(ids), num_image_tokens), messages[-1].text == OCR_PROMPT
+    max_new_tokens = min(settings.max_new_tokens or (room if reads_text else MAX_NEW_TOKENS), room)
+    stop_loops = reads_text if settings.stop_loops is None else settings.stop_loops
+    request = Request(ids, num_image_tokens, settings, max_new_tokens, picture, shown, stop_loops, started)
+    return Stream(session, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,9 @@ class Stream:
         self._session = session
         self._request = request
         eos_token_ids = session.bundle.manifest.generation.eos_token_ids
-        self._transcript = Transcript(session.tokenizer, eos_token_ids, request.settings.stop)
+        self._transcript = Transcript(
+            session.tokenizer, eos_token_ids, request.settings.stop, stop_loops=request.stop_loops
+        )
         self._pieces = self._run()
         self._reading = threading.Lock()
         self._answer: Answer | None = None
@@ -156,7 +167,7 @@ class Stream:
     def _begin(self) -> _Running:
         """Put the prompt into the cache. The caller holds the session's lock."""
         session, request = self._session, self._request
-        prefilled = session.prefill(request.ids, request.picture)
+        prefilled = session.prefill(request.ids, request.shown)
         generation = session.bundle.manifest.generation
         drafter = session.drafter(request.ids) if request.settings.may_draft else None
         decoding = Decoding(

@@ -23,7 +23,7 @@ from varco_runtime.errors import ImageError, UsageError
 from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB
 from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt, refer_prompt
 from varco_runtime.markup.regions import Box
-from varco_runtime.options import Options
+from varco_runtime.options import Options, check_long_side
 from varco_runtime.picture.loading import Source, load_picture
 from varco_runtime.prompt.prompter import Message
 from varco_runtime.session import Session
@@ -155,11 +155,14 @@ class Varco:
                 `[H, W, 3]`; or None.
             prompt: The question.
             **options: How to answer, all off or as the checkpoint says by default. `system`: a system message.
-                `max_new_tokens`: 1024. `temperature`: 0 is greedy. `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+                `max_new_tokens`: 1024, or for `<ocr>` what the context has room for. `long_side`: pixels to which the
+                picture's long side is scaled up before it is read, 0 for the picture as it is; for `<ocr>` what the
+                bundle says, 0 else. `temperature`: 0 is greedy. `top_k`, `top_p`, `min_p`, `repetition_penalty`,
                 `seed`: how to draw. `stop`: strings that end the answer. `speculate`: False turns drafts off; with
                 them an answer comes faster, and with float activations it is the same unless two tokens are all but
                 equal; a bundle with int8 activations may give another answer, which is as good on average (see
-                `generation/speculation.py`).
+                `generation/speculation.py`). `stop_loops`: whether an answer that repeats one region three times, or
+                says nothing new for 200 tokens, ends with a warning and the finish reason `loop`; True for `<ocr>`.
 
         Raises:
             ImageError: The picture cannot be opened.
@@ -183,7 +186,7 @@ class Varco:
         return start_stream(self.session, image, _messages(prompt, image is not None, options.get("system")), options)
 
     def ocr(self, image: Source, **options: Unpack[Options]) -> Answer:
-        """Read the text in a picture and return an answer with regions of kind `text`.
+        """Read the text in a picture and return an answer with regions of kind `text`, in the picture as given.
 
         Args:
             image: As for `ask`, but not None.
@@ -233,7 +236,14 @@ class Varco:
         _need_picture(image, "refer")
         return self.ask(image, refer_prompt(prompt, text, box), **options)
 
-    def score(self, image: Source | None, prompt: str, token_ids: Sequence[int], system: str | None = None) -> Array:
+    def score(
+        self,
+        image: Source | None,
+        prompt: str,
+        token_ids: Sequence[int],
+        system: str | None = None,
+        long_side: int | None = None,
+    ) -> Array:
         """Return the logits `[len(token_ids), vocab]` fp32 at each position of a given answer (teacher forcing).
 
         Row i is what the model would say after the prompt and the answer's first i tokens. To compare precisions.
@@ -243,6 +253,7 @@ class Varco:
             prompt: The question.
             token_ids: The answer, for example an `Answer`'s `token_ids`; at least one.
             system: A system message, or None for the template's own.
+            long_side: As for `ask`.
 
         Raises:
             UsageError: There is no answer, or it holds what no token is.
@@ -255,22 +266,27 @@ class Varco:
         session = self.session
         session.bundle.check_mapped()
         _check_ids(token_ids, session.bundle.manifest, image is not None)
-        picture = None if image is None else load_picture(image)
-        ids, _ = session.prompt_ids(_messages(prompt, image is not None, system), picture)
+        check_long_side(long_side)
+        messages = _messages(prompt, image is not None, system)
+        picture = None if image is None else session.shown(load_picture(image), messages, long_side)
+        ids, _ = session.prompt_ids(messages, picture)
         with session.lock:
             return session.prefill([*ids, *token_ids[:-1]], picture, len(token_ids)).logits
 
-    def chat(self, image: Source | None = None, system: str | None = None) -> Chat:
+    def chat(self, image: Source | None = None, system: str | None = None, long_side: int | None = None) -> Chat:
         """Return a conversation about one picture, which is encoded once.
 
         Args:
             image: As for `ask`.
             system: A system message, or None for the template's own.
+            long_side: As for `ask`, for all questions.
 
         Raises:
             ImageError: The picture cannot be opened.
+            UsageError: `long_side` is out of range.
         """
-        return Chat(self.session, None if image is None else load_picture(image), system)
+        check_long_side(long_side)
+        return Chat(self.session, None if image is None else load_picture(image), system, long_side)
 
 
 def _messages(prompt: str, has_image: bool, system: str | None) -> list[Message]:

@@ -77,6 +77,24 @@ def export(
             show_default=False,
         ),
     ] = None,
+    max_grid_tiles: Annotated[
+        int | None,
+        typer.Option(
+            metavar="4|9|16",
+            help="A preset for how many tiles' worth of image tokens a large picture gets; the checkpoint's own unless "
+            "given.",
+            show_default=False,
+        ),
+    ] = None,
+    ocr_long_side: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="Scale smaller pictures up to this long side before reading their text, 0 for not at all; unless "
+            "given 2304 for VARCO-VISION 2.0, else 0.",
+            show_default=False,
+        ),
+    ] = None,
     probes: Annotated[
         bool | None,
         typer.Option(
@@ -104,6 +122,8 @@ def export(
         vision_from,
         probes,
         embedding,
+        max_grid_tiles,
+        ocr_long_side,
     )
     with ExportProgress() as progress:
         manifest = export_bundle(checkpoint, bundle, options, progress)

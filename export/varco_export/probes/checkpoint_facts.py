@@ -13,9 +13,11 @@ import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import prompts_of
+from varco_export.config.tiling import MAX_GRID_TILES, preset_tiling
 from varco_export.writing.graph import DTYPES
 from varco_runtime.bundle.graph_nodes import epsilons
 from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.probes.facts import settings_facts, text_facts
 
 
@@ -32,7 +34,7 @@ def checkpoint_facts(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -
     """
     config = checkpoint.config
     assets = prompts_of(checkpoint.folder, config)
-    facts = settings_facts(config.image, assets.prompt, assets.generation)
+    facts = settings_facts(_tiling(config.image, manifest.image), assets.prompt, assets.generation)
     facts |= text_facts(assets.tokenizer_json, assets.chat_template)
     if manifest.embedding is not None:
         facts["embedding"] = _rows_sha256(checkpoint, manifest.embedding.dtype)
@@ -41,6 +43,13 @@ def checkpoint_facts(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -
         if epsilons((folder / component.file).read_bytes()):
             facts[f"{component.file}: epsilon"] = [float(np.float32(epsilon))]
     return facts
+
+
+def _tiling(own: ImageSettings, exported: ImageSettings) -> ImageSettings:
+    """Return the checkpoint's own tiling, or the preset that the bundle was exported with in its place."""
+    preset = exported.max_grid_tiles
+    chosen = preset in MAX_GRID_TILES and preset != own.max_grid_tiles
+    return preset_tiling(own, preset) if chosen and preset is not None else own
 
 
 def _rows_sha256(checkpoint: Checkpoint, dtype: str) -> str:

@@ -84,7 +84,7 @@ class Answer:
         token_ids: The ids that were generated.
         regions: Texts and objects, with offsets into `plain_text` and boxes of 0..1.
         warnings: What was odd in the markup, a sentence each.
-        finish_reason: `stop`, `length`, `stop_string` or `cancelled`.
+        finish_reason: `stop`, `length`, `stop_string`, `loop` or `cancelled`.
         usage: Token counts.
         timings: Seconds.
         picture: The picture that was asked about; None without one.

@@ -22,6 +22,7 @@ from varco_runtime.bench.workload import PROMPT, Workload
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle, digest_of
 from varco_runtime.picture.loading import Picture
+from varco_runtime.prompt.prompter import Message
 from varco_runtime.system.processor import usable_cores
 from varco_runtime.varco import Varco
 
@@ -48,6 +49,7 @@ class Options:
         provider: As `Varco.load` takes it.
         threads: Threads of the networks; None is all cores.
         max_context: Positions of the cache; None is the bundle's.
+        long_side: As for `Varco.ask`.
     """
 
     bundle: Path
@@ -60,6 +62,7 @@ class Options:
     provider: str = "auto"
     threads: int | None = None
     max_context: int | None = None
+    long_side: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +129,12 @@ def run(
         measured = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
     budget.reserve(LEAST_SHARE * options.seconds)
     plan = Plan(options.repetitions, options.new_tokens, device, threads)
-    work = Workload(options.picture, options.prompt, bundle.manifest.image)
+    question = [Message("user", options.prompt, image=True)]
+    shown = varco.session.shown(options.picture, question, options.long_side)
+    work = Workload(shown, options.prompt, bundle.manifest.image)
     samples = measure(varco, work, plan, budget, progress)
+    if shown is not options.picture:
+        samples.notes.append(_scaling_note(options.picture, work))
     if has_packed:
         samples.notes.append("Loading also packed weights for next time: load and peak memory will be less.")
     limit = measured if isinstance(measured, Limit) else None
@@ -150,3 +157,14 @@ def run(
         device_bytes=None if free_before is None or free_after is None else max(free_before - free_after, 0),
     )
     return Result(setup, samples, summarize(samples, bundle.manifest, limit), bundle.manifest, limit)
+
+
+def _scaling_note(picture: Picture, work: Workload) -> str:
+    """Return what scaling the picture up costs, beside the same question without it."""
+    as_it_is = Workload(picture, work.prompt, work.settings)
+    shown = work.picture
+    return (
+        f"The picture of {picture.width}x{picture.height} was scaled up to {shown.width}x{shown.height}: "
+        f"{work.num_tiles} tiles and {work.num_image_tokens} image tokens, instead of {as_it_is.num_tiles} and "
+        f"{as_it_is.num_image_tokens} with --long-side 0."
+    )

@@ -104,7 +104,8 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
     progress("Warming up.")
     tile = work.pixel_values()[:1].copy()
     samples.image_tokens = work.plan().num_tokens
-    samples.prompt_tokens = varco.stream(work.picture, work.prompt).num_prompt_tokens  # nothing runs before it is read
+    asked = varco.stream(work.picture, work.prompt, long_side=0)  # nothing runs before it is read
+    samples.prompt_tokens = asked.num_prompt_tokens
     _check_room(varco.backend, samples)
     costs = _warm_up(varco, tile, budget.clock)
     if _fits(samples, costs, budget):
@@ -190,7 +191,14 @@ def _ask(varco: Varco, work: Workload, samples: Samples, clock: Clock) -> Prompt
     """Ask the question once as a user does, and return its prompt."""
     with watch(varco.backend, clock) as calls:
         # Without drafts, so that one step is one token and the time between two steps is the loop's.
-        samples.answer = varco.ask(work.picture, work.prompt, max_new_tokens=samples.new_tokens, speculate=False)
+        samples.answer = varco.ask(
+            work.picture,
+            work.prompt,
+            max_new_tokens=samples.new_tokens,
+            speculate=False,
+            long_side=0,  # the picture is as the model is shown it
+            stop_loops=False,
+        )
     prompt, steps = _prompt_and_steps(calls)
     samples.loop_s = [later.started - earlier.ended for earlier, later in pairwise(steps)]
     inputs: PromptInputs = prompt.args[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture
-from varco_runtime.picture.packing import PackingPlan, packing_plan
+from varco_runtime.picture.packing import PackingPlan, num_image_tokens, packing_plan
 from varco_runtime.picture.tiles import normalize, tile, tile_plan
 
 PROMPT = "Describe this image."
@@ -18,7 +18,7 @@ class Workload:
     """A question about a picture. Holds no tiles: they are memory.
 
     Args:
-        picture: The picture.
+        picture: The picture, as the model is shown it.
         prompt: The question.
         settings: What the bundle says about pictures.
     """
@@ -38,6 +38,11 @@ class Workload:
     def plan(self) -> PackingPlan:
         """Return how the picture's tokens are packed."""
         return packing_plan(self.picture.size_hw, self.settings)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Return the number of the picture's tokens, N."""
+        return num_image_tokens(self.picture.size_hw, self.settings)
 
     @property
     def num_tiles(self) -> int:

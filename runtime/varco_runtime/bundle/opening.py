@@ -401,7 +401,15 @@ def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
 
 def digest_of(manifest: Manifest) -> str:
     """Return the digest that `bundle.json` states for this manifest."""
-    return str(json.loads(serialize(dataclasses.asdict(manifest)))["digest"])
+    return str(json.loads(serialize(_document(manifest)))["digest"])
+
+
+def _document(manifest: Manifest) -> dict[str, Any]:
+    """Return what `bundle.json` holds; a key that an earlier export did not write stays away."""
+    document = dataclasses.asdict(manifest)
+    if manifest.image.ocr_long_side_px is None:
+        del document["image"]["ocr_long_side_px"]
+    return document
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -413,7 +421,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         ExportError: `read_manifest` would refuse it.
         OSError: The folder or its disk refuses.
     """
-    raw = serialize(dataclasses.asdict(manifest))
+    raw = serialize(_document(manifest))
     try:
         manifest_of(json.loads(raw))
     except ValueError as error:

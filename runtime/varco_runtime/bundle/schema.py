@@ -125,6 +125,8 @@ _NETWORKS = {
     "cuda": ("pixels", "packing", "sampling"),
 }
 """What each device needs beside the networks that all have."""
+_LATER = frozenset({"ocr_long_side_px"})
+"""Keys that bundles of this format version may lack, because earlier exports did not write them."""
 
 
 @functools.cache
@@ -139,11 +141,12 @@ def _from_json(cls: type, value: object, where: str) -> Any:
         raise ValueError(f"{where.rstrip('.')} is {_kind(value)}, expected an object")
     hints = _hints(cls)
     for name in hints:
-        if name not in value:
+        if name not in value and name not in _LATER:
             raise ValueError(f"{where}{name} is missing, expected it there")
     if unknown := set(value) - set(hints):
         raise ValueError(f"{where.rstrip('.') or 'it'} holds {short(min(unknown))}, expected only known keys")
-    return cls(**{name: _convert(hint, value[name], f"{where}{name}") for name, hint in hints.items()})
+    given = {name: hint for name, hint in hints.items() if name in value}
+    return cls(**{name: _convert(hint, value[name], f"{where}{name}") for name, hint in given.items()})
 
 
 def _convert(hint: Any, value: Any, where: str, bound: Range | OneOf | Pattern | None = None) -> Any:
