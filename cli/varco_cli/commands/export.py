@@ -56,9 +56,10 @@ def export(
     embedding: Annotated[
         str,
         typer.Option(
-            metavar="auto|device|host",
+            metavar="auto|device|host|shared",
             help="Where the token rows lie; auto is the GPU's memory for cuda and tensorrt. With cuda, host keeps them "
-            "out of it and moves one row per token, for small cards.",
+            "out of it and moves one row per token, for small cards. With cpu, shared reads them from an int8 output "
+            "head that is tied to them, as auto does for Qwen3.",
         ),
     ] = "auto",
     max_context: Annotated[
@@ -158,6 +159,8 @@ def _report(bundle: Path, manifest: Manifest) -> None:
 def _embedding(manifest: Manifest) -> str:
     if manifest.embedding is None:
         return "in the GPU's memory, in the graphs"
+    if manifest.embedding.head_rows is not None:
+        return "int8, the decoder's output head"
     return f"{manifest.embedding.dtype}, {size_text(manifest.files[manifest.embedding.file].size)}"
 
 

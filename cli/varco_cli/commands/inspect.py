@@ -184,6 +184,9 @@ def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
     if table is None:
         return rows
     row_bytes = table.width * ITEM_BYTES[table.dtype]
+    if table.head_rows is not None:
+        row_bytes = sum(table.head_rows.row_bytes(table.width, ITEM_BYTES[manifest.decoder.compute]))
+        return [*rows, ("embedding table", "int8, the decoder's output head", "", size_text(row_bytes), "")]
     on_disk = size_text(_file_bytes(manifest, table.file))
     return [*rows, ("embedding table", table.dtype, "", size_text(row_bytes), on_disk)]
 

@@ -16,7 +16,7 @@ from varco_export.config.prompts import prompts_of
 from varco_export.config.tiling import MAX_GRID_TILES, preset_tiling
 from varco_export.writing.graph import DTYPES
 from varco_runtime.bundle.graph_nodes import epsilons
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Embedding, Manifest
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.probes.facts import settings_facts, text_facts
 
@@ -37,7 +37,7 @@ def checkpoint_facts(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -
     facts = settings_facts(_tiling(config.image, manifest.image), assets.prompt, assets.generation)
     facts |= text_facts(assets.tokenizer_json, assets.chat_template)
     if manifest.embedding is not None:
-        facts["embedding"] = _rows_sha256(checkpoint, manifest.embedding.dtype)
+        facts["embedding"] = _rows_sha256(checkpoint, manifest.embedding)
     norms = (manifest.vision, config.vision.layer_norm_eps), (manifest.decoder, config.text.rms_norm_eps)
     for component, epsilon in norms:
         if epsilons((folder / component.file).read_bytes()):
@@ -52,10 +52,11 @@ def _tiling(own: ImageSettings, exported: ImageSettings) -> ImageSettings:
     return preset_tiling(own, preset) if chosen and preset is not None else own
 
 
-def _rows_sha256(checkpoint: Checkpoint, dtype: str) -> str:
-    """Of the token rows and the newline behind them, as a bundle holds them for the host."""
+def _rows_sha256(checkpoint: Checkpoint, embedding: Embedding) -> str:
+    """Of the token rows, unless they are the head's, and the newline behind them, as a bundle holds them."""
     digest = hashlib.sha256()
-    for name in ("language_model.embed_tokens.weight", "image_newline"):
+    rows = ["language_model.embed_tokens.weight"] if embedding.head_rows is None else []
+    for name in (*rows, "image_newline"):
         for block in checkpoint.tensor(name).blocks():
-            digest.update(np.ascontiguousarray(block, dtype=DTYPES[dtype][1]).view(np.uint8).reshape(-1).data)
+            digest.update(np.ascontiguousarray(block, dtype=DTYPES[embedding.dtype][1]).view(np.uint8).reshape(-1).data)
     return digest.hexdigest()

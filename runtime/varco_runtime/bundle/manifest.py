@@ -44,22 +44,56 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadRows:
+    """Token rows that are those of the output head as well: int8 in symmetric blocks, as MatMulNBits reads them.
+
+    A row is its integers, 128 being zero, times the scale of their block, which is in the decoder's compute type.
+
+    Args:
+        file: The decoder's weights.
+        values_offset: Where the integers begin: `[vocab_size, blocks, block_size]`, a byte each.
+        scales_offset: Where the scales begin: `[vocab_size, blocks]`.
+        block_size: Integers of a block; the last one of a row is filled up.
+        has_nibbles: Whether an integer is two of 4 bits: a row is first the upper ones and then the lower ones, two to
+            a byte, the lower half of it first; and first 16 times its scales, then the scales.
+    """
+
+    file: str
+    values_offset: Annotated[int, Range(0, 1 << 50)]
+    scales_offset: Annotated[int, Range(0, 1 << 50)]
+    block_size: Annotated[int, Range(16, 256)]
+    has_nibbles: bool
+
+    def row_bytes(self, width: int, scale_bytes: int) -> tuple[int, int]:
+        """Return the bytes of a row's integers and of its scales."""
+        num_blocks = -(-width // self.block_size)
+        return num_blocks * self.block_size, num_blocks * (1 + self.has_nibbles) * scale_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Embedding:
     """The token embedding table: raw rows, little endian; row `rows - 1` is image_newline.
 
     A bundle whose graphs hold the token rows has none.
 
     Args:
-        file: The rows.
+        file: The rows; image_newline alone where the token rows are the head's.
         dtype: Their number format.
         rows: One for each id of the vocabulary, and the newline's.
         width: Numbers in a row.
+        head_rows: Where the token rows are if they are the head's; None: they are in `file`.
     """
 
     file: str
     dtype: Float
     rows: Annotated[int, Range(2, (1 << 22) + 1)]
     width: Annotated[int, Range(1, 1 << 16)]
+    head_rows: HeadRows | None = None
+
+    @property
+    def num_stored_rows(self) -> int:
+        """Return the number of rows in `file`."""
+        return self.rows if self.head_rows is None else 1
 
 
 @dataclass(frozen=True, slots=True)
