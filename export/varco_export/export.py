@@ -27,7 +27,15 @@ from varco_export.writing.graph import DTYPES, Graph
 from varco_export.writing.hashed_file import HashedFile
 from varco_export.writing.whole_folder import whole_folder
 from varco_runtime import __version__
-from varco_runtime.bundle.manifest import FORMAT_VERSION, Component, Embedding, FileFacts, HeadRows, Manifest, ModelFacts
+from varco_runtime.bundle.manifest import (
+    FORMAT_VERSION,
+    Component,
+    Embedding,
+    FileFacts,
+    HeadRows,
+    Manifest,
+    ModelFacts,
+)
 from varco_runtime.bundle.opening import write_manifest
 from varco_runtime.bundle.settings import ImageSettings
 
@@ -135,6 +143,7 @@ class _Stages:
 
     def _write_decoder(self) -> Component:
         checkpoint, plan, text = self._checkpoint, self._plan, self._config.text
+
         def emit(ops: Dialect, step: Callable[[], None]) -> None:
             emit_decoder(checkpoint, ops, plan.max_context, step)
             if plan.embedding == "shared":

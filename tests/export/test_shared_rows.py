@@ -67,7 +67,9 @@ def test_auto_shares_a_tied_qwen3_head_in_int8_and_nothing_else(tied: Path, tmp_
 
 
 def test_the_graph_and_its_weights_are_those_of_a_bundle_with_rows_of_its_own(tied: Path, tmp_path: Path) -> None:
-    own, shared = (export_bundle(tied, tmp_path / place, decoder="int4", embedding=place) for place in ("host", "shared"))
+    own, shared = (
+        export_bundle(tied, tmp_path / place, decoder="int4", embedding=place) for place in ("host", "shared")
+    )
     for name in ("decoder.onnx", "decoder.onnx.data", "vision.onnx.data"):
         assert (own / name).read_bytes() == (shared / name).read_bytes()
 
