@@ -256,6 +256,7 @@ class _Stages:
             },
             engines=(),
             files=self._files,
+            kv_cache=plan.decoder.cache,
         )
 
 

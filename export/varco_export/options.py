@@ -14,10 +14,12 @@ from varco_export.dialects.onnxruntime import OnnxRuntimeDialect
 from varco_export.dialects.tensorrt import OPSET as TENSORRT_OPSET
 from varco_export.dialects.tensorrt import TensorRtDialect
 from varco_export.precision import (
+    FLOATS,
     GPU_DEVICES,
     Precision,
     check_decoder_options,
     check_gpu_options,
+    choose,
     decoder_precision,
     gpu_precisions,
     vision_precision,
@@ -68,6 +70,8 @@ class ExportOptions:
         embedding: Where the token rows lie: `device`, `host`, or `auto`, which is the device's memory on a GPU. On a
             CPU `shared` reads them from an int8 output head, which the checkpoint must have tied to them; `auto` does
             so for Qwen3.
+        kv_cache: Type of the keys and values that are kept, `fp32` or `fp16`; `auto` is what the decoder computes in.
+            On a CPU alone.
         max_grid_tiles: A tiling preset of `MAX_GRID_TILES`; None is the checkpoint's own tiling.
         ocr_long_side: Pixels to which the long side of a smaller picture is scaled up before its text is read, 0 for
             none; None is 2304 for a Qwen3 language model with the markup, 0 else.
@@ -86,6 +90,7 @@ class ExportOptions:
     embedding: str = "auto"
     max_grid_tiles: int | None = None
     ocr_long_side: int | None = None
+    kv_cache: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,11 @@ def check_options(options: ExportOptions) -> None:
         raise UsageError(
             f"--ocr-long-side {options.ocr_long_side} is out of range. Expected pixels, at most {MAX_LONG_SIDE_PX}, or "
             "0 for pictures as they are."
+        )
+    choose(options.kv_cache, "--kv-cache", ("auto", *FLOATS))
+    if options.kv_cache != "auto" and options.device != "cpu":
+        raise UsageError(
+            f"--kv-cache {options.kv_cache} is for --device cpu, a GPU keeps what it computes in. Leave it out."
         )
     places = EMBEDDING_PLACES[options.device]
     if options.embedding not in ("auto", *places):
@@ -200,6 +210,10 @@ def _precisions(options: ExportOptions, checkpoint: Checkpoint) -> tuple[Precisi
         weights = checkpoint.tensors["language_model.embed_tokens.weight"].dtype
         return gpu_precisions(options.device, decoder, lm_head, block_size, options.vision, weights, stored)
     own = decoder_precision(decoder, lm_head, block_size, options.activations, options.device, stored=stored)
+    if options.kv_cache == "fp32" and own.compute == "fp16":
+        raise UsageError("--kv-cache fp32 does not go with --decoder fp16, which keeps fp16. Leave one of them out.")
+    if options.kv_cache not in ("auto", own.compute):
+        own = replace(own, cache=options.kv_cache)
     return own, vision_precision(options.vision)
 
 

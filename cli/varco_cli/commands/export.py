@@ -62,6 +62,14 @@ def export(
             "head that is tied to them, as auto does for Qwen3.",
         ),
     ] = "auto",
+    kv_cache: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fp32|fp16",
+            help="Keys and values that a CPU keeps; auto is what the decoder computes in. fp16 takes half the memory, "
+            "and time where the processor converts it.",
+        ),
+    ] = "auto",
     max_context: Annotated[
         int | None,
         typer.Option(
@@ -125,6 +133,7 @@ def export(
         embedding,
         max_grid_tiles,
         ocr_long_side,
+        kv_cache,
     )
     with ExportProgress() as progress:
         manifest = export_bundle(checkpoint, bundle, options, progress)

@@ -74,7 +74,8 @@ class HeadTable:
 
     def rows(self, ids: Array) -> Array:
         """The rows `[n, width]` of `ids` `[n]`, in fp32."""
-        values, scales = self._values[ids], from_stored(self._scales[ids], self._dtype)
+        values: Array = self._values[ids]
+        scales = from_stored(self._scales[ids], self._dtype)
         if self._facts.has_nibbles:
             half = values.shape[1] // 2
             values = _nibbles(values[:, :half]) << 4 | _nibbles(values[:, half:])

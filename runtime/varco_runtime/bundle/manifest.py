@@ -149,7 +149,10 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything `bundle.json` says."""
+    """Everything `bundle.json` says.
+
+    `kv_cache` is the number format of the keys and values that are kept, None for the decoder's.
+    """
 
     format_version: Annotated[int, Range(FORMAT_VERSION, FORMAT_VERSION)]
     model: ModelFacts
@@ -173,6 +176,12 @@ class Manifest:
     engines: tuple[EngineFacts, ...]
     files: dict[str, FileFacts]
     probes: str | None = None
+    kv_cache: Float | None = None
+
+    @property
+    def kv_format(self) -> str:
+        """Return the number format of the keys and values that are kept."""
+        return self.kv_cache or self.decoder.compute
 
     @property
     def components(self) -> dict[str, Component]:
@@ -207,7 +216,7 @@ class Manifest:
     def kv_bytes_per_token(self) -> int:
         """Return the bytes of keys and values that one position occupies in all layers."""
         model = self.model
-        element = ITEM_BYTES[self.decoder.compute]
+        element = ITEM_BYTES[self.kv_format]
         return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * element
 
 

@@ -93,6 +93,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for name in _NETWORKS[manifest.device]:
         if name not in manifest.components:
             yield f"it has no {name} network, expected one in a bundle for {manifest.device}"
+    if manifest.kv_cache is not None and (manifest.device != "cpu" or manifest.kv_cache == "bf16"):
+        yield f"kv_cache is {manifest.kv_cache} for {manifest.device}, expected null, or fp32 or fp16 on a CPU"
     cache_bytes = manifest.kv_bytes_per_token * manifest.max_context
     if cache_bytes > MAX_KV_CACHE_BYTES:
         yield f"a full context takes {cache_bytes} bytes of keys and values, expected at most {MAX_KV_CACHE_BYTES}"
@@ -148,7 +150,7 @@ _NETWORKS = {
     "cuda": ("pixels", "packing", "sampling"),
 }
 """What each device needs beside the networks that all have."""
-_LATER = frozenset({"ocr_long_side_px", "head_rows"})
+_LATER = frozenset({"ocr_long_side_px", "head_rows", "kv_cache"})
 """Keys that bundles of this format version may lack, because earlier exports did not write them."""
 
 

@@ -132,7 +132,7 @@ class OnnxRuntimeBackend:
         return stopped
 
     def _allocate(self) -> None:
-        model, dtype = self._model, self._decoder_type
+        model, dtype = self._model, np.dtype(STORAGE[self._bundle.manifest.kv_format])
         shape = (1, model.num_key_value_heads, self._max_context, model.head_dim)
         value = self._ort.OrtValue.ortvalue_from_numpy
         # np.zeros maps its pages when they are first written: a short context costs no memory for a long one.
