@@ -119,7 +119,7 @@ def test_gpus_hold_rows_of_their_own(tied: Path, tmp_path: Path, device: str) ->
         ("file", "vision.onnx.data", "file is 'vision.onnx.data', expected the decoder's weights 'decoder.onnx.data'"),
         ("file", "other.data", "names the file 'other.data', expected a hash of it"),
         ("block_size", 0, "block_size is 0, expected 16 to 256"),
-        ("block_size", 17, "block_size is 17, expected one of: 32, 64, 128"),
+        ("block_size", 17, "block_size is 17, expected one of (32, 64, 128)"),
     ],
 )
 def test_forged_places_are_refused(tied: Path, tmp_path: Path, key: str, value: object, fault: str) -> None:

@@ -69,13 +69,7 @@ def run(
     ] = None,
     system: Annotated[str | None, _option(_QUESTION, "A system message instead of the template's.", "S")] = None,
     long_side: Annotated[
-        int | None,
-        _option(
-            _QUESTION,
-            "Scale a smaller picture up to this long side before it is read, 0 for not at all; unless given, what the "
-            "bundle says for --task ocr, else 0.",
-            "PX",
-        ),
+        int | None, _option(_QUESTION, "Scale a smaller picture up to this, 0: not; for ocr as the bundle says.", "PX")
     ] = None,
     format_: Annotated[
         str, _option(_ANSWER, "What to print; text unless given.", "|".join(FORMATS), "--format")
@@ -88,9 +82,7 @@ def run(
             _ANSWER, "Print the text as it comes, or at once; as it comes on a terminal.", name="--stream/--no-stream"
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int | None, _option(_ANSWER, "Longest answer; 1024 unless given, for --task ocr all the room there is.", "N")
-    ] = None,
+    max_new_tokens: Annotated[int | None, _option(_ANSWER, "Longest answer; 1024 or, for ocr, all room.", "N")] = None,
     stop: Annotated[list[str] | None, _option(_ANSWER, "End the answer before this text; repeatable.", "S")] = None,
     temperature: Annotated[float | None, _option(_SAMPLING, "0 takes the likeliest token, more draws.", "T")] = None,
     top_k: Annotated[int | None, _option(_SAMPLING, "Draw from the K likeliest.", "K")] = None,

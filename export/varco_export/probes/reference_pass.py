@@ -163,10 +163,8 @@ class ReferencePass:
         decoder = [one for name, one in self._formats.items() if not name.startswith((VISION, PROJECTOR))]
         if sees or any(one.rounds_weight or one.cuts_off for one in decoder):
             tokens = [one.image_tokens if one.built_tokens is None else one.built_tokens for one in sequences]
-            given = [
-                self._embed(one.ids, own, image_token_id, self._formats.get(ROWS))
-                for one, own in zip(sequences, tokens, strict=True)
-            ]
+            pairs, rounding = zip(sequences, tokens, strict=True), self._formats.get(ROWS)
+            given = [self._embed(one.ids, own, image_token_id, rounding) for one, own in pairs]
             streams["built"] = np.concatenate(given)
         start = streams.get("built", x)
         if any(one.activations != "float" for one in decoder):

@@ -133,7 +133,7 @@ def _head_rows_faults(manifest: Manifest, head: HeadRows) -> Iterator[str]:
     if head.file != decoder.data:
         yield f"embedding.head_rows.file is {short(head.file)}, expected the decoder's weights {short(decoder.data)}"
     if head.block_size not in BLOCK_SIZES:
-        yield f"embedding.head_rows.block_size is {head.block_size}, expected one of: {', '.join(map(str, BLOCK_SIZES))}"
+        yield f"embedding.head_rows.block_size is {head.block_size}, expected one of {BLOCK_SIZES}"
     size = manifest.files[head.file].size
     row_bytes = head.row_bytes(model.hidden_size, ITEM_BYTES[decoder.compute])
     for name, offset, num_bytes in zip(
