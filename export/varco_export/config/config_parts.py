@@ -57,7 +57,7 @@ def read_language_model(
     if kind.qkv_bias:
         fields.expect("attention_bias", None, "Qwen2 has bias on q, k and v alone", also=(True,))
     else:
-        fields.expect("attention_bias", False, f"{kind.name} has no bias", also=(None,))
+        fields.expect("attention_bias", False, f"only {kind.name} without bias is implemented", also=(None,))
     fields.expect("mlp_bias", None, f"{kind.name} has no bias in its MLP", also=(False,))
     heads = fields.whole("num_attention_heads", 32, MAX_WIDTH)
     key_value_heads = fields.whole(
@@ -130,7 +130,8 @@ def _rope_theta(fields: Fields) -> float:
 
 def refuse_other_vision(fields: Fields) -> None:
     """Raise `CheckpointError` for a tower that is not SigLIP."""
-    fields.expect("model_type", "siglip_vision_model", "only SigLIP towers are implemented")
+    reason = "only towers of one fixed size are implemented, SigLIP's and SigLIP 2's alike, and not NaFlex"
+    fields.expect("model_type", "siglip_vision_model", reason)
     fields.expect("hidden_act", "gelu_pytorch_tanh", "only the tanh GELU is implemented in the vision tower")
     fields.expect("num_channels", 3, "pictures are RGB")
 

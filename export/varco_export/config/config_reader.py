@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from varco_export.config.config_hf import read_hf
@@ -12,6 +13,8 @@ from varco_export.config.model_config import ModelConfig, Shapes, TextConfig
 from varco_export.reading.json_file import read_json
 from varco_export.reading.quoting import show
 from varco_runtime.errors import CheckpointError
+
+_NAMESAKES = re.compile(r"llava_?one_?vision_?(1[._]?5|2)", re.IGNORECASE)
 
 
 def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
@@ -25,6 +28,7 @@ def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
         CheckpointError: The model is another one, or a key is missing, malformed, or asks for what is not implemented.
     """
     config = Fields(read_json(folder / "config.json"), "config.json")
+    _refuse_namesakes(config)
     match config.values.get("model_type"):
         case "llava_onevision":
             return read_hf(folder, config)
@@ -40,6 +44,17 @@ def read_config(folder: Path, shapes: Shapes) -> ModelConfig:
                 "(LLaVA-NeXT). Only LLaVA-OneVision checkpoints with a Qwen2 or Qwen3 language model "
                 f"can be exported.{only_text}"
             )
+
+
+def _refuse_namesakes(config: Fields) -> None:
+    """Refuse LLaVA-OneVision-1.5 and 2, which share a name with LLaVA-OneVision and hardly anything else."""
+    for key in ("model_type", "architectures"):
+        for name in as_list(config.values.get(key)):
+            if isinstance(name, str) and _NAMESAKES.match(name):
+                raise CheckpointError(
+                    f"config.json: {key} is {show(name)}, another network with the same name (its tower sees whole "
+                    "pictures, not tiles), expected LLaVA-OneVision of 2024 or VARCO-VISION. It cannot be exported."
+                )
 
 
 def read_text_config(folder: Path) -> TextConfig:

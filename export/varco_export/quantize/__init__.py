@@ -7,7 +7,7 @@ one decoder layer at a time, calibrate with pictures through the project's own p
 
     options.py       what is asked for                      calibration.py   FOLDER -> samples -> token ids
     pictures.py      pictures -> image tokens               embeddings.py    samples -> inputs_embeds
-    activations.py   every sample's hidden states, on disk  layer.py         one Qwen2 decoder layer from the checkpoint
+    activations.py   every sample's hidden states, on disk  layer.py         one decoder layer from the checkpoint
     linear.py        one linear: Hessian, GPTQ, packing     scheme.py        the names of all this in compressed-tensors
     shard.py         safetensors, written as it is produced work.py          the folder that a killed run continues from
     asset.py         config.json and the other small files  quantizer.py     the one file that knows all stages

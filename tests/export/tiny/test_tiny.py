@@ -124,7 +124,7 @@ def test_a_sparse_14b_takes_no_disk_and_has_the_published_size(tmp_path: Path) -
 def test_the_shapes_of_varco_vision_2_have_the_known_number_of_parameters(
     tmp_path: Path, shape: str, parameters: int, tower: int
 ) -> None:
-    """Counted by hand from the configurations of their bases; the norm behind the tower, which no feature passes, apart."""
+    """Counted by hand from the configurations of their bases, with the norm behind the tower, which is skipped."""
     checkpoint = Checkpoint.open(make_tiny(tmp_path / "made", TinyOptions(sparse=True, dtype="fp16", **SHAPES[shape])))
     names = [name for name in (*checkpoint.tensors, *checkpoint.skipped) if name.startswith("vision_tower.")]
     assert (len(names), checkpoint.config.image.patches_per_tile) == (tower, 576)
