@@ -35,6 +35,8 @@ def test_tiling_and_the_long_side_for_ocr_are_options(
     run(capsys, "export", tiny_checkpoint, target, *chosen)
     image = json.loads((target / "bundle.json").read_text())["image"]
     assert (image["max_grid_tiles"], image["ocr_long_side_px"]) == (16, 400)
+    shown = " ".join(run(capsys, "inspect", target)[0].split())
+    assert "scaled up for OCR to a long side of 400 px" in shown
     read = ("run", target, picture, "--task", "ocr", "--json", "--max-new-tokens", "1")
     scaled, as_it_is = (json.loads(run(capsys, *read, *more)[0]) for more in ((), ("--long-side", "0")))
     assert scaled["usage"]["image_tokens"] > as_it_is["usage"]["image_tokens"]

@@ -232,7 +232,10 @@ def _pictures(manifest: Manifest) -> list[tuple[str, str]]:
     rows, columns = max(side[0] for side in sides), max(side[1] for side in sides)
     shrunk = "never shrunk" if image.max_grid_tiles is None else f"shrunk beyond {image.max_grid_tiles} tiles' worth"
     patches = f"{image.patches_per_side}x{image.patches_per_side} patches of {image.patch_px} px"
+    long_side = image.ocr_long_side_px
+    scaled = [] if long_side is None else [("scaled up for OCR", f"to a long side of {long_side:,} px")]
     return [
+        *scaled,
         ("tiles", f"{image.tile_px} px, {patches}"),
         ("grids", f"{len(sides)}, up to {rows} rows and {columns} columns of tiles; {shrunk}"),
         ("vision tower", f"{model.vision_layers} layers of width {model.vision_hidden_size:,}"),
