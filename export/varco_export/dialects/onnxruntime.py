@@ -263,6 +263,9 @@ class OnnxRuntimeDialect(Dialect):
 
         `more`: its inputs behind the rotary tables; `attributes`: others than the numbers of heads.
         """
+        cache = self.precision.cache
+        if cache is not None:  # attention is in the type of its cache
+            qkv = [self.graph.node("Cast", [x], to=DTYPES[cache][0]) if x else "" for x in qkv]
         past = [f"past.{layer}.key", f"past.{layer}.value"]
         lengths = ["seqlens_k", "total_sequence_length"]
         output = self.graph.value("attention")
@@ -276,7 +279,7 @@ class OnnxRuntimeDialect(Dialect):
             do_rotary=1,
             **attributes,
         )
-        return output
+        return output if cache is None else self.graph.node("Cast", [output], to=DTYPES[self.precision.compute][0])
 
     def last_tokens(self, x: str) -> str:
         count = self.graph.input("num_logits", "int64", [1])

@@ -38,6 +38,8 @@ from varco_runtime.probes.file import DISTURBANCE
 
 VISION, PROJECTOR, HEAD = "vision_tower.", "multi_modal_projector", "lm_head"
 """How the names of the linears of a network begin."""
+ROWS = "language_model.embed_tokens"
+"""The token rows, where they are rounded."""
 BLOCK_BYTES = 8 << 20
 """Of a weight at a time, as stored."""
 
@@ -161,7 +163,8 @@ class ReferencePass:
         decoder = [one for name, one in self._formats.items() if not name.startswith((VISION, PROJECTOR))]
         if sees or any(one.rounds_weight or one.cuts_off for one in decoder):
             tokens = [one.image_tokens if one.built_tokens is None else one.built_tokens for one in sequences]
-            given = [self._embed(one.ids, own, image_token_id) for one, own in zip(sequences, tokens, strict=True)]
+            pairs, rounding = zip(sequences, tokens, strict=True), self._formats.get(ROWS)
+            given = [self._embed(one.ids, own, image_token_id, rounding) for one, own in pairs]
             streams["built"] = np.concatenate(given)
         start = streams.get("built", x)
         if any(one.activations != "float" for one in decoder):
@@ -188,12 +191,16 @@ class ReferencePass:
             for index in range(len(sequences))
         ]
 
-    def _embed(self, ids: Array, image_tokens: Array | None, image_token_id: int) -> Array:
+    def _embed(
+        self, ids: Array, image_tokens: Array | None, image_token_id: int, format: LinearFormat | None = None
+    ) -> Array:
         table = self._checkpoint.tensor("language_model.embed_tokens.weight")
         rows = np.empty((len(ids), table.shape[1]), np.float32)
         is_image = ids == image_token_id
         for token in np.unique(ids[~is_image]):
             rows[ids == token] = table.rows(int(token), int(token) + 1)
+        if format is not None:
+            rows = format.weight(rows)
         if image_tokens is not None:
             rows[is_image] = image_tokens
         return rows
