@@ -91,10 +91,7 @@ def _factors(width: int, bits: np.random.PCG64) -> list[Array]:
     if odd > 1:
         orders = [odd * 4 << shift for shift in range(4) if power % (4 << shift) == 0]
         found = next((matrix for order in orders if (matrix := hadamard(order)) is not None), None)
-        if found is None:
-            found = _any_orthogonal(odd, bits)
-        else:
-            found = found / math.sqrt(len(found))
+        found = _any_orthogonal(odd, bits) if found is None else found / math.sqrt(len(found))
         factors.append(found)
         power = width // len(found)
     while power > 1:

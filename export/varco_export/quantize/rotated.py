@@ -73,10 +73,6 @@ class TurnedTensor(Tensor):
         """Return rows `start` to `stop`, rounded to the tensor's number format."""
         return self._rounded(self.exact_rows(start, stop))
 
-    def exact(self) -> Array:
-        """Return all of it in fp32, not rounded to the tensor's number format."""
-        return self.exact_rows(0, self.num_rows).reshape(self.shape)
-
     def exact_rows(self, start: int, stop: int) -> Array:
         """Return rows `start` to `stop` in fp32."""
         if self.is_one:
@@ -154,26 +150,26 @@ def rotated(checkpoint: Checkpoint, seed: int, heads: bool = True) -> Checkpoint
     text = checkpoint.config.text
     stream = Rotation(text.hidden_size, seed)
     values = Rotation(text.head_dim, seed) if heads else None
-    tensors = {
-        name: _turned(checkpoint, name, tensor, stream, values) for name, tensor in checkpoint.tensors.items()
-    }
-    if text.tie_word_embeddings:
-        table = checkpoint.tensors[_EMBEDDING]
-        head = replace(table, name=_HEAD)
-        tensors[_HEAD] = _turned(checkpoint, _HEAD, head, stream, values)
+    checkpoint = untied(checkpoint)
+    tensors = {name: _turned(checkpoint, name, tensor, stream, values) for name, tensor in checkpoint.tensors.items()}
     for name in tensors:
         if name.endswith(_NORMS) or name == _LAST_NORM:
             _check_gain(checkpoint.tensors[name])
+    return replace(checkpoint, tensors=tensors)
+
+
+def untied(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with a head of its own, which is the embedding table where it was tied to that."""
+    config = checkpoint.config
+    if not config.text.tie_word_embeddings:
+        return checkpoint
+    tensors = checkpoint.tensors | {_HEAD: replace(checkpoint.tensors[_EMBEDDING], name=_HEAD)}
     skipped = {name: reason for name, reason in checkpoint.skipped.items() if name != _HEAD}
-    config = replace(
-        checkpoint.config, text=replace(text, tie_word_embeddings=False), raw=_untied(checkpoint.config.raw)
-    )
+    config = replace(config, text=replace(config.text, tie_word_embeddings=False), raw=_untied(config.raw))
     return replace(checkpoint, tensors=tensors, config=config, skipped=skipped)
 
 
-def _turned(
-    checkpoint: Checkpoint, name: str, tensor: Tensor, stream: Rotation, values: Rotation | None
-) -> Tensor:
+def _turned(checkpoint: Checkpoint, name: str, tensor: Tensor, stream: Rotation, values: Rotation | None) -> Tensor:
     """Return a tensor with what turns it, or as it is."""
     turns = _turns(checkpoint, name, stream, values)
     if turns is None:
@@ -181,9 +177,7 @@ def _turned(
     return TurnedTensor(tensor.name, tensor.dtype, tensor.shape, tensor.path, tensor.offset, **turns)
 
 
-def _turns(
-    checkpoint: Checkpoint, name: str, stream: Rotation, values: Rotation | None
-) -> dict[str, Any] | None:
+def _turns(checkpoint: Checkpoint, name: str, stream: Rotation, values: Rotation | None) -> dict[str, Any] | None:
     heads = () if values is None else (values,)
     if name == _EMBEDDING:
         return {"inputs": stream}

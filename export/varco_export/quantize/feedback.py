@@ -1,0 +1,150 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): columns are rounded one after the other, and each error is passed on.
+
+    H = 2 X^T X / n + damping,   U^T U = H^-1,   U upper triangular                (factorize)
+    for each column c:  e = (w_c - round(w_c)) / U[c, c];  w_j -= e U[c, j] for all j > c
+
+With a search, the scale of a group is chosen when its first column comes up: for the columns as the errors before have
+left them, weighted with the diagonal of H. So a group's columns must come in a run. Groups come in the order of their
+activations, and columns within their group; with scales that stand beforehand (min-max) columns come in the order of
+their activations whatever their group, as llm-compressor's `static` does. Either way no reader sees the order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from varco_export.quantize.grid import Grid, Scales
+
+DAMPENING = 0.01  # of the Hessian's mean diagonal; llm-compressor's default
+BLOCK_COLUMNS = 128  # columns whose error is passed on together
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """What error feedback needs of a Hessian.
+
+    Args:
+        order: `[K]`, the columns in the order in which they are rounded.
+        upper: `[K, K]`, the factor of the inverse, in that order.
+        importance: `[K]`, the diagonal of the Hessian over its mean, in the columns' own order.
+        is_dead: `[K]`, which columns no sample reached; their weights become zero.
+    """
+
+    order: torch.Tensor
+    upper: torch.Tensor
+    importance: torch.Tensor
+    is_dead: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """A rounded weight `[N, K]` with scales `[N, groups]`, and zero points `[N, groups]` or none."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None
+
+
+def factorize(hessian: torch.Tensor, group_size: int | None) -> Factor | None:
+    """Return the factor of a Hessian's inverse; None where it has none.
+
+    Args:
+        hessian: `[K, K]` in fp32, spoiled here.
+        group_size: Columns that are to stay in a run; None where any order will do.
+    """
+    diagonal = hessian.diagonal()
+    is_dead = diagonal == 0
+    diagonal.masked_fill_(is_dead, 1.0)
+    importance = (diagonal / diagonal.mean()).clone()
+    order = _order(importance, group_size)
+    hessian = hessian[order][:, order]
+    hessian.diagonal().add_(DAMPENING * hessian.diagonal().mean())
+    lower, status = torch.linalg.cholesky_ex(hessian)
+    if int(status) != 0:
+        return None
+    upper, status = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if int(status) != 0 else Factor(order, upper, importance, is_dead)
+
+
+def round_with_feedback(weight: torch.Tensor, grid: Grid, factor: Factor, search: bool) -> Rounded:
+    """Round a weight column by column, each error passed on to the columns that follow.
+
+    Args:
+        weight: `[N, K]` in fp32.
+        grid: What it is rounded to.
+        factor: Of its inputs' Hessian; with `search`, one whose order keeps the grid's groups together.
+        search: Whether a group's scale is searched when its first column comes up.
+    """
+    width = weight.shape[1]
+    size = grid.group_size or width
+    columns = weight.T[factor.order].masked_fill_(factor.is_dead[factor.order][:, None], 0)  # [K, N], a copy
+    chosen: list[Scales | None] = [None] * -(-width // size)
+    if not search or grid.group_size is None:
+        own = weight.T.masked_fill(factor.is_dead[:, None], 0)
+        for group in range(len(chosen)):
+            some = slice(group * size, (group + 1) * size)
+            chosen[group] = grid.scales(own[some], factor.importance[some] if search else None)
+        del own
+    groups = (factor.order // size).tolist()
+    start = 0
+    while start < width:
+        end = _block_end(groups, start, together=search)
+        block, upper = columns[start:end], factor.upper[start:end, start:end]
+        errors = torch.empty_like(block)
+        for c in range(end - start):
+            group = groups[start + c]
+            scales = chosen[group]
+            if scales is None:
+                num = min(size, width - group * size)  # the last group of a row may be short
+                importance = factor.importance[factor.order[start + c : start + c + num]]
+                scales = chosen[group] = grid.scales(block[c : c + num], importance)
+            rounded = grid.round(block[c], scales)
+            torch.div(block[c] - rounded, upper[c, c], out=errors[c])
+            block[c] = rounded
+            block[c + 1 :].addr_(upper[c, c + 1 :], errors[c], alpha=-1)
+        columns[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1)
+        start = end
+    restored = torch.empty_like(columns)
+    restored[factor.order] = columns
+    return _joined(restored.T.contiguous(), [one for one in chosen if one is not None])
+
+
+def round_to_nearest(weight: torch.Tensor, grid: Grid) -> Rounded:
+    """Round a weight `[N, K]` to the nearest numbers, its scales being the extremes'."""
+    columns = weight.T.contiguous()
+    size = grid.group_size or len(columns)
+    chosen: list[Scales] = []
+    for start in range(0, len(columns), size):
+        some = columns[start : start + size]
+        chosen.append(grid.scales(some, None))
+        columns[start : start + size] = grid.round(some, chosen[-1])
+    return _joined(columns.T.contiguous(), chosen)
+
+
+def _block_end(groups: list[int], start: int, together: bool) -> int:
+    """Return where a block of columns ends that begins at `start`: behind 128 columns, or behind whole groups."""
+    end = min(start + BLOCK_COLUMNS, len(groups))
+    while together and end < len(groups) and groups[end] == groups[end - 1]:
+        end += 1
+    return end
+
+
+def _order(importance: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    """Return the columns with the largest first; with a group size, of the groups and within each."""
+    if group_size is None:
+        return torch.argsort(importance, descending=True, stable=True)
+    starts = range(0, len(importance), group_size)
+    parts = [importance[start : start + group_size] for start in starts]
+    means = torch.stack([part.mean() for part in parts])
+    within = [
+        torch.argsort(part, descending=True, stable=True) + start for start, part in zip(starts, parts, strict=True)
+    ]
+    return torch.cat([within[index] for index in torch.argsort(means, descending=True, stable=True).tolist()])
+
+
+def _joined(weight: torch.Tensor, chosen: list[Scales]) -> Rounded:
+    zeros = [zero for _, zero in chosen if zero is not None]
+    zero_point = torch.stack(zeros, 1) if zeros else None
+    return Rounded(weight, torch.stack([scale for scale, _ in chosen], 1), zero_point)
