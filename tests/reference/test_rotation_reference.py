@@ -72,7 +72,9 @@ def tensors(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("case", [*SMALL, "896", *(pytest.param(name, marks=pytest.mark.full) for name in ("3584", "5120"))])
+@pytest.mark.parametrize(
+    "case", [*SMALL, "896", *(pytest.param(name, marks=pytest.mark.full) for name in ("3584", "5120"))]
+)
 def test_a_rotated_checkpoint_is_the_same_model(tmp_path: Path, case: str) -> None:
     """Packed image tokens, first logits and 64 greedy tokens, in transformers and here, in fp32."""
     options = TinyOptions(**{"seed": 8, "scales": GENTLE, "num_key_value_heads": 2, **(SMALL | LARGE)[case]})

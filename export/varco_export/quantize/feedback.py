@@ -3,14 +3,19 @@
     H = 2 X^T X / n + damping,   U^T U = H^-1,   U upper triangular                (factorize)
     for each column c:  e = (w_c - round(w_c)) / U[c, c];  w_j -= e U[c, j] for all j > c
 
-With a search, the scale of a group is chosen when its first column comes up: for the columns as the errors before have
-left them, weighted with the diagonal of H. So a group's columns must come in a run. Groups come in the order of their
-activations, and columns within their group; with scales that stand beforehand (min-max) columns come in the order of
-their activations whatever their group, as llm-compressor's `static` does. Either way no reader sees the order.
+Columns come in one of two orders, which no reader sees:
+
+- all by their activations, largest first, as in llm-compressor's `static`. Scales are chosen beforehand.
+- groups by their activations, and columns within their group. With a search, a group's scale is then chosen when its
+  first column comes up, for the columns as the errors before have left them.
+
+Which is better is a question of the inputs: the second where all channels are of one size (behind a rotation), the
+first where a few are far larger (in front of o and down). `best_factor` tries both on some rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +23,7 @@ import torch
 from varco_export.quantize.grid import Grid, Scales
 
 DAMPENING = 0.01  # of the Hessian's mean diagonal; llm-compressor's default
+TRIED_ROWS = 256
 BLOCK_COLUMNS = 128  # columns whose error is passed on together
 
 
@@ -30,12 +36,14 @@ class Factor:
         upper: `[K, K]`, the factor of the inverse, in that order.
         importance: `[K]`, the diagonal of the Hessian over its mean, in the columns' own order.
         is_dead: `[K]`, which columns no sample reached; their weights become zero.
+        keeps_groups: Whether the order keeps groups of columns in runs.
     """
 
     order: torch.Tensor
     upper: torch.Tensor
     importance: torch.Tensor
     is_dead: torch.Tensor
+    keeps_groups: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +73,7 @@ def factorize(hessian: torch.Tensor, group_size: int | None) -> Factor | None:
     if int(status) != 0:
         return None
     upper, status = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if int(status) != 0 else Factor(order, upper, importance, is_dead)
+    return None if int(status) != 0 else Factor(order, upper, importance, is_dead, group_size is not None)
 
 
 def round_with_feedback(weight: torch.Tensor, grid: Grid, factor: Factor, search: bool) -> Rounded:
@@ -74,14 +82,16 @@ def round_with_feedback(weight: torch.Tensor, grid: Grid, factor: Factor, search
     Args:
         weight: `[N, K]` in fp32.
         grid: What it is rounded to.
-        factor: Of its inputs' Hessian; with `search`, one whose order keeps the grid's groups together.
-        search: Whether a group's scale is searched when its first column comes up.
+        factor: Of its inputs' Hessian. Where its order keeps the grid's groups together, a searched scale is chosen
+            when the first column of its group comes up.
+        search: Whether scales are searched, weighted with the Hessian's diagonal.
     """
     width = weight.shape[1]
     size = grid.group_size or width
     columns = weight.T[factor.order].masked_fill_(factor.is_dead[factor.order][:, None], 0)  # [K, N], a copy
     chosen: list[Scales | None] = [None] * -(-width // size)
-    if not search or grid.group_size is None:
+    late = search and factor.keeps_groups
+    if not late:
         own = weight.T.masked_fill(factor.is_dead[:, None], 0)
         for group in range(len(chosen)):
             some = slice(group * size, (group + 1) * size)
@@ -90,7 +100,7 @@ def round_with_feedback(weight: torch.Tensor, grid: Grid, factor: Factor, search
     groups = (factor.order // size).tolist()
     start = 0
     while start < width:
-        end = _block_end(groups, start, together=search)
+        end = _block_end(groups, start, together=late)
         block, upper = columns[start:end], factor.upper[start:end, start:end]
         errors = torch.empty_like(block)
         for c in range(end - start):
@@ -109,6 +119,29 @@ def round_with_feedback(weight: torch.Tensor, grid: Grid, factor: Factor, search
     restored = torch.empty_like(columns)
     restored[factor.order] = columns
     return _joined(restored.T.contiguous(), [one for one in chosen if one is not None])
+
+
+def best_factor(
+    weight: torch.Tensor, grid: Grid, factors: Sequence[Factor], search: bool, hessian: torch.Tensor
+) -> Factor:
+    """Return the factor with which some rows of a weight, evenly spaced, have the least output error.
+
+    Args:
+        weight: `[N, K]` in fp32.
+        grid: What it is rounded to.
+        factors: Of one Hessian, in different orders.
+        search: Whether scales are searched.
+        hessian: The Hessian.
+    """
+    if len(factors) == 1:
+        return factors[0]
+    rows = weight[:: -(-len(weight) // TRIED_ROWS)]
+
+    def error(factor: Factor) -> float:
+        left = rows - round_with_feedback(rows, grid, factor, search).weight
+        return float(((left @ hessian) * left).sum())
+
+    return min(factors, key=error)
 
 
 def round_to_nearest(weight: torch.Tensor, grid: Grid) -> Rounded:

@@ -13,7 +13,7 @@ import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.activations import read_activations
-from varco_export.quantize.layers import factor_of, tell_rounded
+from varco_export.quantize.layers import measured_of, tell_rounded
 from varco_export.quantize.linear import Hessian, join_rows, output_energies, quantize_linear
 from varco_export.quantize.rest import HEAD
 from varco_export.quantize.run import Run
@@ -69,11 +69,10 @@ def finish_head(run: Run, work: Work) -> dict[str, Stored] | None:
     Returns:
         The head's tensors by canonical name; None for those of the checkpoint.
     """
-    factor, hessian = None, None
+    measured = None
     if run.head_scheme is not None:
-        hessian = _hessian(run, work)
-        factor = factor_of(run, hessian)
-        if factor is None:
+        measured = measured_of(run, _hessian(run, work))
+        if not measured.factors:
             tell_rounded(run, HEAD)
     ours, theirs = _held_states(run, work) if run.held else (None, None)
     divergence = Divergence.of_tokens(0 if ours is None else len(ours))
@@ -82,17 +81,15 @@ def finish_head(run: Run, work: Work) -> dict[str, Stored] | None:
     tensor = run.checkpoint.tensor(HEAD)
     steps = range(0, tensor.shape[0], _ROWS)
     with run.progress.stage("head", len(steps)) as advance:
-        for start in steps if hessian is not None or ours is not None else ():
+        for start in steps if measured is not None or ours is not None else ():
             exact = torch.from_numpy(exact_rows(tensor, start, min(start + _ROWS, tensor.shape[0]))).to(run.device)
             rounded = exact.cpu().numpy().astype(NUMPY_DTYPES[tensor.dtype]).astype("float32")
             saved = torch.from_numpy(rounded).to(run.device)
-            if run.head_scheme is not None and hessian is not None:
-                found = quantize_linear(
-                    exact, TORCH_DTYPES[tensor.dtype], run.head_scheme, factor, run.options.searches
-                )
+            if run.head_scheme is not None and measured is not None:
+                found = quantize_linear(exact, TORCH_DTYPES[tensor.dtype], run.head_scheme, measured)
                 saved = found.weight
                 parts.append(found.tensors)
-                energies += torch.tensor(output_energies(exact, saved, hessian), dtype=torch.float64)
+                energies += torch.tensor(output_energies(exact, saved, measured.hessian), dtype=torch.float64)
             if ours is not None and theirs is not None:
                 divergence.add((theirs @ exact.T).cpu(), (ours @ saved.T).cpu())
             advance()
@@ -105,8 +102,8 @@ def finish_head(run: Run, work: Work) -> dict[str, Stored] | None:
     return {f"lm_head.{last}": Stored.of_torch(one) for last, one in join_rows(parts).items()}
 
 
-def _hessian(run: Run, work: Work) -> torch.Tensor:
-    """Return the Hessian of what flows into the head."""
+def _hessian(run: Run, work: Work) -> Hessian:
+    """Measure what flows into the head."""
     width = run.checkpoint.config.text.hidden_size
     with torch.device("meta"):
         shape = torch.nn.Linear(width, 1)
@@ -114,7 +111,7 @@ def _hessian(run: Run, work: Work) -> torch.Tensor:
     samples = read_activations(work.activations(run.num_layers), run.lengths, width, slice(len(run.samples)))
     for sample in samples:
         hessian.add(normed(run.checkpoint, torch.from_numpy(sample).to(run.device)))
-    return hessian.mean()
+    return hessian
 
 
 def _held_states(run: Run, work: Work) -> tuple[torch.Tensor, torch.Tensor]:

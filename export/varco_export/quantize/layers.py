@@ -9,9 +9,8 @@ import torch
 
 from varco_export.quantize.activations import read_activations, write_activations
 from varco_export.quantize.embeddings import embed_samples
-from varco_export.quantize.feedback import Factor, factorize
 from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, layer_name, watched_inputs
-from varco_export.quantize.linear import Hessian, output_energies, quantize_linear
+from varco_export.quantize.linear import Hessian, Measured, output_energies, quantize_linear
 from varco_export.quantize.run import Run
 from varco_export.quantize.shard import Stored, write_shard
 from varco_export.quantize.weights import TORCH_DTYPES, read_weight
@@ -86,21 +85,20 @@ def _measured_layer(
 ) -> tuple[dict[str, Stored], dict[str, float]]:
     """Return the tensors of a layer's shard, and each linear's output error; `layer` gets the quantized weights.
 
-    The Hessians are used up. Linears that share an input share its factor.
+    The Hessians are used up. Linears that share an input share its Hessian.
     """
     assert run.scheme is not None, "Bug: a calibrated layer without a scheme"
     stored, errors = _others(run, index), dict[str, float]()
     for shared in dict.fromkeys(SHARED_INPUT.values()):
-        matrix = hessians.pop(shared).mean()
-        factor = factor_of(run, matrix)
+        measured = measured_of(run, hessians.pop(shared))
         for linear in (name for name in LINEARS if SHARED_INPUT[name] == shared):
             name = f"{layer_name(index)}.{linear}.weight"
-            if factor is None:
+            if not measured.factors:
                 tell_rounded(run, name)
             weight = read_weight(run.checkpoint, name).to(run.device)
             dtype = TORCH_DTYPES[run.checkpoint.tensor(name).dtype]
-            found = quantize_linear(weight, dtype, run.scheme, factor, run.options.searches)
-            error, whole = output_energies(weight, found.weight, matrix)
+            found = quantize_linear(weight, dtype, run.scheme, measured)
+            error, whole = output_energies(weight, found.weight, measured.hessian)
             errors[linear] = error / max(whole, 1e-30)
             _linear_of(layer, linear).weight.copy_(found.weight)
             stem = name.removesuffix("weight")
@@ -108,9 +106,9 @@ def _measured_layer(
     return {disk_name(name, "hf_old"): one for name, one in sorted(stored.items())}, errors
 
 
-def factor_of(run: Run, hessian: torch.Tensor) -> Factor | None:
-    """Return the factor of a Hessian's inverse, None where it has none."""
-    return factorize(hessian, run.options.columns_per_scale if run.options.searches else None)
+def measured_of(run: Run, hessian: Hessian) -> Measured:
+    """Return what a Hessian tells to whoever rounds; it is used up."""
+    return Measured.of(hessian.mean(), run.options.columns_per_scale, run.options.searches)
 
 
 def tell_rounded(run: Run, name: str) -> None:
@@ -131,7 +129,7 @@ def _plain_layer(run: Run, index: int) -> dict[str, Stored]:
             stored[name] = Stored.of_checkpoint(tensor)
             continue
         weight = read_weight(run.checkpoint, name).to(run.device)
-        found = quantize_linear(weight, TORCH_DTYPES[tensor.dtype], run.scheme, None, False)
+        found = quantize_linear(weight, TORCH_DTYPES[tensor.dtype], run.scheme, None)
         stem = name.removesuffix("weight")
         stored |= {stem + last: Stored.of_torch(one) for last, one in found.tensors.items()}
     return {disk_name(name, "hf_old"): one for name, one in sorted(stored.items())}

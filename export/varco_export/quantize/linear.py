@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from varco_export.quantize.feedback import Factor, round_to_nearest, round_with_feedback
+from varco_export.quantize.feedback import Factor, best_factor, factorize, round_to_nearest, round_with_feedback
 from varco_export.quantize.grid import Fp8Grid, Grid, IntegerGrid
 from varco_export.quantize.scheme import silence
 
@@ -39,6 +39,34 @@ class Hessian:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What is known of a linear's inputs.
+
+    Args:
+        hessian: `[K, K]`.
+        factors: Of its inverse, by the orders of columns that are worth trying; none where it has no inverse.
+        search: Whether scales are searched.
+    """
+
+    hessian: torch.Tensor
+    factors: tuple[Factor, ...]
+    search: bool
+
+    @classmethod
+    def of(cls, hessian: torch.Tensor, group_size: int | None, search: bool) -> Measured:
+        """Factorize a Hessian.
+
+        Args:
+            hessian: `[K, K]`.
+            group_size: Columns that share a scale; None where a whole row does.
+            search: Whether scales are searched.
+        """
+        orders = (None, group_size) if search and group_size is not None else (None,)
+        found = [factorize(hessian, order) for order in orders]
+        return cls(hessian, tuple(factor for factor in found if factor is not None), search)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
     """A quantized linear. `tensors` are saved, by last name."""
 
@@ -57,19 +85,22 @@ def make_grid(scheme: QuantizationScheme, dtype: torch.dtype) -> Grid:
 
 
 def quantize_linear(
-    weight: torch.Tensor, dtype: torch.dtype, scheme: QuantizationScheme, factor: Factor | None, search: bool
+    weight: torch.Tensor, dtype: torch.dtype, scheme: QuantizationScheme, measured: Measured | None
 ) -> Quantized:
-    """Round a weight by GPTQ, or without a factor to the nearest.
+    """Round a weight by GPTQ, or where nothing is measured, or to no avail, to the nearest.
 
     Args:
         weight: `[N, K]` in fp32, or some of its rows.
         dtype: The type that its scales are saved in.
         scheme: What quantizes it, in the words of compressed-tensors.
-        factor: Of the Hessian of what flows into the linear; None for rounding to the nearest.
-        search: Whether scales are searched; else they reach to the extremes.
+        measured: What flows into the linear.
     """
     grid = make_grid(scheme, dtype)
-    found = round_to_nearest(weight, grid) if factor is None else round_with_feedback(weight, grid, factor, search)
+    if measured is None or not measured.factors:
+        found = round_to_nearest(weight, grid)
+    else:
+        factor = best_factor(weight, grid, measured.factors, measured.search, measured.hessian)
+        found = round_with_feedback(weight, grid, factor, measured.search)
     return _packed(found.weight, found.scale, found.zero_point, dtype, scheme)
 
 
