@@ -14,6 +14,7 @@ import torch
 FP8_MAX = 448.0
 _SHRINK = (0.6, 1.1)
 _STEPS = 21
+_FP8_STEPS = 12
 _PARTS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 # Parts of the lower and of the upper end, of a grid with zero points.
 _ENDS = tuple((low, high) for low in _PARTS for high in _PARTS if abs(low - high) < 0.22)
@@ -114,9 +115,27 @@ class Fp8Grid:
     group_size: None = None
 
     def scales(self, columns: torch.Tensor, importance: torch.Tensor | None) -> Scales:
-        """Return the scale with which each row's largest entry is the largest of float8."""
-        scale = (columns.abs().amax(0) / FP8_MAX).to(self.dtype).float()
-        return torch.where(scale == 0, torch.full_like(scale, torch.finfo(self.dtype).eps), scale), None
+        """Return the scales with which each row's largest entry is the largest of float8, or searched ones.
+
+        Twice a scale gives the same values but for the smallest, so an octave is searched, and nothing is clipped.
+        """
+        smallest = columns.abs().amax(0) / FP8_MAX
+        best = self._stored(smallest)
+        if importance is None:
+            return best, None
+        least = self._error(columns, best, importance)
+        for step in range(1, _FP8_STEPS):
+            scale = self._stored(smallest * 2 ** (step / _FP8_STEPS))
+            error = self._error(columns, scale, importance)
+            best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+        return best, None
+
+    def _error(self, columns: torch.Tensor, scale: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+        return importance @ self.round(columns, (scale, None)).sub_(columns).square_()  # [N]
+
+    def _stored(self, scale: torch.Tensor) -> torch.Tensor:
+        scale = scale.to(self.dtype).float()
+        return torch.where(scale == 0, torch.full_like(scale, torch.finfo(self.dtype).eps), scale)
 
     def round(self, columns: torch.Tensor, scales: Scales) -> torch.Tensor:
         """Return columns rounded to the grid."""
