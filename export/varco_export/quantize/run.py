@@ -66,10 +66,14 @@ class Run:
 def hold_out(samples: Sequence[EncodedSample]) -> tuple[list[EncodedSample], list[EncodedSample]]:
     """Return samples to measure Hessians with, and one of sixteen to measure the result with, at most 8.
 
-    Others about a picture that is held out are left out altogether.
+    All samples about a picture are on one side, so a picture that is held out gives several.
     """
     num_held = min(_MAX_HELD, len(samples) // _HELD_OUT_OF)
-    held = [samples[(2 * index + 1) * len(samples) // (2 * num_held)] for index in range(num_held)]
-    pictures = {sample.digest for sample in held} - {None}
-    kept = [one for one in samples if one not in held and one.digest not in pictures]
-    return (kept, held) if kept else (list(samples), [])
+    held: list[int] = []
+    for step in range(num_held):
+        index = (2 * step + 1) * len(samples) // (2 * num_held)
+        digest = samples[index].digest
+        if len(held) < num_held and index not in held:
+            held += [index] if digest is None else [n for n, other in enumerate(samples) if other.digest == digest]
+    kept = [sample for index, sample in enumerate(samples) if index not in held]
+    return (kept, [samples[index] for index in held[:num_held]]) if kept and held else (list(samples), [])
