@@ -24,6 +24,7 @@ from varco_export.quantize.grid import Grid, Scales
 
 DAMPENING = 0.01  # of the Hessian's mean diagonal; llm-compressor's default
 TRIED_ROWS = 256
+_GATHERED_ROWS = 1024
 BLOCK_COLUMNS = 128  # columns whose error is passed on together
 
 
@@ -58,22 +59,30 @@ class Rounded:
 def factorize(hessian: torch.Tensor, group_size: int | None) -> Factor | None:
     """Return the factor of a Hessian's inverse; None where it has none.
 
+    One matrix is made and worked in, beside the Hessian.
+
     Args:
-        hessian: `[K, K]` in fp32, spoiled here.
+        hessian: `[K, K]` in fp32.
         group_size: Columns that are to stay in a run; None where any order will do.
     """
-    diagonal = hessian.diagonal()
+    diagonal = hessian.diagonal().clone()
     is_dead = diagonal == 0
     diagonal.masked_fill_(is_dead, 1.0)
-    importance = (diagonal / diagonal.mean()).clone()
+    mean = diagonal.mean()
+    importance = diagonal / mean
     order = _order(importance, group_size)
-    hessian = hessian[order][:, order]
-    hessian.diagonal().add_(DAMPENING * hessian.diagonal().mean())
-    lower, status = torch.linalg.cholesky_ex(hessian)
+    work = torch.empty_like(hessian)
+    for start in range(0, len(order), _GATHERED_ROWS):
+        rows = order[start : start + _GATHERED_ROWS]
+        work[start : start + len(rows)] = hessian[rows][:, order]
+    work.diagonal().copy_(diagonal[order] + DAMPENING * mean)
+    status = torch.empty((), dtype=torch.int32, device=work.device)
+    torch.linalg.cholesky_ex(work, out=(work, status))
     if int(status) != 0:
         return None
-    upper, status = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if int(status) != 0 else Factor(order, upper, importance, is_dead, group_size is not None)
+    torch.cholesky_inverse(work, out=work)
+    torch.linalg.cholesky_ex(work, upper=True, out=(work, status))
+    return None if int(status) != 0 else Factor(order, work, importance, is_dead, group_size is not None)
 
 
 def round_with_feedback(weight: torch.Tensor, grid: Grid, factor: Factor, search: bool) -> Rounded:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.activations import read_activations
+from varco_export.quantize.feedback import TRIED_ROWS
 from varco_export.quantize.layers import measured_of, tell_rounded
-from varco_export.quantize.linear import Hessian, join_rows, output_energies, quantize_linear
+from varco_export.quantize.linear import Hessian, join_rows, make_grid, output_energies, quantize_linear
 from varco_export.quantize.rest import HEAD
 from varco_export.quantize.run import Run
 from varco_export.quantize.shard import Stored
@@ -74,6 +76,11 @@ def finish_head(run: Run, work: Work) -> dict[str, Stored] | None:
         measured = measured_of(run, _hessian(run, work))
         if not measured.factors:
             tell_rounded(run, HEAD)
+        tensor = run.checkpoint.tensor(HEAD)
+        words = range(0, tensor.shape[0], -(-tensor.shape[0] // TRIED_ROWS))
+        some = np.concatenate([exact_rows(tensor, word, word + 1) for word in words])
+        grid = make_grid(run.head_scheme, TORCH_DTYPES[tensor.dtype])
+        measured = measured.decided(torch.from_numpy(some).to(run.device), grid)
     ours, theirs = _held_states(run, work) if run.held else (None, None)
     divergence = Divergence.of_tokens(0 if ours is None else len(ours))
     parts: list[dict[str, torch.Tensor]] = []

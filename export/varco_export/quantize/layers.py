@@ -10,7 +10,7 @@ import torch
 from varco_export.quantize.activations import read_activations, write_activations
 from varco_export.quantize.embeddings import embed_samples
 from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, layer_name, watched_inputs
-from varco_export.quantize.linear import Hessian, Measured, output_energies, quantize_linear
+from varco_export.quantize.linear import Hessian, Measured, make_grid, output_energies, quantize_linear
 from varco_export.quantize.run import Run
 from varco_export.quantize.shard import Stored, write_shard
 from varco_export.quantize.weights import TORCH_DTYPES, read_weight
@@ -85,7 +85,7 @@ def _measured_layer(
 ) -> tuple[dict[str, Stored], dict[str, float]]:
     """Return the tensors of a layer's shard, and each linear's output error; `layer` gets the quantized weights.
 
-    The Hessians are used up. Linears that share an input share its Hessian.
+    The Hessians are used up. Linears that share an input share its Hessian and an order.
     """
     assert run.scheme is not None, "Bug: a calibrated layer without a scheme"
     stored, errors = _others(run, index), dict[str, float]()
@@ -97,6 +97,7 @@ def _measured_layer(
                 tell_rounded(run, name)
             weight = read_weight(run.checkpoint, name).to(run.device)
             dtype = TORCH_DTYPES[run.checkpoint.tensor(name).dtype]
+            measured = measured.decided(weight, make_grid(run.scheme, dtype))
             found = quantize_linear(weight, dtype, run.scheme, measured)
             error, whole = output_energies(weight, found.weight, measured.hessian)
             errors[linear] = error / max(whole, 1e-30)

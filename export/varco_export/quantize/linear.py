@@ -6,7 +6,7 @@ reader of the checkpoint computes from the saved tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +65,12 @@ class Measured:
         found = [factorize(hessian, order) for order in orders]
         return cls(hessian, tuple(factor for factor in found if factor is not None), search)
 
+    def decided(self, weight: torch.Tensor, grid: Grid) -> Measured:
+        """Return this with one factor, the better one for a weight `[N, K]`; the other's memory is then free."""
+        if len(self.factors) < 2:
+            return self
+        return replace(self, factors=(best_factor(weight, grid, self.factors, self.search, self.hessian),))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
@@ -93,14 +99,13 @@ def quantize_linear(
         weight: `[N, K]` in fp32, or some of its rows.
         dtype: The type that its scales are saved in.
         scheme: What quantizes it, in the words of compressed-tensors.
-        measured: What flows into the linear.
+        measured: What flows into the linear, with the factor that is decided for.
     """
     grid = make_grid(scheme, dtype)
     if measured is None or not measured.factors:
         found = round_to_nearest(weight, grid)
     else:
-        factor = best_factor(weight, grid, measured.factors, measured.search, measured.hessian)
-        found = round_with_feedback(weight, grid, factor, measured.search)
+        found = round_with_feedback(weight, grid, measured.factors[0], measured.search)
     return _packed(found.weight, found.scale, found.zero_point, dtype, scheme)
 
 

@@ -18,7 +18,7 @@ from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize import QuantizeOptions
 from varco_export.quantize.feedback import DAMPENING, best_factor, factorize, round_to_nearest, round_with_feedback
 from varco_export.quantize.grid import Fp8Grid, Grid, IntegerGrid
-from varco_export.quantize.linear import Hessian, Measured, join_rows, output_error, quantize_linear
+from varco_export.quantize.linear import Hessian, Measured, join_rows, make_grid, output_error, quantize_linear
 from varco_export.quantize.scheme import make_scheme
 from varco_export.quantize.weights import TORCH_DTYPES, read_weight
 from varco_export.tiny import TinyOptions, make_tiny
@@ -173,7 +173,7 @@ def test_a_hessian_without_an_inverse_has_no_factor() -> None:
 def test_rows_of_a_head_are_joined_to_what_the_whole_gives(problem: Any) -> None:
     weight, _, hessian = problem
     scheme = make_scheme(QuantizeOptions("gptq", group_size=32, symmetric=False))
-    measured = Measured.of(hessian, 32, True)
+    measured = Measured.of(hessian, 32, True).decided(weight, make_grid(scheme, FP32))
     rows = torch.cat([weight, weight * 0.7])[:64]
     whole = quantize_linear(rows, FP32, scheme, measured).tensors
     parts = [quantize_linear(some, FP32, scheme, measured).tensors for some in rows.split(32)]
