@@ -71,6 +71,8 @@ def finish_head(run: Run, work: Work) -> dict[str, Stored] | None:
     Returns:
         The head's tensors by canonical name; None for those of the checkpoint.
     """
+    if run.head_scheme is None and not run.held:
+        return None
     measured = None
     if run.head_scheme is not None:
         measured = measured_of(run, _hessian(run, work))
@@ -88,7 +90,7 @@ def finish_head(run: Run, work: Work) -> dict[str, Stored] | None:
     tensor = run.checkpoint.tensor(HEAD)
     steps = range(0, tensor.shape[0], _ROWS)
     with run.progress.stage("head", len(steps)) as advance:
-        for start in steps if measured is not None or ours is not None else ():
+        for start in steps:
             exact = torch.from_numpy(exact_rows(tensor, start, min(start + _ROWS, tensor.shape[0]))).to(run.device)
             rounded = exact.cpu().numpy().astype(NUMPY_DTYPES[tensor.dtype]).astype("float32")
             saved = torch.from_numpy(rounded).to(run.device)

@@ -78,6 +78,14 @@ def test_a_quantised_head_has_a_group_of_its_own(tied: Path, texts: Path, tmp_pa
     assert "language_model.lm_head.weight" not in names
 
 
+def test_fp8_takes_error_feedback_where_it_is_calibrated(tied: Path, texts: Path, tmp_path: Path) -> None:
+    quantize(tied, tmp_path / "out", QuantizeOptions("fp8", texts), Quiet())
+    report = json.loads((tmp_path / "out" / "quantization.json").read_text())
+    assert report["rotation_seed"] is None
+    assert 0 < report["kl_nats_per_token"] < 0.01
+    assert names_and_dtypes(tmp_path / "out")["language_model.model.layers.0.mlp.up_proj.weight"] == "F8_E4M3"
+
+
 def test_a_tied_head_stays_tied_where_it_is_neither_rotated_nor_rounded(
     tied: Path, texts: Path, tmp_path: Path
 ) -> None:
