@@ -19,6 +19,12 @@ def test_export_reports_what_was_chosen(tiny_checkpoint: Path, tmp_path: Path, c
     target = tmp_path / "a bundle"
     out, err = run(capsys, "export", tiny_checkpoint, target, "--decoder", "int4", "--max-context", 500)
     assert "int4 (blocks of 32, fp32 activations), head int8" in out
+    *_, before, last = err.splitlines()
+    assert before.startswith("Next: ")
+    assert last.startswith(
+        "int4 was rounded without calibration, which cost a model of 135 million parameters 0.61 nats"
+    )
+    assert last.endswith(f"varco quantize {tiny_checkpoint} {tiny_checkpoint.name}-int4 --method gptq --group-size 32")
     assert "500 tokens" in out
     assert "apache-2.0" in out
     for component in ("vision", "projector", "embedding", "decoder"):
