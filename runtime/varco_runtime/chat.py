@@ -29,11 +29,20 @@ class Chat:
         session: The model that answers.
         media: What is asked about. It belongs to the first question.
         system: A system message, or None for the template's own.
+        long_side: Pixels to which the picture's long side is scaled up, 0 for the picture as it is; None for what the
+            bundle says of the first question.
     """
 
-    def __init__(self, session: Session, media: Sequence[Picture | Clip], system: str | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        media: Sequence[Picture | Clip],
+        system: str | None,
+        long_side: int | None = None,
+    ) -> None:
         self._session = session
         self._media = tuple(media)
+        self._long_side = long_side
         self._asking = threading.Lock()
         self._turns: list[Turn] = system_turns(system)
 
@@ -43,10 +52,10 @@ class Chat:
         Args:
             prompt: The question.
             image: Pictures and videos that come with this question, as for `Varco.ask`; None for no more.
-            **options: How to answer, as for `Varco.ask`, but for `system`.
+            **options: How to answer, as for `Varco.ask`, but for `system` and `long_side`.
 
         Raises:
-            UsageError: `system` is given, or another option cannot be honoured.
+            UsageError: `system` or `long_side` is given, or another option cannot be honoured.
             ImageError: A picture cannot be opened, or the bundle does not take so many.
             VideoError: A video cannot be opened, or the bundle takes none.
             PromptError: The prompt cannot be encoded.
@@ -54,6 +63,9 @@ class Chat:
         """
         if options.get("system") is not None:
             raise UsageError("A conversation's system message is set once. Give it to chat(image, system=...).")
+        if options.get("long_side") is not None:
+            raise UsageError("A conversation's picture is scaled once. Give it to chat(image, long_side=...).")
+        options["long_side"] = self._long_side
         with self._asking:
             is_first = not any(turn.role == "user" for turn in self._turns)
             turns: list[Turn] = []

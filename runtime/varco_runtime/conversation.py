@@ -11,8 +11,10 @@ import numpy as np
 
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.errors import ImageError, UsageError, VideoError
+from varco_runtime.markup.questions import OCR_PROMPT
 from varco_runtime.picture.loading import Picture, Source, load_picture
 from varco_runtime.picture.media import Clip, Medium, tilings
+from varco_runtime.picture.scaling import upscaled
 from varco_runtime.prompt.prompter import IMAGE, VIDEO, Message
 from varco_runtime.prompt.tokenizer import check_encodable
 from varco_runtime.video.video import Video
@@ -43,6 +45,11 @@ class Turn:
             self.role,
             tuple(part if isinstance(part, str) else VIDEO if isinstance(part, Clip) else IMAGE for part in self.parts),
         )
+
+    @property
+    def text(self) -> str:
+        """Return the texts alone."""
+        return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def media(self) -> tuple[Picture | Clip, ...]:
@@ -146,14 +153,22 @@ def _check_takes_video(manifest: Manifest) -> None:
         raise VideoError(f"This bundle takes no video: {reason}. Expected pictures; give some frames as pictures.")
 
 
-def media_of(turns: Sequence[Turn], tiling: str, untrained: bool, manifest: Manifest) -> tuple[Medium, ...]:
+def media_of(
+    turns: Sequence[Turn],
+    manifest: Manifest,
+    tiling: str = "auto",
+    untrained: bool = False,
+    long_side: int | None = None,
+) -> tuple[Medium, ...]:
     """Return all media of a conversation, each with its tiling, if the bundle takes them.
 
     Args:
         turns: The conversation, the oldest turn first.
+        manifest: What the bundle says about itself.
         tiling: `auto`, `grid` or `one`.
         untrained: Whether more pictures are let through than the checkpoint was trained for.
-        manifest: What the bundle says about itself.
+        long_side: The length in pixels to which the long side of a picture with a grid is brought up, 0 for the
+            picture as it is; None for what the bundle says of pictures whose turn asks for their text, 0 for others.
 
     Raises:
         UsageError: The tiling is unknown.
@@ -161,6 +176,8 @@ def media_of(turns: Sequence[Turn], tiling: str, untrained: bool, manifest: Mani
         ImageError: The bundle takes not so many pictures.
     """
     media = tilings([medium for turn in turns for medium in turn.media], tiling)
+    sides = [_long_side(turn, long_side, manifest) for turn in turns for _ in turn.media]
+    media = tuple(_scaled(medium, side) for medium, side in zip(media, sides, strict=True))
     facts, tile_px = manifest.media_facts, manifest.image.tile_px
     clips = [medium.source for medium in media if isinstance(medium.source, Clip)]
     for clip in clips:
@@ -179,3 +196,18 @@ def media_of(turns: Sequence[Turn], tiling: str, untrained: bool, manifest: Mani
             "--untrained."
         )
     return media
+
+
+def _long_side(turn: Turn, long_side: int | None, manifest: Manifest) -> int:
+    """Return the pixels to which the long sides of a turn's pictures are brought up, 0 for as they are."""
+    if long_side is None and turn.text == OCR_PROMPT:
+        long_side = manifest.image.ocr_long_side_px
+    return long_side or 0
+
+
+def _scaled(medium: Medium, long_side: int) -> Medium:
+    """Return a picture with a grid scaled up; one that becomes a single tile, and a video, as they are."""
+    if medium.tiling != "grid" or not isinstance(medium.source, Picture):
+        return medium
+    shown = upscaled(medium.source, long_side)
+    return medium if shown is medium.source else Medium(shown, medium.tiling, given=medium.source)

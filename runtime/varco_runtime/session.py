@@ -102,19 +102,26 @@ class Session:
 
     # -- before a question's turn -----------------------------------------------------------------------------------
 
-    def prompt(self, turns: Sequence[Turn], tiling: str = "auto", untrained: bool = False) -> Prompt:
+    def prompt(
+        self,
+        turns: Sequence[Turn],
+        tiling: str = "auto",
+        untrained: bool = False,
+        long_side: int | None = None,
+    ) -> Prompt:
         """Return the prompt of a conversation.
 
         Args:
             turns: The conversation, the oldest turn first.
             tiling: How its pictures become tiles: `auto`, `grid` or `one`.
             untrained: Whether more pictures are let through than the checkpoint was trained for.
+            long_side: As `media_of` takes it.
 
         Raises:
             VarcoError: What `media_of` and `Prompter.encode_media` raise.
         """
         manifest = self.bundle.manifest
-        media = media_of(turns, tiling, untrained, manifest)
+        media = media_of(turns, manifest, tiling, untrained, long_side)
         counts = [num_medium_tokens(medium, manifest.image) for medium in media]
         encoded = self.prompter.encode_media([turn.message for turn in turns], counts)
         places = [

@@ -15,8 +15,9 @@ from varco_runtime.generation.loop import Decoding, generate_tokens
 from varco_runtime.generation.sampling import Sampler
 from varco_runtime.generation.speculation import Drafter
 from varco_runtime.generation.transcript import Transcript
+from varco_runtime.markup.questions import OCR_PROMPT
 from varco_runtime.media_encoder import VisionTimes
-from varco_runtime.options import AnswerSettings, Options, answer_settings, check_names
+from varco_runtime.options import MAX_NEW_TOKENS, AnswerSettings, Options, answer_settings, check_names
 from varco_runtime.picture.loading import Picture
 from varco_runtime.session import Prefilled, Prompt, Session
 
@@ -29,12 +30,14 @@ class Request:
         prompt: The conversation, as token ids and media.
         settings: How to answer.
         max_new_tokens: The most tokens of the answer: what the settings say, or what the context has room for.
+        stop_loops: Whether an answer that goes round in a circle is ended.
         started: When the question was asked, on the clock of `time.perf_counter`.
     """
 
     prompt: Prompt
     settings: AnswerSettings
     max_new_tokens: int
+    stop_loops: bool
     started: float
 
 
@@ -57,9 +60,11 @@ def start_stream(session: Session, turns: Callable[[], Sequence[Turn]], options:
     check_names(options)
     conversation = turns()
     settings = answer_settings(options)
-    prompt = session.prompt(conversation, settings.tiling, settings.untrained)
-    max_new_tokens = min(settings.max_new_tokens, session.room(prompt))
-    return Stream(session, Request(prompt, settings, max_new_tokens, started))
+    prompt = session.prompt(conversation, settings.tiling, settings.untrained, settings.long_side)
+    room, reads_text = session.room(prompt), conversation[-1].text == OCR_PROMPT
+    max_new_tokens = min(settings.max_new_tokens or (room if reads_text else MAX_NEW_TOKENS), room)
+    stop_loops = reads_text if settings.stop_loops is None else settings.stop_loops
+    return Stream(session, Request(prompt, settings, max_new_tokens, stop_loops, started))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,9 @@ class Stream:
         self._session = session
         self._request = request
         eos_token_ids = session.bundle.manifest.generation.eos_token_ids
-        self._transcript = Transcript(session.tokenizer, eos_token_ids, request.settings.stop)
+        self._transcript = Transcript(
+            session.tokenizer, eos_token_ids, request.settings.stop, stop_loops=request.stop_loops
+        )
         self._pieces = self._run()
         self._reading = threading.Lock()
         self._answer: Answer | None = None
@@ -211,7 +218,7 @@ class Stream:
 
 def _media_notes(prompt: Prompt) -> Iterator[str]:
     """Yield what was odd in the pictures, a sentence each."""
-    pictures = [medium.source for medium in prompt.media if isinstance(medium.source, Picture)]
+    pictures = [medium.asked for medium in prompt.media if isinstance(medium.asked, Picture)]
     for number, picture in enumerate(pictures, 1):
         if picture.is_animated:
             which = "The picture" if len(pictures) == 1 else f"Picture {number}"

@@ -24,7 +24,7 @@ from varco_runtime.errors import ImageError, UsageError
 from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB
 from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt, refer_prompt
 from varco_runtime.markup.regions import Box
-from varco_runtime.options import Options
+from varco_runtime.options import Options, check_long_side
 from varco_runtime.session import Session
 from varco_runtime.stream import Stream, start_stream
 from varco_runtime.system.processor import usable_cores
@@ -161,13 +161,16 @@ class Varco:
                 in their order, in which a `str` is text and a picture's path a `Path`.
             prompt: The question, behind all pictures and videos.
             **options: How to answer, all off or as the checkpoint says by default. `system`: a system message.
-                `max_new_tokens`: 1024. `temperature`: 0 is greedy. `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+                `max_new_tokens`: 1024, or for `<ocr>` what the context has room for. `long_side`: pixels to which the
+                picture's long side is scaled up before it is read, 0 for the picture as it is; for `<ocr>` what the
+                bundle says, 0 else. `temperature`: 0 is greedy. `top_k`, `top_p`, `min_p`, `repetition_penalty`,
                 `seed`: how to draw. `stop`: strings that end the answer. `speculate`: False turns drafts off; with
                 them an answer comes faster, and with float activations it is the same unless two tokens are all but
                 equal; a bundle with int8 activations may give another answer, which is as good on average (see
                 `generation/speculation.py`). `tiling`: `auto`, as trained: a base tile and a grid for one picture, one
                 padded tile for each of several; `grid` or `one` for all. `untrained`: True lets more pictures through
-                than the model was trained for.
+                than the model was trained for. `stop_loops`: whether an answer that repeats one region three times, or
+                says nothing new for 200 tokens, ends with a warning and the finish reason `loop`; True for `<ocr>`.
 
         Raises:
             ImageError: A picture cannot be opened, or the bundle does not take so many.
@@ -195,7 +198,7 @@ class Varco:
         return [*system_turns(system), user_turn(image, prompt, self.bundle.manifest)]
 
     def ocr(self, image: Asked, **options: Unpack[Options]) -> Answer:
-        """Read the text in a picture and return an answer with regions of kind `text`.
+        """Read the text in a picture and return an answer with regions of kind `text`, in the picture as given.
 
         Args:
             image: As for `ask`, but not None.
@@ -253,6 +256,7 @@ class Varco:
         system: str | None = None,
         tiling: str = "auto",
         untrained: bool = False,
+        long_side: int | None = None,
     ) -> Array:
         """Return the logits `[len(token_ids), vocab]` fp32 at each position of a given answer (teacher forcing).
 
@@ -265,6 +269,7 @@ class Varco:
             system: A system message, or None for the template's own.
             tiling: As for `ask`.
             untrained: As for `ask`.
+            long_side: As for `ask`.
 
         Raises:
             UsageError: There is no answer, or it holds what no token is.
@@ -277,21 +282,25 @@ class Varco:
         session = self.session
         session.bundle.check_mapped()
         _check_ids(token_ids, session.bundle.manifest, image is not None)
-        prompt_ = session.prompt(self._turns(image, prompt, system), tiling, untrained)
+        check_long_side(long_side)
+        prompt_ = session.prompt(self._turns(image, prompt, system), tiling, untrained, long_side)
         with session.lock:
             return session.prefill(prompt_.followed_by(token_ids[:-1]), len(token_ids)).logits
 
-    def chat(self, image: Asked = None, system: str | None = None) -> Chat:
+    def chat(self, image: Asked = None, system: str | None = None, long_side: int | None = None) -> Chat:
         """Return a conversation about pictures and videos, each of which is encoded once for each way it is tiled.
 
         Args:
             image: As for `ask`.
             system: A system message, or None for the template's own.
+            long_side: As for `ask`, for all questions.
 
         Raises:
             ImageError: The picture cannot be opened.
+            UsageError: `long_side` is out of range.
         """
-        return Chat(self.session, load_media(image, self.bundle.manifest), system)
+        check_long_side(long_side)
+        return Chat(self.session, load_media(image, self.bundle.manifest), system, long_side)
 
 
 def _need_picture(image: Asked, what: str) -> None:

@@ -1,4 +1,4 @@
-"""A process that is killed when anything in it, in Python or in a library, opens a file or a socket, or starts a program.
+"""A process that is killed when it, or a library in it, opens a file or a socket, or starts a program.
 
 By a filter of system calls (seccomp), which no library can get around. Run as a program: it reads one source of bytes
 from standard input, and says on standard output what became of it.
@@ -14,7 +14,8 @@ import platform
 import struct
 import sys
 
-_ARCHITECTURES = {  # its number, and those of open, openat, openat2, socket, connect, execve (<linux/audit.h>, <asm/unistd.h>)
+# Its number, and those of open, openat, openat2, socket, connect and execve: <linux/audit.h>, <asm/unistd.h>.
+_ARCHITECTURES = {
     "x86_64": (0xC000003E, (2, 257, 437, 41, 42, 59)),
     "aarch64": (0xC00000B7, (56, 437, 198, 203, 221)),
 }
@@ -43,7 +44,7 @@ def forbid() -> None:
 
 
 def main() -> None:
-    """Read a video as this project does (`ours`) or as PyAV does by itself (`plain`), with everything else forbidden."""
+    """Read a video as this project does (`ours`) or as PyAV does by itself (`plain`), and open nothing else."""
     import av
 
     from tests.makers.videos import drawn_video, video_file

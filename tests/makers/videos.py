@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def drawn_video(num_frames: int = 100, width: int = 320, height: int = 240) -> F
 
 
 def video_file(
-    frames: Frames,
+    frames: Frames | Sequence[Frames],
     container: str = "matroska",
     codec: str = "ffv1",
     pixels: str = "bgr0",
@@ -34,7 +35,7 @@ def video_file(
     """Return frames as a video file; FFV1 in `bgr0` keeps every bit of them.
 
     Args:
-        frames: uint8 [F, H, W, 3].
+        frames: uint8 [F, H, W, 3], or a list of uint8 [H, W, 3].
         container: FFmpeg's name of the container.
         codec: FFmpeg's name of the encoder.
         pixels: FFmpeg's name of the pixel format.
@@ -48,7 +49,7 @@ def video_file(
     file = io.BytesIO()
     with av.open(file, "w", format=container, options=container_options or {}) as out:
         stream: Any = out.add_stream(codec, rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels
         stream.codec_context.gop_size = group
         stream.codec_context.thread_count = 1

@@ -51,6 +51,10 @@ def bench(
     max_context: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to make room for.", show_default=False)
     ] = None,
+    long_side: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="As for varco run; matters for the prompt <ocr>.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the JSON document to a file.", show_default=False)
@@ -79,6 +83,7 @@ def bench(
         max_context=max_context,
         images=images,
         frames=frames,
+        long_side=long_side,
     )
     sizes = {name: facts.size for name, facts in read_manifest(options.bundle).files.items()}
     with HashProgress(sizes) as hashing:

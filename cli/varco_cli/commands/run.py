@@ -92,6 +92,9 @@ def run(
         str | None, _option(_QUESTION, "Left, top, right, bottom of the thing, each from 0 to 1.", "x1,y1,x2,y2")
     ] = None,
     system: Annotated[str | None, _option(_QUESTION, "A system message instead of the template's.", "S")] = None,
+    long_side: Annotated[
+        int | None, _option(_QUESTION, "Scale a smaller picture up to this, 0: not; for ocr as the bundle says.", "PX")
+    ] = None,
     format_: Annotated[
         str, _option(_ANSWER, "What to print; text unless given.", "|".join(FORMATS), "--format")
     ] = "text",
@@ -103,7 +106,7 @@ def run(
             _ANSWER, "Print the text as it comes, or at once; as it comes on a terminal.", name="--stream/--no-stream"
         ),
     ] = None,
-    max_new_tokens: Annotated[int | None, _option(_ANSWER, "Longest answer; 1024 unless given.", "N")] = None,
+    max_new_tokens: Annotated[int | None, _option(_ANSWER, "Longest answer; 1024 or, for ocr, all room.", "N")] = None,
     stop: Annotated[list[str] | None, _option(_ANSWER, "End the answer before this text; repeatable.", "S")] = None,
     temperature: Annotated[float | None, _option(_SAMPLING, "0 takes the likeliest token, more draws.", "T")] = None,
     top_k: Annotated[int | None, _option(_SAMPLING, "Draw from the K likeliest.", "K")] = None,
@@ -147,6 +150,7 @@ def run(
         speculate=False if no_speculate else None,
         tiling=tiling,
         untrained=untrained or None,
+        long_side=long_side,
     )
     question = user_turn(task, prompt, text, box)
     # A picture or video that cannot be opened should say so before gigabytes are loaded.

@@ -21,7 +21,7 @@ from varco_export.probes.checkpoint_facts import checkpoint_facts
 from varco_export.probes.formats import LinearFormat
 from varco_export.probes.held_formats import coarsest, linear_formats, vision_formats
 from varco_export.probes.questions import Drawn, Question, draw_media, encode_answer, questions
-from varco_export.probes.reference_pass import HEAD, Advance, Logits, ReferencePass, Sequence
+from varco_export.probes.reference_pass import HEAD, ROWS, Advance, Logits, ReferencePass, Sequence
 from varco_export.progress import SILENT, Progress
 from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts, Manifest
@@ -131,6 +131,8 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
 
     seen = vision_formats(folder, manifest)
     formats = linear_formats(checkpoint, folder / manifest.decoder.file)
+    if manifest.embedding is not None and manifest.embedding.head_rows is not None:
+        formats[ROWS] = dataclasses.replace(formats[HEAD], activations="float")
     reference = ReferencePass(checkpoint, seen | formats)
     with np.errstate(all="ignore"):  # what comes out is checked
         pictures, tokens = _encode_pictures(reference, drawn, shown, manifest, advance)

@@ -27,6 +27,10 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
     }
+    if options.head_dim is not None:
+        text["head_dim"] = options.head_dim
+    if options.text == "qwen3":
+        text |= {"attention_bias": False, "head_dim": options.to_config().text.head_dim}
     vision: dict[str, Any] = {
         "model_type": "siglip_vision_model",
         "hidden_size": options.vision_hidden_size,
@@ -51,7 +55,7 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
             "video_token_id" if new else "video_token_index": ids["<video>" if options.video else "[UNK]"],
             "image_grid_pinpoints": [list(pair) for pair in pinpoints(options)],
             "projector_hidden_act": "gelu",
-            "text_config": {"model_type": "qwen2", **text},
+            "text_config": {"model_type": options.text, **text},
             "tie_word_embeddings": options.tie_word_embeddings,
             "vision_aspect_ratio": _aspect_ratio(options),
             "vision_config": {**vision, "num_hidden_layers": options.num_vision_layers + extra},

@@ -122,7 +122,7 @@ def shown(medium: Medium, settings: ImageSettings) -> Shown:
         medium: A picture or a video.
         settings: What the bundle says about pictures.
     """
-    source = medium.source
+    source = medium.asked
     size, counts = (source.width, source.height), (num_tiles(medium, settings), num_medium_tokens(medium, settings))
     if isinstance(source, Clip):
         return Shown("video", size, *counts, frames=source.frames, times_s=source.times_s)
@@ -139,7 +139,7 @@ class Answer:
         token_ids: The ids that were generated.
         regions: Texts and objects, with offsets into `plain_text` and boxes of 0..1.
         warnings: What was odd in the pictures or in the markup, a sentence each.
-        finish_reason: `stop`, `length`, `stop_string` or `cancelled`.
+        finish_reason: `stop`, `length`, `stop_string`, `loop` or `cancelled`.
         usage: Token counts.
         timings: Seconds.
         media: The pictures and videos of the conversation, in its order.

@@ -104,7 +104,7 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
     progress("Warming up.")
     tile = work.pixel_values()[:1].copy()
     samples.image_tokens = work.plan().num_tokens
-    asked = varco.stream(work.asked, work.prompt, untrained=True)  # nothing runs before it is read
+    asked = varco.stream(work.asked, work.prompt, untrained=True, long_side=0)  # nothing runs before it is read
     samples.prompt_tokens = asked.num_prompt_tokens
     _check_room(varco.backend, samples)
     _check_one_run(varco.backend, samples)
@@ -205,7 +205,13 @@ def _ask(varco: Varco, work: Workload, samples: Samples, clock: Clock) -> Prompt
     with watch(varco.backend, clock) as calls:
         # Without drafts, so that one step is one token and the time between two steps is the loop's.
         samples.answer = varco.ask(
-            work.asked, work.prompt, max_new_tokens=samples.new_tokens, speculate=False, untrained=True
+            work.asked,
+            work.prompt,
+            max_new_tokens=samples.new_tokens,
+            speculate=False,
+            untrained=True,
+            long_side=0,  # the picture is as the model is shown it
+            stop_loops=False,
         )
     prompt, steps = _prompt_and_steps(calls)
     samples.loop_s = [later.started - earlier.ended for earlier, later in pairwise(steps)]

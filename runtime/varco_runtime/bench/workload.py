@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.settings import ImageSettings
+from varco_runtime.conversation import Turn, media_of
 from varco_runtime.dtypes import Array
 from varco_runtime.picture.loading import Picture, load_picture
-from varco_runtime.picture.media import Clip, Medium, tilings
+from varco_runtime.picture.media import Clip, Medium
 from varco_runtime.picture.packing import PackingPlan, media_plan
 from varco_runtime.picture.tiles import media_tiles, normalize, num_tiles
 
@@ -23,7 +25,7 @@ class Workload:
     """A question about pictures or a video. Holds no tiles of pictures: they are memory.
 
     Args:
-        media: What is asked about, with how it is tiled.
+        media: What is asked about, as the model is shown it.
         prompt: The question.
         settings: What the bundle says about pictures.
     """
@@ -33,7 +35,9 @@ class Workload:
     settings: ImageSettings
 
     @classmethod
-    def of(cls, picture: Picture, images: int, frames: int, prompt: str, settings: ImageSettings) -> Workload:
+    def of(
+        cls, picture: Picture, images: int, frames: int, prompt: str, manifest: Manifest, long_side: int | None = None
+    ) -> Workload:
         """Return the question about copies of a picture, each of which differs from the others in a pixel.
 
         Args:
@@ -41,17 +45,17 @@ class Workload:
             images: So many pictures, if `frames` is 0.
             frames: A video of so many frames instead; 0 for none.
             prompt: The question.
-            settings: What the bundle says about pictures.
+            manifest: What the bundle says about itself.
+            long_side: As `media_of` takes it.
         """
+        settings = manifest.image
+        sources: list[Picture | Clip]
         if not frames:
-            copies = [picture, *(load_picture(_copy(picture, index)) for index in range(1, images))]
-            return cls(tilings(copies, "auto"), prompt, settings)
-        size = settings.tile_px, settings.tile_px
-        shown = (_copy(picture, index).resize(size, Image.Resampling.BICUBIC) for index in range(frames))
-        tiles = np.stack([np.asarray(frame) for frame in shown])
-        digest = hashlib.sha256(tiles.tobytes()).hexdigest()
-        clip = Clip(tiles, tuple(range(frames)), None, picture.width, picture.height, digest)
-        return cls(tilings([clip], "auto"), prompt, settings)
+            sources = [picture, *(load_picture(_copy(picture, index)) for index in range(1, images))]
+        else:
+            sources = [_clip(picture, frames, settings)]
+        media = media_of([Turn("user", (*sources, prompt))], manifest, untrained=True, long_side=long_side)
+        return cls(media, prompt, settings)
 
     @property
     def asked(self) -> list[Picture | Clip]:
@@ -81,3 +85,12 @@ def _copy(picture: Picture, index: int) -> Image.Image:
     copy = picture.image.copy()
     copy.putpixel((0, 0), (index % 256, index // 256, 0))
     return copy
+
+
+def _clip(picture: Picture, frames: int, settings: ImageSettings) -> Clip:
+    """Return a video of copies of a picture."""
+    size = settings.tile_px, settings.tile_px
+    shown = (_copy(picture, index).resize(size, Image.Resampling.BICUBIC) for index in range(frames))
+    tiles = np.stack([np.asarray(frame) for frame in shown])
+    digest = hashlib.sha256(tiles.tobytes()).hexdigest()
+    return Clip(tiles, tuple(range(frames)), None, picture.width, picture.height, digest)

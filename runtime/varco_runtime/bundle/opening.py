@@ -409,6 +409,12 @@ def _document(manifest: Manifest) -> dict[str, Any]:
     document = dataclasses.asdict(manifest)
     if manifest.media is None:
         del document["media"]
+    if manifest.image.ocr_long_side_px is None:
+        del document["image"]["ocr_long_side_px"]
+    if manifest.kv_cache is None:
+        del document["kv_cache"]
+    if manifest.embedding is not None and manifest.embedding.head_rows is None:
+        del document["embedding"]["head_rows"]
     return document
 
 

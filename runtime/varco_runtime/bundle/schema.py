@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
 from varco_runtime.bundle.bounds import OneOf, Pattern, Range
-from varco_runtime.bundle.manifest import Embedding, Manifest
+from varco_runtime.bundle.manifest import Embedding, HeadRows, Manifest
 from varco_runtime.dtypes import ITEM_BYTES
 
 MANIFEST = "bundle.json"
 MAX_FILES = 256
+BLOCK_SIZES = (32, 64, 128)
+"""Integers of an output head that share a scale."""
 MAX_DEPTH = 16
 MAX_ITEMS = 4096
 MAX_CHARS = 4096
@@ -60,6 +62,7 @@ def manifest_of(document: dict[str, Any]) -> Manifest:
             raise ValueError(f"it lists the file name {short(name)}, expected a plain relative name")
     needed = [manifest.tokenizer, manifest.chat_template]
     needed += [] if manifest.embedding is None else [manifest.embedding.file]
+    needed += [manifest.embedding.head_rows.file] if manifest.embedding and manifest.embedding.head_rows else []
     needed += [name for part in manifest.components.values() for name in (part.file, part.data)]
     needed += [engine.file for engine in manifest.engines]
     needed += [] if manifest.probes is None else [manifest.probes]
@@ -95,6 +98,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"media.video_token_id is {media.video_token_id}, expected one if there is a video_token, and only then"
     if media.video_token == prompt.image_token and media.video_token_id != prompt.image_token_id:
         yield f"media.video_token_id is {media.video_token_id}, expected that of the same prompt.image_token"
+    if manifest.kv_cache is not None and (manifest.device != "cpu" or manifest.kv_cache == "bf16"):
+        yield f"kv_cache is {manifest.kv_cache} for {manifest.device}, expected null, or fp32 or fp16 on a CPU"
     cache_bytes = manifest.kv_bytes_per_token * manifest.max_context
     if cache_bytes > MAX_KV_CACHE_BYTES:
         yield f"a full context takes {cache_bytes} bytes of keys and values, expected at most {MAX_KV_CACHE_BYTES}"
@@ -119,9 +124,29 @@ def _embedding_faults(manifest: Manifest, embedding: Embedding) -> Iterator[str]
             f"embedding has {embedding.rows} rows of {embedding.width}, expected {model.vocab_size + 1} of "
             f"{model.hidden_size}: vocab_size + 1 of hidden_size"
         )
-    expected = embedding.rows * embedding.width * ITEM_BYTES[embedding.dtype]
+    if embedding.head_rows is not None:
+        yield from _head_rows_faults(manifest, embedding.head_rows)
+    expected = embedding.num_stored_rows * embedding.width * ITEM_BYTES[embedding.dtype]
     if manifest.files[embedding.file].size != expected:
         yield f"{embedding.file} has {manifest.files[embedding.file].size} bytes, expected {expected} by its shape"
+
+
+def _head_rows_faults(manifest: Manifest, head: HeadRows) -> Iterator[str]:
+    model, decoder = manifest.model, manifest.decoder
+    if manifest.device != "cpu":
+        yield f"embedding.head_rows is given for {manifest.device}, expected it in bundles for the CPU alone"
+    if head.file != decoder.data:
+        yield f"embedding.head_rows.file is {short(head.file)}, expected the decoder's weights {short(decoder.data)}"
+    if head.block_size not in BLOCK_SIZES:
+        yield f"embedding.head_rows.block_size is {head.block_size}, expected one of {BLOCK_SIZES}"
+    size = manifest.files[head.file].size
+    row_bytes = head.row_bytes(model.hidden_size, ITEM_BYTES[decoder.compute])
+    for name, offset, num_bytes in zip(
+        ("values_offset", "scales_offset"), (head.values_offset, head.scales_offset), row_bytes, strict=True
+    ):
+        end = offset + model.vocab_size * num_bytes
+        if end > size:
+            yield f"embedding.head_rows.{name} is {offset}, expected rows that end within the file of {size} bytes"
 
 
 _NETWORKS = {
@@ -130,7 +155,7 @@ _NETWORKS = {
     "cuda": ("pixels", "packing", "sampling"),
 }
 """What each device needs beside the networks that all have."""
-_LATER = frozenset({"media"})
+_LATER = frozenset({"media", "ocr_long_side_px", "head_rows", "kv_cache"})
 """Keys that bundles of this format version may lack, because earlier exports did not write them."""
 
 

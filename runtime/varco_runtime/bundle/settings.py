@@ -10,6 +10,8 @@ from typing import Annotated
 
 from varco_runtime.bundle.bounds import OneOf, Range
 
+MAX_LONG_SIDE_PX = 8192
+"""The longest side that a picture is scaled up to: its square is within the pixels that any picture may have."""
 Pixels = Annotated[int, Range(1, 1 << 16)]
 Mean = Annotated[float, Range(-1e6, 1e6)]
 Std = Annotated[float, Range(1e-6, 1e6)]
@@ -27,6 +29,8 @@ class ImageSettings:
         mean: What is subtracted from each channel, after `rescale_factor`.
         std: What each channel is then divided by.
         rescale_factor: What a pixel's level is multiplied by first: 1 / 255 brings it to 0..1.
+        ocr_long_side_px: The length to which the long side of a smaller picture is brought before its text is read;
+            None: a picture stays as it is. Bundles of before this was known do not have it.
     """
 
     tile_px: Annotated[int, Range(1, 1 << 12)]
@@ -36,6 +40,7 @@ class ImageSettings:
     mean: tuple[Mean, Mean, Mean]
     std: tuple[Std, Std, Std]
     rescale_factor: Annotated[float, Range(1e-9, 1e6)]
+    ocr_long_side_px: Annotated[int, Range(1, MAX_LONG_SIDE_PX)] | None = None
 
     @property
     def patches_per_side(self) -> int:

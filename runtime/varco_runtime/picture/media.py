@@ -66,10 +66,17 @@ class Medium:
     Args:
         source: What it shows.
         tiling: How it becomes tiles.
+        given: The picture as it was given, where `source` is that scaled up; else None.
     """
 
     source: Picture | Clip
     tiling: Tiling
+    given: Picture | None = None
+
+    @property
+    def asked(self) -> Picture | Clip:
+        """Return what was asked about, before any scaling."""
+        return self.given or self.source
 
     @property
     def key(self) -> Key:

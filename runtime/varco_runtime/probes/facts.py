@@ -20,15 +20,21 @@ from varco_runtime.errors import BundleError
 MAX_SHOWN_CHARS = 60
 
 
+_CHOSEN = frozenset({"ocr_long_side_px"})
+"""Settings that whoever exports chooses: no checkpoint says anything of them."""
+
+
 def settings_facts(
     image: ImageSettings, prompt: PromptSettings, generation: GenerationSettings, media: MediaSettings
 ) -> dict[str, Any]:
-    """Return every setting by a name such as `generation.eos_token_ids`, its value as JSON has it."""
+    """Return every setting of a checkpoint by a name such as `generation.eos_token_ids`, its value as JSON has it."""
     facts = {}
     groups: dict[str, ImageSettings | PromptSettings | GenerationSettings | MediaSettings]
     groups = {"image": image, "prompt": prompt, "generation": generation, "media": media}
     for group, settings in groups.items():
         for field in dataclasses.fields(settings):
+            if field.name in _CHOSEN:
+                continue
             facts[f"{group}.{field.name}"] = json.loads(json.dumps(getattr(settings, field.name)))
     return facts
 

@@ -182,7 +182,7 @@ class Limits:
         exact_tower = probes.vision == "fp32" or not rounds
         tight_tower = probes.is_tight and on_cpu and manifest.vision.compute == "fp32" and exact_tower
         self.features = TIGHT_FEATURE_LIMIT if tight_tower else FEATURE_LIMITS[probes.vision]
-        compute = manifest.decoder.compute
+        compute = manifest.kv_format  # attention computes in it
         if not probes.is_tight:
             coarse = FORMER_NOISE_FACTOR * min(noise.text, FORMER_MAX_NOISE) if rounds else 0.0
             self.text = max(LOGIT_LIMITS[compute], coarse)

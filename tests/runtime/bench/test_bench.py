@@ -219,7 +219,7 @@ def test_an_end_token_ends_nothing(tiny_bundle: Path) -> None:
 def test_a_stopwatch_sees_calls_from_outside_and_leaves_no_trace(tiny_bundle: Path) -> None:
     backend = Varco.load(tiny_bundle, threads=1).backend
     ticks = iter(range(100))
-    work = Workload.of(load_picture(noise()), 1, 0, "", Varco.load(tiny_bundle, threads=1).bundle.manifest.image)
+    work = Workload.of(load_picture(noise()), 1, 0, "", Varco.load(tiny_bundle, threads=1).bundle.manifest)
     before = dict(vars(backend))
     with watch(backend, lambda: float(next(ticks))) as calls:
         backend.features(work.pixel_values(), work.plan())  # type: ignore[attr-defined]  # which calls `pack`
@@ -392,7 +392,7 @@ class SlowMachine:
 
 
 def workload(varco: Varco) -> Workload:
-    return Workload.of(load_picture(noise()), 1, 0, "What is this?", varco.bundle.manifest.image)
+    return Workload.of(load_picture(noise()), 1, 0, "What is this?", varco.bundle.manifest)
 
 
 def measured(

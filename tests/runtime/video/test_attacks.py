@@ -6,6 +6,7 @@ description waits for packets at a port.
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
@@ -72,10 +73,10 @@ def test_the_trap_catches_what_attacks_do_without_our_options(data: str) -> None
 def test_an_attack_is_refused_whatever_its_file_is_called(kind: str, name: str, secret: Path, tmp_path: Path) -> None:
     path = tmp_path / name.format(kind=kind)
     path.write_text(ATTACKS[kind].format(path=secret))
-    for source in (path, path.read_bytes(), open(path, "rb")):
-        assert "is not a video in a format that is read" in refusal(lambda s=source: Video(s).tiles(8), VideoError)  # type: ignore[misc]
-        if hasattr(source, "close"):
-            source.close()
+    with open(path, "rb") as file:
+        for source in (path, path.read_bytes(), file):
+            message = refusal(functools.partial(Video(source).tiles, 8), VideoError)
+            assert "is not a video in a format that is read" in message
 
 
 def test_a_playlist_opened_by_its_path_does_read_another_file(secret: Path) -> None:

@@ -59,7 +59,7 @@ NO_TOKEN = -1
 class CudaBackend:
     """One loaded bundle. See `Backend` for the methods. Raises `BackendError` or `MissingExtraError`: one line.
 
-    `place` is `cuda`, or `cpu` for a bundle that `runs_on_cpu`.
+    `place` is `cuda`, or `cpu` for a bundle of which `cpu_lacks` nothing.
     """
 
     def __init__(
@@ -310,12 +310,6 @@ def _token_rows(bundle: Bundle, facts: Embedding) -> TokenRows:
     """Return rows of tokens `[..., width]` in the compute type, for a decoder that does not hold them."""
     table, compute = EmbeddingTable(bundle.path(facts.file), facts), bundle.manifest.decoder.compute
     return lambda token_ids: to_stored(table.rows(token_ids), compute)
-
-
-def runs_on_cpu(bundle: Bundle) -> bool:
-    """Tell whether the CPU has kernels, or conversions to such, for all operators: there are none for bf16 and FP8."""
-    components = bundle.manifest.components.values()
-    return all(part.compute != "bf16" and "fp8" not in part.precision for part in components)
 
 
 def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: str) -> ShortageError:
