@@ -33,6 +33,24 @@ def test_export_reports_what_was_chosen(tiny_checkpoint: Path, tmp_path: Path, c
     assert json.loads(run(capsys, "inspect", target, "--json")[0])["max_context"] == 500
 
 
+def test_tiling_and_the_long_side_for_ocr_are_options(
+    tiny_checkpoint: Path, tmp_path: Path, picture: Path, capsys: Captured
+) -> None:
+    target = tmp_path / "bundle"
+    chosen = ("--max-grid-tiles", "16", "--ocr-long-side", "400", "--no-probes")
+    run(capsys, "export", tiny_checkpoint, target, *chosen)
+    image = json.loads((target / "bundle.json").read_text())["image"]
+    assert (image["max_grid_tiles"], image["ocr_long_side_px"]) == (16, 400)
+    shown = " ".join(run(capsys, "inspect", target)[0].split())
+    assert "scaled up for OCR to a long side of 400 px" in shown
+    read = ("run", target, picture, "--task", "ocr", "--json", "--max-new-tokens", "1")
+    scaled, as_it_is = (json.loads(run(capsys, *read, *more)[0]) for more in ((), ("--long-side", "0")))
+    assert scaled["usage"]["image_tokens"] > as_it_is["usage"]["image_tokens"]
+    assert scaled["picture"] == as_it_is["picture"] == {"width": 90, "height": 60}
+    assert "long_side=-3 is out of range" in fail(capsys, 2, *read, "--long-side", "-3")
+    assert "--max-grid-tiles 5 is no preset" in fail(capsys, 2, "export", "x", "y", "--max-grid-tiles", "5")
+
+
 def test_what_the_checkpoint_asks_for_and_is_not_applied_is_said(
     tiny_checkpoint: Path, tmp_path: Path, capsys: Captured
 ) -> None:

@@ -60,9 +60,18 @@ def export(
     embedding: Annotated[
         str,
         typer.Option(
-            metavar="auto|device|host",
+            metavar="auto|device|host|shared",
             help="Where the token rows lie; auto is the GPU's memory for cuda and tensorrt. With cuda, host keeps them "
-            "out of it and moves one row per token, for small cards.",
+            "out of it and moves one row per token, for small cards. With cpu, shared reads them from an int8 output "
+            "head that is tied to them, as auto does for Qwen3.",
+        ),
+    ] = "auto",
+    kv_cache: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fp32|fp16",
+            help="Keys and values that a CPU keeps; auto is what the decoder computes in. fp16 takes half the memory, "
+            "and time where the processor converts it.",
         ),
     ] = "auto",
     max_context: Annotated[
@@ -78,6 +87,24 @@ def export(
         typer.Option(
             metavar="CHECKPOINT",
             help="The original of a language model that was quantised apart; gives the vision side.",
+            show_default=False,
+        ),
+    ] = None,
+    max_grid_tiles: Annotated[
+        int | None,
+        typer.Option(
+            metavar="4|9|16",
+            help="A preset for how many tiles' worth of image tokens a large picture gets; the checkpoint's own unless "
+            "given.",
+            show_default=False,
+        ),
+    ] = None,
+    ocr_long_side: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="Scale smaller pictures up to this long side before reading their text, 0 for not at all; unless "
+            "given 2304 for VARCO-VISION 2.0, else 0.",
             show_default=False,
         ),
     ] = None,
@@ -108,6 +135,9 @@ def export(
         vision_from,
         probes,
         embedding,
+        max_grid_tiles,
+        ocr_long_side,
+        kv_cache,
     )
     with ExportProgress() as progress:
         manifest = export_bundle(checkpoint, bundle, options, progress)
@@ -165,6 +195,8 @@ def _report(bundle: Path, manifest: Manifest) -> None:
 def _embedding(manifest: Manifest) -> str:
     if manifest.embedding is None:
         return "in the GPU's memory, in the graphs"
+    if manifest.embedding.head_rows is not None:
+        return "int8, the decoder's output head"
     return f"{manifest.embedding.dtype}, {size_text(manifest.files[manifest.embedding.file].size)}"
 
 

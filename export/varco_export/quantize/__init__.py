@@ -9,7 +9,7 @@ project's own preprocessing, and survives a kill:
     hadamard.py      orthogonal matrices in factors         rotated.py       a checkpoint turned as it is read
     calibration.py   FOLDER -> samples -> token ids         drawn.py         the same without a folder; texts.py
     pictures.py      pictures -> image tokens               embeddings.py    samples -> inputs_embeds
-    activations.py   every sample's hidden states, on disk  layer.py         one Qwen2 decoder layer from the checkpoint
+    activations.py   every sample's hidden states, on disk  layer.py         one decoder layer from the checkpoint
     layers.py        layer by layer                         linear.py        one linear: Hessian, rounding, packing
     feedback.py      GPTQ                                   grid.py          numbers to round to, and their scales
     head.py          last norm, head, KL of the whole       scheme.py        the names of all this in compressed-tensors

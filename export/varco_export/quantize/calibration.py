@@ -24,7 +24,7 @@ from varco_runtime.errors import ImageError, InputError, PromptError
 from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.picture.packing import num_image_tokens
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.prompter import IMAGE, Message, Prompter
 
 LINES = "calibration.jsonl"
 DEFAULT_PROMPTS = ("Describe this image.", OCR_PROMPT, ground_prompt("Describe the image in detail."))
@@ -118,7 +118,7 @@ def encode_samples(
 def _encode(
     sample: Sample, picture: Picture | None, prompter: Prompter, settings: ImageSettings, max_tokens: int | None
 ) -> EncodedSample:
-    messages = [Message("user", sample.prompt, image=picture is not None)]
+    messages = [Message("user", sample.prompt if picture is None else (IMAGE, sample.prompt))]
     if sample.answer is not None:
         messages.append(Message("assistant", sample.answer))
     try:
