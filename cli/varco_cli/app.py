@@ -27,7 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (export, engines, quantize, run, inspect, verify, probe, bench, demo, doctor, cache):
-    app.command()(command)
+    # `run` says itself what to do about arguments too many: whoever asks about two pictures names them so at first
+    app.command(context_settings={"allow_extra_args": command is run})(command)
 
 
 def _version(asked: bool) -> None:

@@ -37,7 +37,8 @@ class Media:
         """Return the media and the prompt, once the arguments behind BUNDLE are known.
 
         Raises:
-            UsageError: Arguments and options name pictures both, or videos are tuned that are not there.
+            UsageError: Arguments and options name pictures both, videos are tuned that are not there, or the prompt is
+                a file.
         """
         for name, value in (("--frames", self.frames), ("--fps", self.fps), ("--decode-limit", self.decode_limit_s)):
             if value is not None and not self.videos:
@@ -58,6 +59,11 @@ class Media:
             raise UsageError(
                 f"With {option} the one argument behind BUNDLE is the prompt, got two. Put the prompt in quotes, or "
                 "name every picture by --image."
+            )
+        if first is not None and not no_image and os.path.isfile(first):
+            raise UsageError(
+                f"With {option} the one argument behind BUNDLE is the prompt, got the file {first!r}. Name every "
+                "picture by --image, and give a prompt."
             )
         return replace(self, by_options=not no_image), first
 
@@ -93,30 +99,36 @@ class Media:
             return ""
         return "standard input" if self.images[0] == STDIN else os.path.basename(self.images[0])
 
-    def load(self, bundle: Path) -> list[Any]:
-        """Return pictures, then videos, opened.
+    def load(self, bundle: Path, untrained: bool) -> list[Any]:
+        """Return pictures, then videos, opened; what the bundle does not take is refused before it is.
 
         Args:
             bundle: What will be asked, whose tiles the frames of videos are scaled to.
+            untrained: Whether more pictures are let through than the model was trained for.
 
         Raises:
-            ImageError: A picture or a video cannot be opened.
+            ImageError: A picture cannot be opened, or the bundle takes not so many.
+            VideoError: A video cannot be opened, or the bundle takes none.
+            ContextError: They are more than the bundle's context holds.
             BundleError: The bundle cannot be read.
         """
         from varco_runtime.bundle.opening import read_manifest
+        from varco_runtime.conversation import check_number, check_taken
         from varco_runtime.picture.loading import load_picture
 
+        manifest = None
+        if self.videos or len(self.images) > 1:
+            manifest = read_manifest(bundle)
+            check_taken(len(self.images), len(self.videos), manifest, untrained)
+            check_number(len(self.images) + len(self.videos), manifest)
         loaded: list[Any] = [load_picture(sys.stdin.buffer if image == STDIN else image) for image in self.images]
-        if not self.videos:
+        if manifest is None or not self.videos:
             return loaded
         from varco_runtime.video.video import Video
 
         given = {"frames": self.frames, "fps": self.fps, "decode_limit_s": self.decode_limit_s}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        facts = read_manifest(bundle)
-        if facts.media_facts.video_token is None:
-            return [*loaded, *(Video(path, **options) for path in self.videos)]  # refused, without being decoded
         videos = [Video(path, **options) for path in self.videos]
         for video in videos:
-            video.tiles(facts.image.tile_px)
+            video.tiles(manifest.image.tile_px)
         return [*loaded, *videos]

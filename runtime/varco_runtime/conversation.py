@@ -10,10 +10,11 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from varco_runtime.bundle.manifest import Manifest
-from varco_runtime.errors import ImageError, UsageError, VideoError
+from varco_runtime.errors import ContextError, ImageError, PromptError, UsageError, VideoError
 from varco_runtime.markup.questions import OCR_PROMPT
 from varco_runtime.picture.loading import Picture, Source, load_picture
 from varco_runtime.picture.media import Clip, Medium, tilings
+from varco_runtime.picture.packing import pooled_side
 from varco_runtime.picture.scaling import upscaled
 from varco_runtime.prompt.prompter import IMAGE, VIDEO, Message
 from varco_runtime.prompt.tokenizer import check_encodable
@@ -80,12 +81,17 @@ def user_turn(asked: Asked, prompt: str | None, manifest: Manifest) -> Turn:
     Raises:
         ImageError: A picture cannot be opened, or the list is empty.
         VideoError: A video cannot be opened, or the bundle takes none.
+        ContextError: The list is longer than the context holds.
         PromptError: There is neither a prompt nor a list of parts.
         UsageError: The list holds no text, or a text that names a file.
     """
     if prompt is None and isinstance(asked, (list, tuple)):
         return Turn("user", _mixed_parts(asked, manifest))
-    text = cast("str", prompt)
+    if prompt is None:
+        raise PromptError(
+            "No prompt was given. Expected a text behind the picture, or a list of texts, pictures and videos instead."
+        )
+    text = prompt
     check_encodable(text)  # refuses what is no text
     return Turn("user", (*load_media(asked, manifest), text))
 
@@ -100,6 +106,7 @@ def load_media(asked: Asked, manifest: Manifest) -> tuple[Picture | Clip, ...]:
     Raises:
         ImageError: A picture cannot be opened, or the list is empty.
         VideoError: A video cannot be opened, or the bundle takes none.
+        ContextError: The list is longer than the context holds.
     """
     if asked is None:
         return ()
@@ -107,12 +114,53 @@ def load_media(asked: Asked, manifest: Manifest) -> tuple[Picture | Clip, ...]:
         return (_load(cast("Shown", asked), manifest),)
     if not asked:
         raise ImageError("The list of pictures is empty. Give at least one, or None to ask without a picture.")
+    check_number(len(asked), manifest)
     return tuple(_load(one, manifest) for one in asked)
+
+
+def check_number(num_media: int, manifest: Manifest) -> None:
+    """Check that so many pictures and videos may fit, before any is opened: each takes memory.
+
+    Raises:
+        ContextError: They do not, however small each becomes.
+    """
+    most = manifest.max_context // (pooled_side(manifest.image) ** 2 + 1)  # a video of one frame
+    if num_media > most:
+        raise ContextError(
+            f"The question shows {num_media:,} pictures and videos, the context of {manifest.max_context} tokens holds "
+            f"at most {most:,}. Ask about fewer."
+        )
+
+
+def check_taken(num_pictures: int, num_videos: int, manifest: Manifest, untrained: bool) -> None:
+    """Check that a bundle takes so many pictures and videos.
+
+    Args:
+        num_pictures: The pictures of the whole conversation.
+        num_videos: Its videos.
+        manifest: What the bundle says about itself.
+        untrained: Whether more pictures are let through than the checkpoint was trained for.
+
+    Raises:
+        VideoError: It takes no video.
+        ImageError: It takes not so many pictures.
+    """
+    if num_videos:
+        _check_takes_video(manifest)
+    most = manifest.media_facts.max_images
+    if most is not None and num_pictures > most and not untrained:
+        plural = "" if most == 1 else "s"
+        raise ImageError(
+            f"The conversation shows {num_pictures} pictures, this model was trained with {most} "
+            f"picture{plural} at a time. Ask about fewer, or try it nevertheless: untrained=True, or varco run "
+            "--untrained."
+        )
 
 
 def _mixed_parts(asked: Sequence[Shown], manifest: Manifest) -> tuple[Part, ...]:
     if not any(isinstance(part, str) for part in asked):
         raise UsageError("The list holds no text. Give a prompt behind it, or a text in it.")
+    check_number(sum(not isinstance(part, str) for part in asked), manifest)
     for part in asked:
         if isinstance(part, str) and _names_file(part):
             raise UsageError(
@@ -178,23 +226,15 @@ def media_of(
     media = tilings([medium for turn in turns for medium in turn.media], tiling)
     sides = [_long_side(turn, long_side, manifest) for turn in turns for _ in turn.media]
     media = tuple(_scaled(medium, side) for medium, side in zip(media, sides, strict=True))
-    facts, tile_px = manifest.media_facts, manifest.image.tile_px
+    tile_px = manifest.image.tile_px
     clips = [medium.source for medium in media if isinstance(medium.source, Clip)]
+    check_taken(len(media) - len(clips), len(clips), manifest, untrained)
     for clip in clips:
-        _check_takes_video(manifest)
         if clip.tiles.shape[1:] != (tile_px, tile_px, 3):
             raise VideoError(
                 f"The video's frames are {list(clip.tiles.shape[1:])}, expected [{tile_px}, {tile_px}, 3]. Load it for "
                 "this bundle."
             )
-    num_images = len(media) - len(clips)
-    if facts.max_images is not None and num_images > facts.max_images and not untrained:
-        plural = "" if facts.max_images == 1 else "s"
-        raise ImageError(
-            f"The conversation shows {num_images} pictures, this model was trained with {facts.max_images} "
-            f"picture{plural} at a time. Ask about fewer, or try it nevertheless: untrained=True, or varco run "
-            "--untrained."
-        )
     return media
 
 

@@ -111,6 +111,8 @@ def test_a_failed_benchmark_leaves_no_document_and_the_old_one_in_place(
     [
         (("--images", "0"), "--images 0 is too few"),
         (("--frames", "-1"), "--frames -1 is too few"),
+        (("--images", "5000"), "--images 5000 is too many. Expected at most 4,096"),
+        (("--frames", "5000"), "--frames 5000 is too many. Expected at most 4,096"),
         (("--images", "2", "--frames", "2"), "--images and --frames ask about pictures and about a video"),
     ],
 )

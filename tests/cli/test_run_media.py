@@ -104,6 +104,12 @@ WRONG_USAGE = {
     "No prompt was given. Expected: varco run BUNDLE --image FILE": ("--image", "a.png", "--image", "b.png"),
     "--save paints on the picture, got 2 pictures": ("--image", "a.png", "--image", "b.png", "Q", "--save", "o.png"),
     "--format hocr places regions on a picture, got a video": ("--video", "frames", "Q", "--format", "hocr"),
+    "the prompt, got the file '": ("--image", "a.png", "b.png"),
+    "got the extra argument 'Q'. Put the prompt in quotes, or name several pictures: --image": (
+        "a.png",
+        "b.png",
+        "Q",
+    ),
     "tiling='both' is unknown": ("a.png", "Q", "--tiling", "both"),
 }
 
@@ -117,6 +123,27 @@ def test_wrong_usage_is_one_line(message: str, media_bundle: Path, files: Path, 
 def test_no_frame_is_refused(media_bundle: Path, files: Path, capsys: Captured) -> None:
     line = fail(capsys, 1, "run", media_bundle, "--video", files / "frames", "Q", "--frames", "0")
     assert "asked for 0 frames" in line
+
+
+def test_what_a_bundle_does_not_take_is_refused_before_a_file_is_opened(
+    tiny_bundle: Path, media_bundle: Path, capsys: Captured
+) -> None:
+    line = fail(capsys, 1, "run", tiny_bundle, "--image", "no.png", "--image", "no.png", "Q")
+    assert "The conversation shows 2 pictures" in line
+    assert "takes no video" in fail(capsys, 1, "run", tiny_bundle, "--video", "no.mp4", "Q")
+    many = [part for _ in range(3000) for part in ("--image", "no.png")]
+    assert "The question shows 3,000 pictures" in fail(capsys, 1, "run", media_bundle, *many, "Q")
+
+
+@pytest.mark.parametrize(
+    "head", [b"\0\0\0\x1cftypisom", b"\x1aE\xdf\xa3\x01\0\0\0", b"RIFF\x10\0\0\0AVI LIST"], ids=["mp4", "mkv", "avi"]
+)
+def test_a_video_given_as_a_picture_is_told_how_to_be_given(
+    head: bytes, media_bundle: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "clip").write_bytes(head + bytes(64))
+    line = fail(capsys, 1, "run", media_bundle, tmp_path / "clip", "What happens?")
+    assert "is a video and no picture. Give it as one: Video(path), or varco run --video FILE" in line
 
 
 def test_a_bundle_for_one_picture_says_so(tiny_bundle: Path, files: Path, capsys: Captured) -> None:

@@ -15,7 +15,7 @@ from tests.makers.media import drawn_clip, drawn_frames
 from varco_runtime import Varco, Video
 from varco_runtime.answer.answer import Answer
 from varco_runtime.conversation import Turn, user_turn
-from varco_runtime.errors import ImageError, PromptError, UsageError, VarcoError, VideoError
+from varco_runtime.errors import ContextError, ImageError, PromptError, UsageError, VarcoError, VideoError
 from varco_runtime.markup.regions import Box, Region
 
 A, B = noise_picture(0), noise_picture(1)
@@ -103,8 +103,20 @@ REFUSED: dict[str, tuple[type[VarcoError], Callable[[Varco, Path], object]]] = {
     "names a file. Expected pathlib.Path(": (UsageError, lambda varco, path: varco.ask([str(path), A, "What?"])),
     "The list holds no text": (UsageError, lambda varco, path: varco.ask([A, B])),
     "The list of pictures is empty": (ImageError, lambda varco, path: varco.ask([], "What?")),
-    "The text is of type NoneType": (PromptError, lambda varco, path: varco.ask(A)),
+    "No prompt was given. Expected a text behind the picture": (PromptError, lambda varco, path: varco.ask(A)),
     "For the frames of a video give Video(array)": (ImageError, lambda varco, path: varco.ask(ARRAY, "What?")),
+    "The question shows 3,000 pictures and videos, the context of": (
+        ContextError,
+        lambda varco, path: varco.ask(["no.png"] * 3000, "What?"),
+    ),
+    "The question shows 3,001 pictures and videos": (
+        ContextError,
+        lambda varco, path: varco.ask([Path("no.png")] * 3001 + ["What?"]),
+    ),
+    "draw got picture='0', expected 0 to 1": (
+        UsageError,
+        lambda varco, path: ask(varco, [A, B]).draw(picture="0"),  # type: ignore[arg-type]
+    ),
     "cannot be opened": (ImageError, lambda varco, path: varco.ask(["no.png", A], "What?")),
     "tiling='both' is unknown": (UsageError, lambda varco, path: varco.ask(A, "What?", tiling="both")),
     "ocr looks at a picture, got None": (ImageError, lambda varco, path: varco.ocr(None)),

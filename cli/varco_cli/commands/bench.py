@@ -113,6 +113,11 @@ def _check_media(images: int, frames: int) -> None:
         raise UsageError(f"--images {images} is too few. Expected at least 1.")
     if frames < 0:
         raise UsageError(f"--frames {frames} is too few. Expected at least 1, or 0 for no video.")
+    from varco_runtime.video.video import MAX_FRAMES
+
+    for name, number in (("--images", images), ("--frames", frames)):
+        if number > MAX_FRAMES:
+            raise UsageError(f"{name} {number} is too many. Expected at most {MAX_FRAMES:,}.")
     if frames and images > 1:
         raise UsageError("--images and --frames ask about pictures and about a video. Leave one out.")
 

@@ -41,6 +41,7 @@ def _option(panel: str, explanation: str, metavar: str | None = None, name: str 
 
 
 def run(
+    context: typer.Context,
     bundle: BundleArgument,
     image: Annotated[
         str | None, typer.Argument(metavar="IMAGE", help="A picture file, or - for standard input.", show_default=False)
@@ -132,6 +133,12 @@ def run(
     ] = False,
 ) -> None:
     """Ask a bundle about a picture. The answer goes to standard output, notes to standard error."""
+    if context.args:
+        raise UsageError(
+            f"One picture and a prompt are the arguments behind BUNDLE, got the extra argument {context.args[0]!r}. "
+            "Put the prompt in quotes, or name several pictures: --image FILE --image FILE PROMPT. See: varco run "
+            "--help"
+        )
     shown = Media(tuple(images or ()), tuple(videos or ()), frames, fps, decode_limit)
     shown, prompt = shown.with_arguments(image, prompt, no_image)
     output = _output_format(format_, as_json, stream)
@@ -154,7 +161,7 @@ def run(
     )
     question = user_turn(task, prompt, text, box)
     # A picture or video that cannot be opened should say so before gigabytes are loaded.
-    loaded = shown.load(bundle)
+    loaded = shown.load(bundle, untrained)
     varco = _load(bundle, provider, max_context, threads)
     asked = varco.stream(loaded or None, question, **options)
     is_streamed = output == "text" and (is_terminal(sys.stdout) if stream is None else stream)

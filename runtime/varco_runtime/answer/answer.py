@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from varco_runtime.bundle.settings import ImageSettings
@@ -252,6 +253,9 @@ class Answer:
                 f"{what} does not know which of {len(pictures)} pictures the boxes refer to: the markup does not say. "
                 f"Name one: {what}(picture=0) to {what}(picture={len(pictures) - 1})."
             )
-        if index is not None and not 0 <= index < len(pictures):
-            raise UsageError(f"{what} got picture={index}, expected 0 to {len(pictures) - 1}.")
-        return pictures[index or 0]
+        if index is None:
+            return pictures[0]
+        is_whole = isinstance(index, Integral) and not isinstance(index, bool)
+        if not is_whole or not 0 <= index < len(pictures):
+            raise UsageError(f"{what} got picture={index!r}, expected 0 to {len(pictures) - 1}.")
+        return pictures[index]

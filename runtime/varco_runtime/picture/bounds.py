@@ -84,6 +84,11 @@ def check_structure(data: bytes, name: str) -> Format:
         ImageError: the format is none of `FORMATS`, or the file asks for more than a decoder shall do.
     """
     format_ = next((format_ for signature, format_ in FORMATS if re.match(signature, data, re.DOTALL)), None)
+    if format_ is None and re.match(VIDEO, data, re.DOTALL):
+        raise ImageError(
+            f"{name} is a video and no picture. Give it as one: Video(path), or varco run --video FILE; or give one of"
+            " its frames."
+        )
     if format_ is None:
         raise ImageError(
             f"{name} is not a picture in a format that is read: it begins with {data[:8]!r}. Expected JPEG, MPO, PNG,"
@@ -399,6 +404,8 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
         start = max(stop, start + head)
 
 
+VIDEO = rb"....ftyp(?!hei|hev|avi|mif|msf)|\x1aE\xdf\xa3|RIFF....AVI "
+"""How files of videos begin, but for those that say it late; HEIC and AVIF are pictures in boxes alike."""
 FORMATS = (
     (rb"\xff\xd8\xff", Format("JPEG", "JPEG", "JpegImagePlugin", _check_jpeg)),  # of an MPO, its first picture
     (rb"\x89PNG\r\n\x1a\n", Format("PNG", "PNG", "PngImagePlugin", _check_png)),

@@ -25,6 +25,9 @@ VideoSource: TypeAlias = "str | os.PathLike[Any] | bytes | bytearray | memoryvie
 MAX_FRAMES = 4096
 """The most frames that may be asked for: 1.8 GB of tiles, and ninety times what the longest context holds."""
 
+MAX_FPS = 1_000_000
+"""More than any video has; a number without a bound would overflow."""
+
 
 class Video:
     """A video that a question is asked about. Nothing is read before the question.
@@ -116,8 +119,10 @@ def _tiles(reader: Reader, frames: int, fps: float | None, edge: int) -> VideoTi
 def _check_numbers(frames: int, fps: float | None, decode_limit_s: float) -> None:
     if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= MAX_FRAMES:
         raise VideoError(f"a video was asked for {frames!r} frames. Expected a whole number from 1 to {MAX_FRAMES:,}.")
-    if fps is not None and not _is_positive(fps):
-        raise VideoError(f"a video was asked for {fps!r} frames per second. Expected a number above 0, or None.")
+    if fps is not None and not (_is_positive(fps) and fps <= MAX_FPS):
+        raise VideoError(
+            f"a video was asked for {fps!r} frames per second. Expected a number above 0, at most {MAX_FPS:,}, or None."
+        )
     if not _is_positive(decode_limit_s):
         raise VideoError(f"a video was given {decode_limit_s!r} seconds for decoding. Expected a number above 0.")
 

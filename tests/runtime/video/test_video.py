@@ -67,7 +67,16 @@ def test_an_array_of_another_shape_or_type_is_refused(array: np.ndarray, got: st
 
 
 @pytest.mark.parametrize(
-    "options", [{"frames": 0}, {"frames": -1}, {"frames": True}, {"frames": 2.0}, {"fps": 0}, {"fps": float("nan")}]
+    "options",
+    [
+        {"frames": 0},
+        {"frames": -1},
+        {"frames": True},
+        {"frames": 2.0},
+        {"fps": 0},
+        {"fps": float("nan")},
+        {"fps": 1e308},
+    ],
 )
 def test_numbers_that_cannot_be_are_refused(options: dict) -> None:
     assert "Expected a" in refusal(lambda: Video("clip.mp4", **options), VideoError)
