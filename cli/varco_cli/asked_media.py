@@ -113,7 +113,7 @@ class Media:
             BundleError: The bundle cannot be read.
         """
         from varco_runtime.bundle.opening import read_manifest
-        from varco_runtime.conversation import check_number, check_taken
+        from varco_runtime.conversation import check_number, check_taken, video_tiles
         from varco_runtime.picture.loading import load_picture
 
         manifest = None
@@ -130,5 +130,5 @@ class Media:
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         videos = [Video(path, **options) for path in self.videos]
         for video in videos:
-            video.tiles(manifest.image.tile_px)
+            video_tiles(video, manifest)
         return [*loaded, *videos]

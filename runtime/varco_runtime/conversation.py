@@ -18,6 +18,7 @@ from varco_runtime.picture.packing import pooled_side
 from varco_runtime.picture.scaling import upscaled
 from varco_runtime.prompt.prompter import IMAGE, VIDEO, Message
 from varco_runtime.prompt.tokenizer import check_encodable
+from varco_runtime.video.tiles import VideoTiles
 from varco_runtime.video.video import Video
 
 Shown: TypeAlias = "Source | Clip | Video"
@@ -183,7 +184,7 @@ def _load(one: Shown, manifest: Manifest) -> Picture | Clip:
     if isinstance(one, Clip):
         return one
     if isinstance(one, Video):
-        seen = one.tiles(manifest.image.tile_px)
+        seen = video_tiles(one, manifest)
         width, height = seen.size
         return Clip(seen.tiles, seen.frames, seen.times_s, width, height, seen.digest)
     if isinstance(one, np.ndarray) and one.ndim == 4:
@@ -192,6 +193,16 @@ def _load(one: Shown, manifest: Manifest) -> Picture | Clip:
             "give Video(array)."
         )
     return load_picture(one)
+
+
+def video_tiles(video: Video, manifest: Manifest) -> VideoTiles:
+    """Return the frames of a video that a bundle is shown.
+
+    Raises:
+        VideoError: The video cannot be read.
+        ContextError: They are more than the context holds, whatever the question.
+    """
+    return video.tiles(manifest.image.tile_px, (manifest.max_context - 1) // pooled_side(manifest.image) ** 2)
 
 
 def _check_takes_video(manifest: Manifest) -> None:

@@ -151,7 +151,7 @@ def test_a_bundle_for_one_picture_takes_more_only_untrained(tiny_bundle: Path) -
     class Undecoded(Video):
         """A video that must not be decoded."""
 
-        def tiles(self, edge: int) -> Any:
+        def tiles(self, edge: int, max_frames: int = 0) -> Any:
             raise AssertionError("decoded")
 
     with pytest.raises(VideoError, match="This bundle takes no video: its tokenizer has no id for <video>"):

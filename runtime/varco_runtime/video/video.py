@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from varco_runtime.errors import VideoError
+from varco_runtime.errors import ContextError, VideoError
 from varco_runtime.video.array import ArrayReader
 from varco_runtime.video.budget import Budget
 from varco_runtime.video.choice import choose_frames
@@ -62,26 +62,37 @@ class Video:
         shown = f"{source!r}" if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__}>"
         return f"Video({shown}, frames={self.frames}, fps={self.fps})"
 
-    def tiles(self, edge: int) -> VideoTiles:
+    def tiles(self, edge: int, max_frames: int = MAX_FRAMES) -> VideoTiles:
         """Return the frames that are looked at; decoded once, and kept for the next question.
 
         Args:
             edge: Width and height of a tile in pixels.
+            max_frames: How many frames the context holds. More are refused before they are decoded: they are memory.
 
         Raises:
+            ContextError: More frames were asked for than the context holds.
             VideoError: The video cannot be read, or reading it takes too much.
             MissingExtraError: It is a video file, and PyAV is not installed.
         """
         if self._seen is None or self._seen[0] != edge:
             with self._opened() as reader:
-                self._seen = edge, self._read(reader, edge)
+                self._seen = edge, self._read(reader, edge, max_frames)
         return self._seen[1]
 
-    def _read(self, reader: Reader, edge: int) -> VideoTiles:
+    def _read(self, reader: Reader, edge: int, max_frames: int) -> VideoTiles:
         try:
-            return _tiles(reader, self.frames, self.fps, edge)
+            return _tiles(reader, self._chosen(reader, max_frames), edge)
         except FramesDifferError:
-            return _tiles(reader, self.frames, self.fps, edge)
+            return _tiles(reader, self._chosen(reader, max_frames), edge)
+
+    def _chosen(self, reader: Reader, max_frames: int) -> tuple[int, ...]:
+        numbers = choose_frames(reader.num_frames, reader.times_s, self.frames, self.fps)
+        if len(numbers) > max_frames:
+            raise ContextError(
+                f"The video is looked at in {len(numbers)} frames, the context holds {max_frames} at most. Ask with at "
+                f"most {max_frames} frames, less what the question needs."
+            )
+        return numbers
 
     @contextmanager
     def _opened(self) -> Iterator[Reader]:
@@ -103,8 +114,7 @@ class Video:
             )
 
 
-def _tiles(reader: Reader, frames: int, fps: float | None, edge: int) -> VideoTiles:
-    numbers = choose_frames(reader.num_frames, reader.times_s, frames, fps)
+def _tiles(reader: Reader, numbers: tuple[int, ...], edge: int) -> VideoTiles:
     tiles = np.empty((len(numbers), edge, edge, 3), np.uint8)
     size = (0, 0)
     for place, frame in enumerate(reader.pictures(numbers)):

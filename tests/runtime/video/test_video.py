@@ -11,7 +11,7 @@ from PIL import Image
 from tests.makers.refusals import refusal
 from tests.makers.videos import drawn_video
 from varco_runtime import Video
-from varco_runtime.errors import VideoError
+from varco_runtime.errors import ContextError, VideoError
 from varco_runtime.video import VideoTiles
 from varco_runtime.video.choice import choose_frames
 from varco_runtime.video.tiles import squash
@@ -87,3 +87,14 @@ def test_a_tile_scaled_in_bands_is_the_one_that_pillow_makes_of_the_whole(size_w
     width, height = size_wh
     frame = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
     assert np.array_equal(squash(frame, 384), squash(Image.fromarray(frame), 384))
+
+
+def test_frames_beyond_the_context_are_refused_before_one_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled: list[int] = []
+    monkeypatch.setattr("varco_runtime.video.video.squash", lambda frame, edge: scaled.append(edge))
+    video = Video(drawn_video(9, 40, 30), frames=8)
+    with pytest.raises(ContextError, match="looked at in 8 frames, the context holds 7 at most"):
+        video.tiles(16, max_frames=7)
+    assert not scaled
+    monkeypatch.undo()
+    assert len(video.tiles(16, max_frames=8).frames) == 8
