@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-PROVIDERS = "auto|cpu|cuda|tensorrt"
+PROVIDERS = "auto|cpu|cuda|tensorrt|openvino"
 """The values of `--provider`. What runs there differs from command to command, and so does the help text."""
 THREADS_HELP = "Processor threads; all unless given."
 
