@@ -118,7 +118,7 @@ class Varco:
         if provider != "openvino" and openvino != OpenVinoSettings():
             raise UsageError(
                 f"openvino_device, precision and kv_cache_precision are for the provider openvino, got {provider!r}. "
-                "Add provider='openvino' (--provider openvino), or leave them out."
+                "Load with provider='openvino', or leave them out."
             )
         if verify not in ("quick", "full"):
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_cli.arguments import PROVIDERS, JsonOption, ThreadsOption
+from varco_cli.arguments import (
+    PROVIDERS,
+    JsonOption,
+    KvCacheOption,
+    OpenVinoDeviceOption,
+    PrecisionOption,
+    ThreadsOption,
+)
 from varco_cli.commands.demo import BUNDLE, draw_sign
 from varco_cli.console import note, print_facts, print_table, size_text, write, write_document
 from varco_cli.progress import HashProgress
@@ -49,6 +56,9 @@ def bench(
     max_context: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to make room for.", show_default=False)
     ] = None,
+    openvino_device: OpenVinoDeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    kv_cache_precision: KvCacheOption = "auto",
     as_json: JsonOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the JSON document to a file.", show_default=False)
@@ -59,6 +69,7 @@ def bench(
     if bundle is None and not BUNDLE.is_dir():
         raise VarcoError("This installation carries no demo bundle. Name one: varco bench BUNDLE")
 
+    from varco_runtime.backends.openvino.settings import OpenVinoSettings
     from varco_runtime.bench.run import Options, run
     from varco_runtime.bench.workload import PROMPT
     from varco_runtime.bundle.opening import read_manifest
@@ -74,6 +85,7 @@ def bench(
         provider=provider,
         threads=threads,
         max_context=max_context,
+        openvino=OpenVinoSettings(openvino_device, precision, kv_cache_precision),
     )
     sizes = {name: facts.size for name, facts in read_manifest(options.bundle).files.items()}
     with HashProgress(sizes) as hashing:

@@ -157,9 +157,7 @@ def openvino_subject(tiny_bundle: Path, cpu: Varco, monkeypatch: pytest.MonkeyPa
         load=lambda **options: Varco.load(tiny_bundle, **{**exact, **options}),
         max_context=CUDA_CONTEXT,
         provider="openvino (as asked)",
-        description=(
-            f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, 1 thread, precision fp32, cache fp32"
-        ),
+        description=(f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, 1 thread, precision fp32, cache fp32"),
         protocols=frozenset(
             {backend.KeepsPrefixes, backend.ReportsProgress, backend.ShowsFeatures, backend.VerifyingBackend}
         ),

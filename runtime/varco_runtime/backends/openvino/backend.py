@@ -217,6 +217,6 @@ def _check_networks(bundle: Bundle) -> None:
     vision = bundle.manifest.vision.precision
     if "a scale per row" in vision:
         raise BackendError(
-            f"OpenVINO cannot run a vision tower in {vision}. Export the bundle with --vision fp32, which OpenVINO "
-            "computes in bf16 where the processor can, or use --provider cpu."
+            f"OpenVINO cannot run a vision tower in {vision}. Load the bundle with provider='cpu', or make another, "
+            "which OpenVINO may compute in bf16, with: varco export CHECKPOINT BUNDLE --vision fp32"
         )

@@ -63,8 +63,8 @@ class Networks:
         found = available_devices(self._openvino)
         if not any(name == device or name.startswith(f"{device}.") for name in found):
             raise BackendError(
-                f"OpenVINO finds no device {device} here, only: {', '.join(found) or 'none'}. Install the driver of the "
-                "device, or leave --openvino-device out."
+                f"OpenVINO finds no device {device} here, only: {', '.join(found) or 'none'}. Install the device's "
+                "driver, or load with openvino_device='CPU'."
             )
 
     @property
@@ -145,5 +145,3 @@ def reason_of(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd API", "While "))]
     return (telling or [first_line(error)])[0].rstrip(".")
-
-
