@@ -159,7 +159,13 @@ def openvino_subject(tiny_bundle: Path, cpu: Varco, monkeypatch: pytest.MonkeyPa
         provider="openvino (as asked)",
         description=(f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, 1 thread, precision fp32, cache fp32"),
         protocols=frozenset(
-            {backend.KeepsPrefixes, backend.ReportsProgress, backend.ShowsFeatures, backend.VerifyingBackend}
+            {
+                backend.KeepsPrefixes,
+                backend.ReportsProgress,
+                backend.ShowsFeatures,
+                backend.StopsRounding,
+                backend.VerifyingBackend,
+            }
         ),
         fail=fail,
         fault=r"OpenVINO failed while running the decoder: A state is lost\. Run: varco doctor",

@@ -11,6 +11,7 @@ is new: what all questions begin with is not worth keeping.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,20 +54,34 @@ class OpenVinoBackend:
         self._threads = threads or usable_cores()
         self._manifest = manifest = bundle.manifest
         _check_networks(bundle)
-        self._networks = Networks(bundle, self._settings, self._threads)
+        self._bundle = bundle
         self._max_context = max_context
         self._model = manifest.model
         assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
         self._embedding = EmbeddingTable(bundle.path(manifest.embedding.file), manifest.embedding)
+        self._load()
+        self._vision_type = np.dtype(STORAGE[manifest.vision.compute])
+        self._decoder_type = np.dtype(STORAGE[manifest.decoder.compute])
+        self.progress: Progress | None = None
+
+    def _load(self) -> None:
+        """Compile the networks as the settings say."""
+        self._networks = Networks(self._bundle, self._settings, self._threads)
         self._vision = self._networks.plain("vision")
         self._projector = self._networks.plain("projector")
         self._decoder: Any = self._networks.decoder().create_infer_request()
-        self._vision_type = np.dtype(STORAGE[manifest.vision.compute])
-        self._decoder_type = np.dtype(STORAGE[manifest.decoder.compute])
         self._inputs = {name for port in self._decoder.model_inputs for name in port.get_names()}
         self._length = 0
         """Positions that the states hold."""
-        self.progress: Progress | None = None
+
+    def stop_rounding(self) -> bool:
+        """Compile the networks once more, in fp32; one set at a time."""
+        if (self._settings.precision, self._settings.chosen_kv_cache) == ("fp32", "fp32"):
+            return False
+        self._settings = replace(self._settings, precision="fp32", kv_cache="auto")
+        self._vision = self._projector = self._decoder = None
+        self._load()
+        return True
 
     @property
     def max_context(self) -> int:

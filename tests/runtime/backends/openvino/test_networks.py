@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import export_bundle
-from tests.makers.gptq_packer import Options, make_gptq
+from tests.makers.gptq_packer import GptqPacking, pack_checkpoint
 from tests.makers.inputs import close, noise_picture, text_inputs
 from varco_runtime import Varco
 from varco_runtime.backends.openvino.attention import CachedAttention
@@ -111,15 +110,9 @@ def test_a_coarser_cache_is_off_by_what_it_rounds(tiny_bundle: Path, kv_cache: s
 
 def test_gptq_answers_are_those_of_the_cpu(tmp_path: Path, tiny_checkpoint: Path, image: Image.Image) -> None:
     """With act-order, whose inputs are gathered."""
-    make_gptq(tiny_checkpoint, tmp_path / "gptq", Options(desc_act=True))
+    pack_checkpoint(tiny_checkpoint, tmp_path / "gptq", GptqPacking(act_order=True))
     folder = export_bundle(tmp_path / "gptq", tmp_path / "bundle")
     ours, cpu = (Varco.load(folder, provider, threads=1, **exact(provider)) for provider in ("openvino", "cpu"))
     for picture, prompt in ((image, "What is this?"), (None, "Hello")):
         expected = cpu.ask(picture, prompt, max_new_tokens=32).token_ids
         assert ours.ask(picture, prompt, max_new_tokens=32).token_ids == expected
-
-
-def test_a_fault_of_a_manifest_is_found_before_a_network_is_compiled(tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
-    manifest = json.loads((tiny_bundle / "bundle.json").read_text())
-    assert manifest["model"]["num_key_value_heads"] == bundle.manifest.model.num_key_value_heads
