@@ -7,31 +7,51 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Backend, PromptInputs, VerifyingBackend, pixel_path
+from varco_runtime.backend import Backend, PromptInputs, VerifyingBackend
 from varco_runtime.bundle.opening import Bundle
+from varco_runtime.conversation import Turn, media_of
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import ContextError, UsageError
-from varco_runtime.generation.prefix_cache import Memory
+from varco_runtime.generation.prefix_cache import Memory, Span
+from varco_runtime.generation.prefix_cache import Sequence as Cached
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
-from varco_runtime.picture.loading import Picture
-from varco_runtime.picture.packing import num_image_tokens, packing_plan
-from varco_runtime.picture.tiles import tile
+from varco_runtime.media_encoder import MediaEncoder, Place, VisionTimes
+from varco_runtime.picture.media import Clip, Medium, parts
+from varco_runtime.picture.packing import num_medium_tokens, pooled_side
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPicture:
-    """A picture's image tokens, in the backend's own memory, and the seconds that they took."""
+class Prompt:
+    """A conversation as token ids, and the media that stand in it.
 
-    digest: str
-    tokens: Any
-    preprocess_s: float = 0.0
-    vision_s: float = 0.0
+    Args:
+        ids: The token ids.
+        media: The conversation's pictures and videos, in the order of its turns.
+        places: Media, or parts of videos that a device takes at a time, with the positions where they stand.
+    """
+
+    ids: list[int]
+    media: tuple[Medium, ...] = ()
+    places: tuple[Place, ...] = ()
+
+    @property
+    def num_media_tokens(self) -> int:
+        """Return how many of the ids stand for pictures and videos."""
+        return sum(place.span.end - place.span.start for place in self.places)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Return the positions of all media, by their keys."""
+        return tuple(place.span for place in self.places)
+
+    def followed_by(self, ids: Sequence[int]) -> Prompt:
+        """Return the prompt with the ids of an answer behind it."""
+        return Prompt([*self.ids, *ids], self.media, self.places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +62,15 @@ class Prefilled:
         turn: The cache is this prompt's as long as it is the session's turn.
         logits: The last logits `[num_logits, vocab]` fp32, valid until the next call of the backend.
         num_cached: How many of its positions were in the cache already.
-        prefill_s: Seconds that the others took.
-        picture: Its picture, or None.
+        prefill_s: Seconds that the others took, those of the media apart.
+        times: Seconds that the media took.
     """
 
     turn: int
     logits: Array
     num_cached: int
     prefill_s: float
-    picture: EncodedPicture | None
+    times: VisionTimes
 
 
 class Session:
@@ -69,8 +89,11 @@ class Session:
         self.load_s = load_s
         manifest = bundle.manifest
         self.tokenizer = Tokenizer.from_json(bundle.text(manifest.tokenizer))
-        self.prompter = Prompter(bundle.text(manifest.chat_template), manifest.prompt, self.tokenizer)
-        self.memory = Memory(backend, manifest.prompt.image_token_id, memory_bytes)
+        self.prompter = Prompter(
+            bundle.text(manifest.chat_template), manifest.prompt, self.tokenizer, manifest.media_facts
+        )
+        self.memory = Memory(backend, memory_bytes)
+        self.encoder = MediaEncoder(backend, manifest.image, self.memory)
         self.chances, self.costs = Chances(), StepCosts()
         self.lock = threading.Lock()
         """Held by whoever uses the backend, `memory`, `chances` or `costs`, or takes a turn."""
@@ -79,41 +102,81 @@ class Session:
 
     # -- before a question's turn -----------------------------------------------------------------------------------
 
-    def prompt_ids(self, messages: Sequence[Message], picture: Picture | None) -> tuple[list[int], int]:
-        """Return the token ids of a prompt, and how many of them stand for its picture."""
-        num_tokens = 0 if picture is None else num_image_tokens(picture.size_hw, self.bundle.manifest.image)
-        return self.prompter.encode(messages, num_tokens), num_tokens
+    def prompt(
+        self,
+        turns: Sequence[Turn],
+        tiling: str = "auto",
+        untrained: bool = False,
+        long_side: int | None = None,
+    ) -> Prompt:
+        """Return the prompt of a conversation.
 
-    def room(self, num_tokens: int, num_image_tokens: int) -> int:
+        Args:
+            turns: The conversation, the oldest turn first.
+            tiling: How its pictures become tiles: `auto`, `grid` or `one`.
+            untrained: Whether more pictures are let through than the checkpoint was trained for.
+            long_side: As `media_of` takes it.
+
+        Raises:
+            VarcoError: What `media_of` and `Prompter.encode_media` raise.
+        """
+        manifest = self.bundle.manifest
+        media = media_of(turns, manifest, tiling, untrained, long_side)
+        counts = [num_medium_tokens(medium, manifest.image) for medium in media]
+        encoded = self.prompter.encode_media([turn.message for turn in turns], counts)
+        places = [
+            place for medium, start in zip(media, encoded.starts, strict=True) for place in self._places(medium, start)
+        ]
+        return Prompt(encoded.ids, media, tuple(sorted(places, key=lambda place: place.span.start)))
+
+    def _places(self, medium: Medium, start: int) -> Iterator[Place]:
+        for part in parts(medium, self.encoder.max_frames):
+            end = start + num_medium_tokens(part, self.bundle.manifest.image)
+            yield Place(part, Span(start, end, part.key))
+            start = end
+
+    def room(self, prompt: Prompt) -> int:
         """Return how many tokens the context holds behind a prompt.
 
         Raises:
-            ContextError: None. It says how many of the prompt's tokens are the picture's.
+            ContextError: None. It says how many of the prompt's tokens are the media's, and how many frames would fit.
         """
-        room = self.backend.max_context - num_tokens
+        room = self.backend.max_context - len(prompt.ids)
         if room < 1:
-            detail = f", {num_image_tokens} of them the picture's" if num_image_tokens else ""
             raise ContextError(
-                f"The prompt has {num_tokens} tokens{detail}, the context holds {self.backend.max_context} and needs "
-                "room for an answer. Ask less, use a smaller picture, or load with a larger max_context (this bundle "
-                f"allows {self.bundle.manifest.max_context})."
+                f"The prompt has {len(prompt.ids)} tokens{_whose(prompt)}, the context holds "
+                f"{self.backend.max_context} and needs room for an answer. {self._advice(prompt, 1 - room)}, or load "
+                f"with a larger max_context (this bundle allows {self.bundle.manifest.max_context})."
             )
         return room
 
+    def _advice(self, prompt: Prompt, num_over: int) -> str:
+        """Return what to ask instead of a prompt that is `num_over` tokens too long."""
+        clips = [medium.source for medium in prompt.media if isinstance(medium.source, Clip)]
+        if clips:
+            num_frames = sum(len(clip.tiles) for clip in clips)
+            per_frame = pooled_side(self.bundle.manifest.image) ** 2
+            fit = num_frames + -num_over // per_frame  # rounded down
+            if fit > 0:
+                return f"Ask with at most {fit} frames instead of {num_frames}"
+        if len(prompt.media) > 1:
+            return "Ask about fewer pictures"
+        return "Ask less, use a smaller picture"
+
     # -- its turn: the caller holds the lock ------------------------------------------------------------------------
 
-    def prefill(self, ids: list[int], picture: Picture | None, num_logits: int = 1) -> Prefilled:
+    def prefill(self, prompt: Prompt, num_logits: int = 1) -> Prefilled:
         """Put a prompt into the cache, which is that prompt's from here on. The caller holds `lock`.
 
         The turn is taken under the lock, in the order of the prefills. Were it taken before, an older question that
         came second to the lock would overwrite the cache of a newer one, which would go on without noticing.
         """
         self._turn += 1
-        turn = self._turn
-        encoded = None if picture is None else self.encode_picture(picture)
+        turn, times = self._turn, VisionTimes()
         started = time.perf_counter()
-        logits, num_cached = self._fill_cache(ids, encoded, num_logits)
-        return Prefilled(turn, logits, num_cached, time.perf_counter() - started, encoded)
+        logits, num_cached = self._fill_cache(prompt, num_logits, times)
+        seconds = time.perf_counter() - started - times.preprocess_s - times.vision_s
+        return Prefilled(turn, logits, num_cached, seconds, times)
 
     def next_token(self, prefilled: Prefilled, tokens: Iterator[int]) -> int | None:
         """Return the next token of an answer, None behind the last. The caller holds `lock`.
@@ -140,42 +203,59 @@ class Session:
         """
         if not isinstance(self.backend, VerifyingBackend):
             return None
-        image_token_id = self.bundle.manifest.prompt.image_token_id
-        words = (id_ for id_ in ids if id_ != image_token_id)
+        manifest = self.bundle.manifest
+        placeholders = manifest.prompt.image_token_id, manifest.media_facts.video_token_id
+        words = (id_ for id_ in ids if id_ not in placeholders)
         return Drafter(self.tokenizer, words, self.chances, self.costs)
-
-    def encode_picture(self, picture: Picture) -> EncodedPicture:
-        """Return a picture's image tokens, and keep them for the next question about it. The caller holds `lock`."""
-        tokens = self.memory.image_tokens(picture.digest)
-        if tokens is not None:
-            return EncodedPicture(picture.digest, tokens)
-        self.memory.make_room()
-        settings = self.bundle.manifest.image
-        started = time.perf_counter()
-        prepare, encode = pixel_path(self.backend, settings)
-        pixels = prepare(tile(picture, settings))
-        tiled = time.perf_counter()
-        features = encode(pixels)
-        tokens = self.backend.pack(features, packing_plan(picture.size_hw, settings))
-        self.memory.keep_image_tokens(picture.digest, tokens)
-        return EncodedPicture(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)
 
     def prefill_opening(self) -> None:
         """Put into the cache what every question begins with: the template's system message, up to the user's words."""
         questions = [self.prompter.encode([Message("user", words)], 0) for words in ("a", "b")]
         opening = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*questions, strict=False))]
         if opening and len(opening) < self.backend.max_context:
-            self._fill_cache(opening, None)
+            self._fill_cache(Prompt(opening), 1, VisionTimes())
 
-    def _fill_cache(self, ids: list[int], encoded: EncodedPicture | None, num_logits: int = 1) -> tuple[Array, int]:
-        """Bring the cache to `ids`; return the last logits `[num_logits, vocab]` and how many positions it had."""
-        image_token_id = self.bundle.manifest.prompt.image_token_id
-        cached = self.memory.prepare(ids, None if encoded is None else encoded.digest, num_logits)
-        tokens = None if encoded is None else encoded.tokens
-        inputs = PromptInputs(np.array(ids, dtype=np.int64), image_token_id, tokens)
-        logits = self.backend.prefill(inputs, cached, num_logits)
+    def _fill_cache(self, prompt: Prompt, num_logits: int, times: VisionTimes) -> tuple[Array, int]:
+        """Bring the cache to a prompt; return the last logits `[num_logits, vocab]` and how many positions it had.
+
+        Media whose positions are in the cache are not encoded. A device that cannot hold all others at a time takes
+        the prompt in runs: each group of media, and the prompt up to the next group.
+        """
+        ids = prompt.ids
+        start = cached = self.memory.prepare(ids, prompt.spans, num_logits)
+        for place in prompt.places:
+            self.memory.touch(place.span.key)
+        groups = self.encoder.groups([place for place in prompt.places if place.span.end > cached])
+        ends = [*(group[0].span.start for group in groups[1:]), len(ids)]
+        for index, end in enumerate(ends):
+            tokens, rows = (None, {}) if not groups else self.encoder.tokens(groups[index], times)
+            media_rows = np.full(end, -1, np.int64)
+            for place in groups[index] if groups else ():
+                span = place.span
+                media_rows[span.start : span.end] = np.arange(rows[span.key], rows[span.key] + span.end - span.start)
+            inputs = PromptInputs(np.array(ids[:end], dtype=np.int64), self._image_token_id, tokens, media_rows)
+            logits = self.backend.prefill(inputs, start, num_logits if end == len(ids) else 1)
+            start = end
         if np.isfinite(logits[..., 0]).all():
-            self.memory.sequence.ids = list(ids)
+            self.memory.sequence = Cached(list(ids), prompt.spans)
         else:  # nor are the caches; the sampler refuses the logits, and the next question finds nothing cached
             self.memory.forget_sequence()
         return logits, cached
+
+    @property
+    def _image_token_id(self) -> int:
+        return self.bundle.manifest.prompt.image_token_id
+
+
+def _whose(prompt: Prompt) -> str:
+    """Return how many of a prompt's tokens are whose, as a part of a sentence."""
+    num_tokens = prompt.num_media_tokens
+    if not num_tokens:
+        return ""
+    num_videos = sum(isinstance(medium.source, Clip) for medium in prompt.media)
+    num_pictures = len(prompt.media) - num_videos
+    named = [
+        "" if not count else f"the {what}'s" if count == 1 else f"the {count} {what}s'"
+        for count, what in ((num_pictures, "picture"), (num_videos, "video"))
+    ]
+    return f", {num_tokens} of them {' and '.join(filter(None, named))}"

@@ -46,6 +46,8 @@ def bench(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)
     ] = None,
+    images: Annotated[int, typer.Option(metavar="N", help="Ask about so many copies of the picture.")] = 1,
+    frames: Annotated[int, typer.Option(metavar="F", help="Ask about a video of so many of them instead.")] = 0,
     repetitions: Annotated[int, typer.Option(metavar="N", help="How often each stage is run.")] = 5,
     new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to decode; no end token stops it.")] = 64,
     seconds: Annotated[
@@ -59,6 +61,10 @@ def bench(
     openvino_device: OpenVinoDeviceOption = "auto",
     precision: PrecisionOption = "auto",
     kv_cache_precision: KvCacheOption = "auto",
+    long_side: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="As for varco run; matters for the prompt <ocr>.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the JSON document to a file.", show_default=False)
@@ -66,6 +72,7 @@ def bench(
 ) -> None:
     """Measure every stage of an answer beside the machine's limit, and say what dominates."""
     _check(repetitions, new_tokens, seconds, out)
+    _check_media(images, frames)
     if bundle is None and not BUNDLE.is_dir():
         raise VarcoError("This installation carries no demo bundle. Name one: varco bench BUNDLE")
 
@@ -86,6 +93,9 @@ def bench(
         threads=threads,
         max_context=max_context,
         openvino=OpenVinoSettings(openvino_device, precision, kv_cache_precision),
+        images=images,
+        frames=frames,
+        long_side=long_side,
     )
     sizes = {name: facts.size for name, facts in read_manifest(options.bundle).files.items()}
     with HashProgress(sizes) as hashing:
@@ -108,6 +118,15 @@ def _check(repetitions: int, new_tokens: int, seconds: float, out: Path | None) 
         raise UsageError(f"--seconds {seconds:g} cannot be kept. Expected at least {MIN_SECONDS}.")
     if out is not None:
         check_target("--out", out)
+
+
+def _check_media(images: int, frames: int) -> None:
+    if images < 1:
+        raise UsageError(f"--images {images} is too few. Expected at least 1.")
+    if frames < 0:
+        raise UsageError(f"--frames {frames} is too few. Expected at least 1, or 0 for no video.")
+    if frames and images > 1:
+        raise UsageError("--images and --frames ask about pictures and about a video. Leave one out.")
 
 
 def _picture(image: Path | None) -> Picture:
@@ -148,7 +167,10 @@ def _write(path: Path, document: str) -> None:
 def _print(options: Options, result: Result) -> None:
     from varco_runtime.bench.report import facts, rows
 
-    question = f"{options.picture_name}, {options.prompt!r}"
+    shown = options.picture_name
+    if options.frames or options.images > 1:
+        shown = f"{options.frames} frames of {shown}" if options.frames else f"{options.images} times {shown}"
+    question = f"{shown}, {options.prompt!r}"
     title = f"{result.setup.bundle}, {size_text(result.setup.bundle_bytes)}: {question}"
     header = ("", "median", "std", "least", "p90", "greatest")
     print_table(title, header, rows(result.samples, result.summary), right=(1, 2, 3, 4, 5))

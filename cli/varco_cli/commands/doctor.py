@@ -22,7 +22,7 @@ from varco_runtime.system.processor import cpu_name, nvidia_devices, usable_core
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
     "openvino",
-    *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers"),
+    *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers", "av"),
 )
 EXTRAS = {
     "cpu": "running a bundle on a CPU",
@@ -31,6 +31,7 @@ EXTRAS = {
     "tensorrt": "building and running TensorRT engines on RTX GPUs",
     "openvino": "running a bundle for the CPU faster on Intel's processors and GPUs: --provider openvino",
     "quantize": "varco quantize",
+    "video": "questions about video files",
 }
 _CUDA_PYTHON = "cuda-python"
 

@@ -84,8 +84,8 @@ def _decoder(manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
         yield "num_logits", Tensor("int64", (1,), True)
     cache = (1, model.num_key_value_heads, "max_context", model.head_dim)
     for name in cache_names(model.num_layers):
-        yield f"past.{name}", Tensor(compute, cache, True)
-        yield f"present.{name}", Tensor(compute, cache, False)
+        yield f"past.{name}", Tensor(manifest.kv_format, cache, True)
+        yield f"present.{name}", Tensor(manifest.kv_format, cache, False)
 
 
 def check_graph_contract(session: Any, path: Path, expected: dict[str, Tensor]) -> None:

@@ -22,6 +22,7 @@ MODULES = {
     "quantize": ("torch", "transformers", "compressed_tensors", "llmcompressor", "onnx", "ml_dtypes"),
     "tensorrt": ("cuda",),
     "openvino": ("openvino",),
+    "video": ("av",),
 }
 """By extra, the modules that this project imports of it."""
 

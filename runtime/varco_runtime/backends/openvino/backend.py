@@ -3,9 +3,9 @@
 Keys and values are states of one request: a run appends its rows to them. Going back means reading the states, cutting
 them and setting them again, which the plugin does at the speed of memory.
 
-A run without anything before it attends by the plugin's kernel for prompts; behind a past it attends row by row, four
-times as slow at 2,000 positions. So a prompt is run in one piece, and from its beginning where the greater part of it
-is new: what all questions begin with is not worth keeping.
+A run without anything before it attends by the plugin's kernel for prompts; behind a past it attends row by row, far
+slower. So a prompt is run in one piece, and from its beginning where the greater part of it
+is new and text comes first: what all questions begin with is not worth keeping.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInputs
-from varco_runtime.backends.embedding import EmbeddingTable
+from varco_runtime.backends.embedding import embedding_table
 from varco_runtime.backends.openvino.attention import BEAM_INPUT, state_names
 from varco_runtime.backends.openvino.network import Networks, reason_of
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
-from varco_runtime.backends.token_checks import image_rows_before
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array
 from varco_runtime.errors import BackendError
@@ -58,7 +57,7 @@ class OpenVinoBackend:
         self._max_context = max_context
         self._model = manifest.model
         assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
-        self._embedding = EmbeddingTable(bundle.path(manifest.embedding.file), manifest.embedding)
+        self._embedding = embedding_table(bundle, manifest.embedding)
         self._load()
         self._vision_type = np.dtype(STORAGE[manifest.vision.compute])
         self._decoder_type = np.dtype(STORAGE[manifest.decoder.compute])
@@ -135,7 +134,7 @@ class OpenVinoBackend:
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
         check_length(total, self._max_context)
-        if start > self._length or 2 * start < total:  # lost by a failed run, or slower to go on from
+        if 2 * start < total and self._is_text(inputs, start):
             start = 0
         pieces = []
         for run in prompt_runs(total, start, num_logits, CHUNK_TOKENS, max_logits=total):
@@ -146,18 +145,22 @@ class OpenVinoBackend:
         self._report("tokens", total, total)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
+    @staticmethod
+    def _is_text(inputs: PromptInputs, end: int) -> bool:
+        """Return whether tokens alone stand before `end`: rows of media that are in the cache need not be there."""
+        return bool((inputs.rows(0, end) < 0).all() and (inputs.ids[:end] != inputs.image_token_id).all())
+
     def _report(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(what, done, total)
 
     def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
         """Rows `[1, end - start, D]` for the decoder."""
-        ids = inputs.ids[start:end]
-        is_image = ids == inputs.image_token_id
-        rows = self._embedding.rows(np.where(is_image, 0, ids))
+        media_rows = inputs.rows(start, end)
+        is_image = media_rows >= 0
+        rows = self._embedding.rows(np.where(is_image, 0, inputs.ids[start:end]))
         if inputs.image_tokens is not None:
-            before = image_rows_before(inputs, start)
-            rows[is_image] = inputs.image_tokens[before : before + int(np.count_nonzero(is_image))]
+            rows[is_image] = inputs.image_tokens[media_rows[is_image]]
         return rows[None]
 
     # -- steps --------------------------------------------------------------------------------------------------------
@@ -186,7 +189,7 @@ class OpenVinoBackend:
             self._decoder.infer({name: value for name, value in feeds.items() if name in self._inputs})
             logits: Array = self._decoder.get_tensor("logits").data[0].copy()
         except Exception as error:  # openvino raises RuntimeError and its own; some states may have grown, some not
-            self._forget()
+            self._restore(position)
             raise BackendError(
                 f"OpenVINO failed while running the decoder: {reason_of(error)}. Run: varco doctor"
             ) from None
@@ -217,6 +220,13 @@ class OpenVinoBackend:
         elif position < self._length:
             self.restore_prefix(self.copy_prefix(position))
 
+    def _restore(self, position: int) -> None:
+        """Bring all states back to the positions that they had before a failed run."""
+        try:
+            self.restore_prefix(self.copy_prefix(position))
+        except Exception:  # whatever is wrong with the device: the run's own error is told
+            self._forget()
+
     def _forget(self) -> None:
         self._decoder.reset_state()
         self._length = 0
@@ -228,8 +238,14 @@ class OpenVinoBackend:
 
 
 def _check_networks(bundle: Bundle) -> None:
-    """Refuse what OpenVINO reads and then fails to run: products of int8 rows, whose input is rounded by rows too."""
-    vision = bundle.manifest.vision.precision
+    """Refuse what OpenVINO cannot run: products of int8 rows, whose input is rounded by rows too, and int8 caches."""
+    manifest = bundle.manifest
+    if manifest.kv_format != manifest.decoder.compute:
+        raise BackendError(
+            f"OpenVINO rounds a cache itself (kv_cache_precision='u8'), this bundle's is in {manifest.kv_format}. Load "
+            "the bundle with provider='cpu', or make another with a plain cache: varco export CHECKPOINT BUNDLE"
+        )
+    vision = manifest.vision.precision
     if "a scale per row" in vision:
         raise BackendError(
             f"OpenVINO cannot run a vision tower in {vision}. Load the bundle with provider='cpu', or make another, "

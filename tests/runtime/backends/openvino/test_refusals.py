@@ -93,7 +93,7 @@ def test_the_runtime_imports_no_openvino() -> None:
 # --- what is lost on the way ------------------------------------------------------------------------------------------
 
 
-def test_a_failed_run_forgets_its_cache_and_the_next_prompt_starts_anew(
+def test_a_failed_run_leaves_the_cache_as_it_was(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, openvino: Any
 ) -> None:
     varco = Varco.load(tiny_bundle, "openvino", threads=1, precision="fp32")
