@@ -17,7 +17,7 @@ from varco_runtime.backend import PromptInputs, ShowsFeatures
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
 from varco_runtime.picture.tiles import normalize, tile
-from varco_runtime.prompt.prompter import Message
+from varco_runtime.prompt.prompter import IMAGE, Message
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_every_stage_equals_the_reference(
     assert relative_error(features.image_tokens, oracle.image_tokens(image)) < LIMIT
 
     question, reference = clear_fixture(oracle, image)
-    ids = varco.session.prompter.encode([Message("user", question, image=True)], len(features.image_tokens))
+    ids = varco.session.prompter.encode([Message("user", (IMAGE, question))], len(features.image_tokens))
     ids = np.array(ids + reference.token_ids[:-1], dtype=np.int64)
     inputs = PromptInputs(ids, varco.bundle.manifest.prompt.image_token_id, features.packed)
     num_logits = len(reference.token_ids)

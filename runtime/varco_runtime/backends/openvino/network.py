@@ -13,7 +13,7 @@ from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.bundle.graph_contract import graph_contract
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.bundle.tensor import Tensor
-from varco_runtime.errors import BackendError, BundleError, first_line
+from varco_runtime.errors import BackendError, BrokenExtraError, BundleError, first_line
 from varco_runtime.system.libraries import needs_extra
 
 _TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i32": "int32", "i64": "int64"}
@@ -33,6 +33,8 @@ def import_openvino(what: str) -> Any:
     with needs_extra(what, "openvino"):
         module = importlib.import_module("openvino")
         importlib.import_module("openvino.frontend.onnx")
+    if not hasattr(module, "Core"):  # an uninstallation that left files behind
+        raise BrokenExtraError(what, "openvino", "openvino", "parts of it are missing")
     return module
 
 

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import export_bundle
 from tests.makers.inputs import close, text_inputs
 from tests.makers.refusals import assert_refused
 from varco_runtime import Varco
+from varco_runtime.backend import PromptInputs
 from varco_runtime.backends.openvino.network import reason_of
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.errors import BackendError, BundleError, MissingExtraError, UsageError
@@ -127,3 +129,25 @@ def test_a_prompt_that_is_mostly_new_is_run_from_its_beginning(
     backend.prefill(inputs, 10)
     backend.prefill(inputs, 30)
     assert runs == [(0, 40), (0, 40), (30, 10)]
+
+
+def test_a_prompt_behind_media_is_never_run_again_without_their_rows(tiny_bundle: Path) -> None:
+    """Rows of media that are in the cache need not be handed over (`PromptInputs.media_rows`)."""
+    varco = Varco.load(tiny_bundle, "openvino", threads=1, precision="fp32")
+    backend, image_id = varco.backend, varco.bundle.manifest.prompt.image_token_id
+    width = varco.bundle.manifest.model.hidden_size
+    ids = text_inputs(varco, 40).ids
+    ids[3] = image_id
+    rows = np.full(40, -1)
+    rows[3] = 0
+    tokens = np.random.default_rng(0).standard_normal((1, width)).astype(np.float32)
+    want = backend.prefill(PromptInputs(ids, image_id, tokens, rows), 0)
+    got = backend.prefill(PromptInputs(ids, image_id, None, np.full(40, -1)), 5)
+    assert close(got, want)
+
+
+def test_an_int8_cache_is_refused_by_name(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from varco_runtime.bundle.manifest import Manifest
+
+    monkeypatch.setattr(Manifest, "kv_format", "int8")
+    assert_refused(tiny_bundle, BackendError, "this bundle's is in int8", provider="openvino")
