@@ -29,7 +29,7 @@ EXTRAS = {
     "export": "varco export",
     "cuda": "instead of cpu: running a bundle on an NVIDIA GPU through ONNX Runtime",
     "tensorrt": "building and running TensorRT engines on RTX GPUs",
-    "openvino": "running a bundle for the CPU faster on Intel's processors and GPUs: --provider openvino",
+    "openvino": "running a bundle for the CPU on OpenVINO: varco run --provider openvino",
     "quantize": "varco quantize",
     "video": "questions about video files",
 }
