@@ -14,6 +14,7 @@ from typing import Unpack
 
 from varco_runtime.answer.answer import Answer
 from varco_runtime.backend import Backend
+from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.backends.providers import check_provider, open_provider
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle
@@ -82,12 +83,16 @@ class Varco:
         verify: str = "quick",
         progress: Callable[[str, int], None] | None = None,
         memory_mb: int = DEFAULT_MEMORY_MB,
+        openvino_device: str = "auto",
+        precision: str = "auto",
+        kv_cache_precision: str = "auto",
     ) -> Varco:
         """Check a bundle, load it and return it, ready to answer.
 
         Args:
             bundle: The bundle's folder.
-            provider: `cpu`, `cuda`, `tensorrt`, or `auto`, what the bundle was exported for.
+            provider: `cpu`, `cuda`, `tensorrt`, `openvino` (for bundles for the CPU), or `auto`, what the bundle was
+                exported for.
             max_context: The most tokens of a prompt and its answer, at most the bundle's, which is the default. Less
                 saves memory, but not with engines, whose caches have a fixed size.
             threads: Processor threads, by default all.
@@ -95,6 +100,10 @@ class Varco:
             progress: Called with a file's name and a number of bytes, as these are hashed.
             memory_mb: Megabytes for what is kept of earlier pictures (image tokens, keys and values) on the CPU, 0
                 for the latest picture alone.
+            openvino_device: OpenVINO's device: `CPU`, `GPU` or `NPU`; `auto` is the CPU.
+            precision: What OpenVINO computes in: `fp32`, or `auto`, what is fast on the device, often bf16.
+            kv_cache_precision: OpenVINO's cache: `u8`, `fp16`, `fp32`; `auto` is fp32 beside `precision="fp32"`, else
+                fp16.
 
         Raises:
             BundleError: The bundle is missing, incomplete, altered or of another format.
@@ -104,6 +113,12 @@ class Varco:
         """
         started = time.perf_counter()
         check_provider(provider)
+        openvino = OpenVinoSettings(openvino_device, precision, kv_cache_precision)
+        if provider != "openvino" and openvino != OpenVinoSettings():
+            raise UsageError(
+                f"openvino_device, precision and kv_cache_precision are for the provider openvino, got {provider!r}. "
+                "Load with provider='openvino', or leave them out."
+            )
         if verify not in ("quick", "full"):
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
         for name, number in (("max_context", max_context), ("threads", threads), ("memory_mb", memory_mb)):
@@ -125,7 +140,7 @@ class Varco:
                 f"max_context={max_context} is out of range. Expected 16 to {limit}, the bundle's maximum."
             )
         with opened.unchanged():
-            chosen = open_provider(opened, provider, max_context, threads)
+            chosen = open_provider(opened, provider, max_context, threads, openvino)
             varco = cls(opened, chosen.backend, provider=chosen.line, memory_mb=memory_mb)
         varco.session.prefill_opening()
         varco.session.load_s = time.perf_counter() - started

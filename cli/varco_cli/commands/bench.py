@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_cli.arguments import PROVIDERS, JsonOption, ThreadsOption
+from varco_cli.arguments import (
+    PROVIDERS,
+    JsonOption,
+    KvCacheOption,
+    OpenVinoDeviceOption,
+    PrecisionOption,
+    ThreadsOption,
+)
 from varco_cli.commands.demo import BUNDLE, draw_sign
 from varco_cli.console import note, print_facts, print_table, size_text, write, write_document
 from varco_cli.progress import HashProgress
@@ -51,6 +58,9 @@ def bench(
     max_context: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to make room for.", show_default=False)
     ] = None,
+    openvino_device: OpenVinoDeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    kv_cache_precision: KvCacheOption = "auto",
     long_side: Annotated[
         int | None,
         typer.Option(metavar="PX", help="As for varco run; matters for the prompt <ocr>.", show_default=False),
@@ -66,6 +76,7 @@ def bench(
     if bundle is None and not BUNDLE.is_dir():
         raise VarcoError("This installation carries no demo bundle. Name one: varco bench BUNDLE")
 
+    from varco_runtime.backends.openvino.settings import OpenVinoSettings
     from varco_runtime.bench.run import Options, run
     from varco_runtime.bench.workload import PROMPT
     from varco_runtime.bundle.opening import read_manifest
@@ -81,6 +92,7 @@ def bench(
         provider=provider,
         threads=threads,
         max_context=max_context,
+        openvino=OpenVinoSettings(openvino_device, precision, kv_cache_precision),
         images=images,
         frames=frames,
         long_side=long_side,

@@ -1,7 +1,7 @@
 """What a bundle runs on, and why: its graphs or engines are made for one provider, so the bundle decides.
 
 `auto` takes what the bundle was made for; a bundle for CUDA falls back to the CPU where no GPU can be used and its
-operators allow it, and says so.
+operators allow it, and says so. A bundle for the CPU runs on OpenVINO too, if that is asked for.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from varco_runtime.backend import Backend
+from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.errors import BackendError, UsageError
 
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 _NAMES = {"cpu": "the CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
 
 
@@ -30,13 +31,22 @@ def check_provider(name: str) -> None:
         raise UsageError(f"The provider {name!r} is unknown. Expected one of: {', '.join(PROVIDERS)}.")
 
 
-def open_provider(bundle: Bundle, name: str, max_context: int | None, threads: int | None) -> Provider:
+def open_provider(
+    bundle: Bundle,
+    name: str,
+    max_context: int | None,
+    threads: int | None,
+    openvino: OpenVinoSettings | None = None,
+) -> Provider:
     """Load a checked bundle on the provider called `name`; `auto` takes the one it was exported for.
 
     Graphs for TensorRT use no operator that is fast on a CPU, so they are refused there rather than run for minutes.
-    `max_context` None is all the bundle or its engines allow. `threads` are the CPU's. Raises `BackendError`.
+    `max_context` None is all the bundle or its engines allow. `threads` are the CPU's, `openvino` is for that provider
+    alone. Raises `BackendError`.
     """
     device = bundle.manifest.device
+    if name == "openvino":
+        return _open_openvino(bundle, max_context, threads, openvino)
     if device == "cuda":
         return _open_cuda(bundle, name, max_context, threads)
     if name not in ("auto", device):
@@ -50,6 +60,21 @@ def open_provider(bundle: Bundle, name: str, max_context: int | None, threads: i
 
     backend = TensorRtBackend(bundle, max_context)
     return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})")
+
+
+def _open_openvino(
+    bundle: Bundle, max_context: int | None, threads: int | None, settings: OpenVinoSettings | None
+) -> Provider:
+    """OpenVINO, which reads bundles for the CPU."""
+    if bundle.manifest.device != "cpu":
+        raise BackendError(
+            f"The bundle was exported for {_NAMES[bundle.manifest.device]}, got the provider 'openvino', which runs "
+            f"bundles for the CPU. {_export('cpu')}"
+        )
+    from varco_runtime.backends.openvino.backend import OpenVinoBackend
+
+    backend = OpenVinoBackend(bundle, max_context or bundle.manifest.max_context, threads, settings)
+    return Provider(backend, "openvino (as asked)")
 
 
 def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None) -> Provider:

@@ -15,11 +15,11 @@ import numpy as np
 
 from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInputs
 from varco_runtime.backends.cpu.prepacked import Prepacked
-from varco_runtime.backends.embedding import EmbeddingTable, HeadTable
+from varco_runtime.backends.embedding import embedding_table
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
 from varco_runtime.bundle.graph_contract import SILENT, check_graph_contract, graph_contract
 from varco_runtime.bundle.graph_nodes import unrounded
-from varco_runtime.bundle.manifest import Component, Embedding, cache_names
+from varco_runtime.bundle.manifest import Component, cache_names
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array
 from varco_runtime.errors import BackendError, first_line
@@ -56,7 +56,7 @@ class OnnxRuntimeBackend:
         self._threads = threads or usable_cores()
         self._model = manifest.model
         assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
-        self._embedding = _embedding_table(bundle, manifest.embedding)
+        self._embedding = embedding_table(bundle, manifest.embedding)
         self._newline = self._embedding.newline
         self._vision = self._session(bundle, "vision")
         self._projector = self._session(bundle, "projector")
@@ -280,16 +280,6 @@ class OnnxRuntimeBackend:
     def _set_lengths(self, total: int) -> None:
         self._seqlens_k[0] = total - 1
         self._total_length[...] = total
-
-
-def _embedding_table(bundle: Bundle, facts: Embedding) -> EmbeddingTable:
-    """Return the token rows, which may be the output head's."""
-    model, head = bundle.manifest.model, facts.head_rows
-    table = None
-    if head is not None:
-        dtype = bundle.manifest.decoder.compute
-        table = HeadTable(bundle.path(head.file), head, model.vocab_size, model.hidden_size, dtype)
-    return EmbeddingTable(bundle.path(facts.file), facts, table)
 
 
 def _load_failure(path: Path, error: Exception) -> str:
