@@ -1,69 +1,46 @@
-"""One loaded model with its one key/value cache: what every question about every picture goes through."""
+"""One loaded model and the engine that answers with it: what every question about every picture goes through."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import Backend, PromptInputs, VerifyingBackend, pixel_path
+from varco_runtime.backend import Backend, PromptInputs, VerifyingBackend
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
-from varco_runtime.errors import ContextError, UsageError
+from varco_runtime.engine.driver import Engine
+from varco_runtime.engine.job import EncodedPicture, Job, Model
+from varco_runtime.engine.scheduler import DEFAULT_MAX_STALL_MS, Scheduler
+from varco_runtime.errors import ContextError
 from varco_runtime.generation.prefix_cache import Memory
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
 from varco_runtime.picture.loading import Picture
-from varco_runtime.picture.packing import num_image_tokens, packing_plan
-from varco_runtime.picture.tiles import tile
+from varco_runtime.picture.packing import num_image_tokens
 from varco_runtime.prompt.prompter import Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedPicture:
-    """A picture's image tokens, in the backend's own memory, and the seconds that they took."""
-
-    digest: str
-    tokens: Any
-    preprocess_s: float = 0.0
-    vision_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """A prompt that is in the cache.
-
-    Args:
-        turn: The cache is this prompt's as long as it is the session's turn.
-        logits: The last logits `[num_logits, vocab]` fp32, valid until the next call of the backend.
-        num_cached: How many of its positions were in the cache already.
-        prefill_s: Seconds that the others took.
-        picture: Its picture, or None.
-    """
-
-    turn: int
-    logits: Array
-    num_cached: int
-    prefill_s: float
-    picture: EncodedPicture | None
-
-
 class Session:
-    """One loaded model, its cache, and whose turn it is to use them.
+    """One loaded model, what is kept of earlier questions, and the engine that answers.
 
     Args:
         bundle: What was loaded.
         backend: The device that it was loaded on.
         memory_bytes: Bytes for what is kept of earlier pictures, 0 for the latest picture alone.
         load_s: Seconds that loading took, for the timings of every answer.
+        max_stall_ms: How long answers under way wait at most for a new question's picture and prompt, in milliseconds.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, memory_bytes: int, load_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        memory_bytes: int,
+        load_s: float = 0.0,
+        max_stall_ms: float = DEFAULT_MAX_STALL_MS,
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.load_s = load_s
@@ -72,10 +49,8 @@ class Session:
         self.prompter = Prompter(bundle.text(manifest.chat_template), manifest.prompt, self.tokenizer)
         self.memory = Memory(backend, manifest.prompt.image_token_id, memory_bytes)
         self.chances, self.costs = Chances(), StepCosts()
-        self.lock = threading.Lock()
-        """Held by whoever uses the backend, `memory`, `chances` or `costs`, or takes a turn."""
-        self._turn = 0
-        """The number of prompts that were put into the cache: it belongs to the latest one."""
+        model = Model(backend, self.memory, manifest.image, manifest.prompt.image_token_id)
+        self.engine = Engine(Scheduler(model, max_stall_ms / 1000))
 
     # -- before a question's turn -----------------------------------------------------------------------------------
 
@@ -100,43 +75,19 @@ class Session:
             )
         return room
 
-    # -- its turn: the caller holds the lock ------------------------------------------------------------------------
+    # -- its turn ---------------------------------------------------------------------------------------------------
 
-    def prefill(self, ids: list[int], picture: Picture | None, num_logits: int = 1) -> Prefilled:
-        """Put a prompt into the cache, which is that prompt's from here on. The caller holds `lock`.
-
-        The turn is taken under the lock, in the order of the prefills. Were it taken before, an older question that
-        came second to the lock would overwrite the cache of a newer one, which would go on without noticing.
-        """
-        self._turn += 1
-        turn = self._turn
-        encoded = None if picture is None else self.encode_picture(picture)
-        started = time.perf_counter()
-        logits, num_cached = self._fill_cache(ids, encoded, num_logits)
-        return Prefilled(turn, logits, num_cached, time.perf_counter() - started, encoded)
-
-    def next_token(self, prefilled: Prefilled, tokens: Iterator[int]) -> int | None:
-        """Return the next token of an answer, None behind the last. The caller holds `lock`.
-
-        Raises:
-            UsageError: Another prompt was put into the cache meanwhile.
-        """
-        if self._turn != prefilled.turn:
-            raise UsageError("A newer question ended this stream. Read a stream to its end before the next question.")
-        try:
-            return next(tokens, None)
-        except Exception:
-            self.memory.forget_sequence()
-            raise
-
-    def count_token(self, token: int) -> None:
-        """Take note that a token of the answer is in the cache. The caller holds `lock`."""
-        self.memory.sequence.ids.append(token)
+    def score(self, ids: list[int], picture: Picture | None, num_logits: int) -> Array:
+        """Return the last logits `[num_logits, vocab]` fp32 of a prompt, once it is its turn."""
+        job = Job(ids, picture, num_logits=num_logits)
+        self.engine.next_token(job)
+        assert job.logits is not None, "Bug: a job that ended without its logits"
+        return job.logits
 
     def drafter(self, ids: Sequence[int]) -> Drafter | None:
         """Return what drafts an answer to the prompt `ids`, None if the backend does not verify several tokens at once.
 
-        The caller holds `lock`.
+        For the thread that runs the engine's step.
         """
         if not isinstance(self.backend, VerifyingBackend):
             return None
@@ -145,37 +96,23 @@ class Session:
         return Drafter(self.tokenizer, words, self.chances, self.costs)
 
     def encode_picture(self, picture: Picture) -> EncodedPicture:
-        """Return a picture's image tokens, and keep them for the next question about it. The caller holds `lock`."""
-        tokens = self.memory.image_tokens(picture.digest)
-        if tokens is not None:
-            return EncodedPicture(picture.digest, tokens)
-        self.memory.make_room()
-        settings = self.bundle.manifest.image
-        started = time.perf_counter()
-        prepare, encode = pixel_path(self.backend, settings)
-        pixels = prepare(tile(picture, settings))
-        tiled = time.perf_counter()
-        features = encode(pixels)
-        tokens = self.backend.pack(features, packing_plan(picture.size_hw, settings))
-        self.memory.keep_image_tokens(picture.digest, tokens)
-        return EncodedPicture(picture.digest, tokens, tiled - started, time.perf_counter() - tiled)
+        """Return a picture's image tokens, and keep them for the next question about it. For a model nobody asks."""
+        pieces = self.engine.scheduler.preparation.encode(picture)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                encoded: EncodedPicture = end.value
+                return encoded
 
     def prefill_opening(self) -> None:
         """Put into the cache what every question begins with: the template's system message, up to the user's words."""
         questions = [self.prompter.encode([Message("user", words)], 0) for words in ("a", "b")]
         opening = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*questions, strict=False))]
         if opening and len(opening) < self.backend.max_context:
-            self._fill_cache(opening, None)
-
-    def _fill_cache(self, ids: list[int], encoded: EncodedPicture | None, num_logits: int = 1) -> tuple[Array, int]:
-        """Bring the cache to `ids`; return the last logits `[num_logits, vocab]` and how many positions it had."""
-        image_token_id = self.bundle.manifest.prompt.image_token_id
-        cached = self.memory.prepare(ids, None if encoded is None else encoded.digest, num_logits)
-        tokens = None if encoded is None else encoded.tokens
-        inputs = PromptInputs(np.array(ids, dtype=np.int64), image_token_id, tokens)
-        logits = self.backend.prefill(inputs, cached, num_logits)
-        if np.isfinite(logits[..., 0]).all():
-            self.memory.sequence.ids = list(ids)
-        else:  # nor are the caches; the sampler refuses the logits, and the next question finds nothing cached
-            self.memory.forget_sequence()
-        return logits, cached
+            cached = self.memory.prepare(opening, None, 1)
+            inputs = PromptInputs(np.array(opening, dtype=np.int64), self.bundle.manifest.prompt.image_token_id, None)
+            if np.isfinite(self.backend.prefill(inputs, cached)[..., 0]).all():
+                self.memory.sequence.ids = list(opening)
+            else:
+                self.memory.forget_sequence()

@@ -1,7 +1,7 @@
 """The cache of earlier prompts, so that a question about a picture seen before computes none of it again.
 
-Kept are the ids of the sequence in the key/value cache, and for other pictures their image tokens and the keys and
-values of their prompts.
+Kept are the ids of the sequence in each slot of the key/value cache, and for other pictures, whichever slot they came
+to, their image tokens and the keys and values of their prompts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from varco_runtime.backend import Backend, KeepsPrefixes
+from varco_runtime.backend import Backend, BatchingBackend, KeepsPrefixes, num_slots_of
 
 DEFAULT_MEMORY_MB = 512
 """For pictures other than the present one: some seven 0.5B prompts of 3,000 positions, or image tokens alone."""
@@ -18,7 +18,7 @@ DEFAULT_MEMORY_MB = 512
 
 @dataclass(slots=True)
 class Sequence:
-    """What the backend's key/value cache holds: these ids, with this picture's tokens where the ids say image."""
+    """What a slot of the backend's key/value cache holds: these ids, with this picture's tokens where the ids say image."""
 
     ids: list[int] = field(default_factory=list)
     digest: str | None = None
@@ -44,7 +44,9 @@ class _Kept:
 
 
 class Memory:
-    """The current sequence, and a bounded store of other pictures, the least recently used dropped first.
+    """The sequence of each slot, and a bounded store of other pictures, the least recently used dropped first.
+
+    One slot is selected at a time: `sequence`, `prepare` and the backend's own methods are about that one.
 
     The image tokens of the latest picture are kept whatever their size. A backend that is no `KeepsPrefixes` holds one
     picture at a time in its own memory, so that nothing else is kept for it.
@@ -61,7 +63,45 @@ class Memory:
         self._max_bytes = max_bytes if isinstance(backend, KeepsPrefixes) else 0
         self._latest: tuple[str, Any] | None = None
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
-        self.sequence = Sequence()
+        self._sequences = [Sequence() for _ in range(num_slots_of(backend))]
+        self._slot = 0
+
+    # -- slots ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_slots(self) -> int:
+        """Return the number of slots."""
+        return len(self._sequences)
+
+    def select(self, slot: int) -> None:
+        """Let this memory and its backend work in a slot from here on."""
+        if isinstance(self._backend, BatchingBackend):
+            self._backend.select_slot(slot)
+        self._slot = slot
+
+    def sequence_in(self, slot: int) -> Sequence:
+        """Return what a slot holds."""
+        return self._sequences[slot]
+
+    @property
+    def sequence(self) -> Sequence:
+        """What the selected slot holds."""
+        return self._sequences[self._slot]
+
+    @sequence.setter
+    def sequence(self, sequence: Sequence) -> None:
+        self._sequences[self._slot] = sequence
+
+    def slot_for(self, ids: list[int], digest: str | None, free: list[int]) -> int:
+        """Return the free slot that holds the longest beginning of a prompt; of equals the one that holds least."""
+
+        def rank(slot: int) -> tuple[int, int, int]:
+            held = self._sequences[slot]
+            return -held.common_prefix(ids, digest, self._image_token_id), len(held.ids), slot
+
+        return min(free, key=rank)
+
+    # -- the store's size -------------------------------------------------------------------------------------------
 
     @property
     def num_bytes(self) -> int:
@@ -93,12 +133,12 @@ class Memory:
     # -- keys and values --------------------------------------------------------------------------------------------
 
     def prepare(self, ids: list[int], digest: str | None, num_logits: int) -> int:
-        """Make the key/value cache hold as much of a new prompt as is known, and return how many positions that is.
+        """Make the selected slot hold as much of a new prompt as is known, and return how many positions that is.
 
         The last `num_logits` positions are left to compute.
 
         A picture's prompt that would be overwritten is copied out first; one that was copied out before is copied back
-        where it holds more than the cache does.
+        where it holds more than the slot does, and so is what another slot holds.
         """
         same = self.sequence.common_prefix(ids, digest, self._image_token_id)
         kept = self._kept.get(("prefix", digest)) if digest is not None else None
@@ -111,10 +151,34 @@ class Memory:
             self._backend.restore_prefix(prefix)
             self._touch("prefix", sequence.digest)
             same = known
+        same = max(same, self._copied_from_other(ids, digest, same))
         same = min(same, len(ids) - num_logits)
         # Only what is certain to be in the cache is claimed, should prefill fail halfway.
         self.sequence = Sequence(ids[:same], digest)
         return same
+
+    def _copied_from_other(self, ids: list[int], digest: str | None, same: int) -> int:
+        """Copy the longest beginning of a prompt that another slot holds, if that is more than `same` positions.
+
+        Returns how many positions that is, 0 where no slot holds more.
+        """
+        here = self._slot
+        shared = {
+            slot: sequence.common_prefix(ids, digest, self._image_token_id)
+            for slot, sequence in enumerate(self._sequences)
+            if slot != here
+        }
+        other = max(shared, key=lambda slot: shared[slot], default=here)
+        if shared.get(other, 0) <= same or not isinstance(self._backend, KeepsPrefixes):
+            return 0
+        self.sequence = Sequence()  # should the copy fail halfway
+        try:
+            self.select(other)
+            prefix = self._backend.copy_prefix(shared[other])
+        finally:
+            self.select(here)
+        self._backend.restore_prefix(prefix)
+        return shared[other]
 
     def _keep_prefix(self, same: int) -> None:
         """Copy what the cache holds of a picture's prompt, up to its last image token, if that will be overwritten."""
