@@ -62,15 +62,15 @@ class Scheduler:
         """Take back the slots of jobs that have left."""
         for slot, job in enumerate(self.slots):
             if job is not None and job.has_left:
-                self._make_idle(slot)
                 job.work = None
                 self.slots[slot] = None
 
-    def _make_idle(self, slot: int) -> None:
-        """Leave room for a position behind what a slot holds: an idle row of a step writes there."""
+    def _idle_position(self, slot: int) -> int:
+        """Return where an idle row of a step writes: behind what its slot holds, of which a full one gives up the end."""
         held, most = self._model.memory.sequence_in(slot), self._model.backend.max_context - 1
         if len(held.ids) > most:
             held.ids = held.ids[:most]
+        return len(held.ids)
 
     def _admit(self) -> Job | None:
         """Give a slot to the job that has waited longest, and return it; None where none waits or no slot is free."""
@@ -170,11 +170,8 @@ class Scheduler:
         A row without an answer writes behind what its slot holds.
         """
         rows = {job.slot: job.decoding for job in jobs if job.decoding is not None}
-        memory = self._model.memory
         token_ids = [rows[slot].pending if slot in rows else 0 for slot in range(num_rows)]
-        positions = [
-            rows[slot].position if slot in rows else len(memory.sequence_in(slot).ids) for slot in range(num_rows)
-        ]
+        positions = [rows[slot].position if slot in rows else self._idle_position(slot) for slot in range(num_rows)]
         started = self._clock()
         try:
             logits = backend.decode_rows(token_ids, positions)

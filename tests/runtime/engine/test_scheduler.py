@@ -219,16 +219,20 @@ def test_without_answers_under_way_a_prompt_is_one_piece() -> None:
     assert bench.backend.log == [("tiles", 3), ("prefill", len(job.ids))]
 
 
-def test_a_slot_that_is_full_to_the_end_leaves_its_neighbors_alone() -> None:
+def test_an_idle_slot_that_is_full_to_the_end_leaves_its_neighbors_alone() -> None:
     """An idle row of a step writes one position, which must exist."""
-    bench = Bench(2)
+    bench = Bench(3)
+    asked = [Question((4, 5, index), max_new_tokens=30) for index in (6, 7)]
     full = Job([*range(1, 30), *range(1, 30), 1, 2, 3, 4, 5, 6], None)
     assert len(full.ids) == MAX_CONTEXT
-    bench.scheduler.submit(full)
-    bench.finish(full)
-    asked = [Question((4, 5, index), max_new_tokens=20) for index in (6, 7)]
-    jobs = play(bench, [Visit(question, index, None) for index, question in enumerate(asked)])
-    assert [tuple(job.tokens) for job in jobs] == [alone(question) for question in asked]
+    first, last = (bench.job(question) for question in asked)
+    for job in (first, full, last):
+        bench.scheduler.submit(job)
+    for job in (first, last):
+        bench.finish(job)
+    assert (first.slot, full.slot, last.slot) == (0, 1, 2)
+    assert ("together", 3) in bench.backend.log
+    assert [tuple(job.tokens) for job in (first, last)] == [alone(question) for question in asked]
     bench.assert_caches_hold_what_they_claim()
 
 
