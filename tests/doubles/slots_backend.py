@@ -1,7 +1,7 @@
 """A backend with several slots and no model: its logits are a hash of what a slot's cache holds up to a position.
 
-So an answer is right only where every position of its slot holds what the question and the answer so far put there. Time
-is a counter that each call raises by what it costs.
+So an answer is right only where every position of its slot holds what the question and the answer so far put there.
+Time is a counter that each call raises by what it costs.
 """
 
 from __future__ import annotations

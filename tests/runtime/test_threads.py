@@ -187,7 +187,7 @@ def test_a_stream_that_waits_for_its_slot_can_be_cancelled_by_another_thread(tin
 def test_an_interrupt_in_the_midst_of_a_step_leaves_the_other_answers_whole(
     varco: Varco, expected: Expected, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C comes to the thread that runs the step for everybody; the others are answered by another thread's steps."""
+    """Ctrl-C comes to the thread that runs the step for everybody; the others are answered by another one's steps."""
     other, interrupted = (varco.stream(*QUESTIONS[index], max_new_tokens=NUM_TOKENS) for index in (0, 1))
     next(other)
     place = {"decode": "decode_steps", "prefill": "prefill", "encode": "encode", "choice": "decode_rows"}[where]

@@ -167,7 +167,7 @@ class Dialect(ABC):
         Past and present are separate values of the graph; the runtime binds both to the same memory.
         """
         graph, dtype = self.graph, self.precision.compute
-        shape = [BATCH, heads.num_key_value_heads, length, heads.head_dim]
+        shape: Shape = [BATCH, heads.num_key_value_heads, length, heads.head_dim]
         for layer in range(heads.num_layers):
             for kind in ("key", "value"):
                 graph.input(f"past.{layer}.{kind}", dtype, shape)

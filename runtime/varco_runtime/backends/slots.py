@@ -39,7 +39,7 @@ def check_slots(slots: object) -> None:
         return
     if not isinstance(slots, Integral) or isinstance(slots, bool):
         raise UsageError(f"slots={slots!r} is no whole number. Expected 1 to {MAX_SLOTS}, or 'auto'.")
-    if not 1 <= slots <= MAX_SLOTS:
+    if not 1 <= int(slots) <= MAX_SLOTS:
         raise UsageError(f"slots={slots} is out of range. Expected 1 to {MAX_SLOTS}, or 'auto'.")
 
 

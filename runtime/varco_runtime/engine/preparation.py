@@ -81,9 +81,7 @@ class Preparation:
         encoded = job.encoded
         started = self._clock()
         self._select(job)
-        job.num_cached = done = model.memory.prepare(
-            ids, None if encoded is None else encoded.digest, job.num_logits
-        )
+        job.num_cached = done = model.memory.prepare(ids, None if encoded is None else encoded.digest, job.num_logits)
         job.prefill_s = self._clock() - started
         whole = PromptInputs(np.array(ids, dtype=np.int64), model.image_token_id, encoded and encoded.tokens)
         rows: list[Array] = []

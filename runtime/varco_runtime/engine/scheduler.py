@@ -66,7 +66,7 @@ class Scheduler:
                 self.slots[slot] = None
 
     def _idle_position(self, slot: int) -> int:
-        """Return where an idle row of a step writes: behind what its slot holds, of which a full one gives up the end."""
+        """Return where an idle row of a step writes: behind what its slot holds. A full slot gives up its end."""
         held, most = self._model.memory.sequence_in(slot), self._model.backend.max_context - 1
         if len(held.ids) > most:
             held.ids = held.ids[:most]

@@ -18,7 +18,7 @@ DEFAULT_MEMORY_MB = 512
 
 @dataclass(slots=True)
 class Sequence:
-    """What a slot of the backend's key/value cache holds: these ids, with this picture's tokens where the ids say image."""
+    """What a slot of the key/value cache holds: these ids, with this picture's tokens where the ids say image."""
 
     ids: list[int] = field(default_factory=list)
     digest: str | None = None

@@ -79,7 +79,9 @@ def play(bench: Bench, plan: list[Visit]) -> list[Job]:
     st.sampled_from([1, 2, 4, 8]), prices, st.sampled_from([0.0, 0.01, 0.05]), st.lists(visits, min_size=1, max_size=10)
 )
 @settings(max_examples=60, deadline=None)
-def test_every_answer_is_the_one_it_would_be_alone(slots: int, costs: Prices, stall_s: float, plan: list[Visit]) -> None:
+def test_every_answer_is_the_one_it_would_be_alone(
+    slots: int, costs: Prices, stall_s: float, plan: list[Visit]
+) -> None:
     bench = Bench(slots, costs, stall_s)
     for visit, job in zip(plan, play(bench, plan), strict=True):
         expected = alone(visit.question)
@@ -259,3 +261,30 @@ def test_an_answer_alone_takes_drafts_and_several_together_take_none() -> None:
     bench.scheduler.submit(job)
     bench.finish(job)
     assert sum(what == "alone" for what, _ in bench.backend.log) < len(job.tokens) - 5
+
+
+def test_a_preparation_that_is_interrupted_begins_anew_for_whoever_waits_for_it() -> None:
+    """Ctrl-C may come to a thread that prepares another one's question."""
+    bench = Bench(2)
+    question = Question((4, 5, 6), picture=1, max_new_tokens=10)
+    job, prefill = bench.job(question), bench.backend.prefill
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    bench.backend.prefill = interrupt  # type: ignore[assignment, method-assign]
+    bench.scheduler.submit(job)
+    with pytest.raises(KeyboardInterrupt):
+        bench.scheduler.step()
+    bench.backend.prefill = prefill  # type: ignore[method-assign]
+    assert tuple(bench.finish(job)) == alone(question)
+
+
+@pytest.mark.parametrize("token", [NAN_TOKEN, RAISING_TOKEN])
+def test_what_a_failed_answer_left_in_its_slot_is_not_trusted(token: int) -> None:
+    bench = Bench(1)
+    failed = bench.job(Question((4, 5, token)))
+    bench.scheduler.submit(failed)
+    bench.finish(failed)
+    assert failed.error is not None
+    assert bench.memory.sequence_in(0).ids == []

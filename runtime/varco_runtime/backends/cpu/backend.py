@@ -2,8 +2,8 @@
 
 Keys and values live in buffers allocated once, `[slots, num_key_value_heads, max_context, head_dim]`; every step binds
 them as past and as present, so nothing is copied. What runs for one sequence binds the view of its slot; a step of
-several answers binds the first slots together. Decode steps reuse their bindings, with fixed buffers for the embeddings,
-the lengths and the logits.
+several answers binds the first slots together. Decode steps reuse their bindings, with fixed buffers for embeddings,
+lengths and logits.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class OnnxRuntimeBackend:
         """A network by its name, with the inputs and outputs that the manifest lets expect."""
         component = bundle.manifest.components[name]
         session = self._load(bundle, component)
-        check_graph_contract(session, bundle.path(component.file), graph_contract(bundle.manifest, decoder_rows(session))[name])
+        check_graph_contract(
+            session, bundle.path(component.file), graph_contract(bundle.manifest, decoder_rows(session))[name]
+        )
         return session
 
     def _load(self, bundle: Bundle, component: Component) -> Any:
