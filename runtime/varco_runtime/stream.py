@@ -143,6 +143,11 @@ class Stream:
         return len(self._request.ids)
 
     @property
+    def token_times(self) -> list[float]:
+        """Return when each token of the answer so far came, on the clock of `time.perf_counter`."""
+        return list(self._transcript.token_times)
+
+    @property
     def answer(self) -> Answer:
         """Return the whole answer, once the stream has ended.
 

@@ -49,6 +49,12 @@ def bench(
     max_context: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to make room for.", show_default=False)
     ] = None,
+    slots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto", help="Measure 1, 2, 4, ... N answers at once instead of the stages.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the JSON document to a file.", show_default=False)
@@ -75,6 +81,9 @@ def bench(
         threads=threads,
         max_context=max_context,
     )
+    if slots is not None:
+        _measure_at_once(options, int(slots) if slots.isdecimal() else slots, as_json, out)
+        return
     sizes = {name: facts.size for name, facts in read_manifest(options.bundle).files.items()}
     with HashProgress(sizes) as hashing:
         result = run(options, _progress, hashing)
@@ -85,6 +94,34 @@ def bench(
         write_document(document)
     else:
         _print(options, result)
+
+
+def _measure_at_once(options: Options, slots: int | str, as_json: bool, out: Path | None) -> None:
+    """Measure several answers at once, and print or write what was found."""
+    from varco_runtime.bench.at_once import measure_at_once
+
+    report = measure_at_once(options, slots, _progress)
+    document = json.dumps(report.to_dict() | _machine(), indent=2, ensure_ascii=False)
+    if out is not None:
+        _write(out, document)
+    if as_json:
+        write_document(document)
+        return
+    header = ("answers at once", "tokens/s", "limit", "answers/s", "first token", "p99", "gap", "gap p99")
+    rows = [
+        (
+            str(row.answers),
+            f"{row.tokens_per_s:,.1f}",
+            "unknown" if row.limit_tokens_per_s is None else f"{row.limit_tokens_per_s:,.1f}",
+            f"{row.answers_per_s:,.2f}",
+            *(f"{1000 * s:,.1f} ms" for s in (row.ttft_p50_s, row.ttft_p99_s, row.gap_p50_s, row.gap_p99_s)),
+        )
+        for row in report.rows
+    ]
+    title = f"{options.bundle.resolve().name} on {report.device}: {report.new_tokens} tokens each, one picture"
+    print_table(title, header, rows, right=tuple(range(8)))
+    if report.slots_line:
+        note(report.slots_line)
 
 
 def _check(repetitions: int, new_tokens: int, seconds: float, out: Path | None) -> None:
