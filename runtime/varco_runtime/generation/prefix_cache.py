@@ -75,7 +75,7 @@ class Memory:
 
     def select(self, slot: int) -> None:
         """Let this memory and its backend work in a slot from here on."""
-        if isinstance(self._backend, BatchingBackend):
+        if slot != self._slot and isinstance(self._backend, BatchingBackend):
             self._backend.select_slot(slot)
         self._slot = slot
 
