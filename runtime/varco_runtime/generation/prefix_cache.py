@@ -65,6 +65,8 @@ class Memory:
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._sequences = [Sequence() for _ in range(num_slots_of(backend))]
         self._slot = 0
+        self._selected: int | None = 0
+        """The slot that the backend works in, None where that is not known."""
 
     # -- slots ------------------------------------------------------------------------------------------------------
 
@@ -75,9 +77,10 @@ class Memory:
 
     def select(self, slot: int) -> None:
         """Let this memory and its backend work in a slot from here on."""
-        if slot != self._slot and isinstance(self._backend, BatchingBackend):
+        if slot != self._selected and isinstance(self._backend, BatchingBackend):
+            self._selected = None  # should an interrupt come in between
             self._backend.select_slot(slot)
-        self._slot = slot
+        self._slot = self._selected = slot
 
     def sequence_in(self, slot: int) -> Sequence:
         """Return what a slot holds."""
