@@ -36,9 +36,9 @@ from training.evaluate import evaluate
 from training.pictures import held_out_seeds
 from varco_runtime import Varco
 from varco_runtime.backend import PromptInputs, VerifyingBackend
+from varco_runtime.conversation import user_turn
 from varco_runtime.errors import VarcoError
-from varco_runtime.picture.loading import load_picture
-from varco_runtime.prompt.prompter import Message
+from varco_runtime.media_encoder import VisionTimes
 
 QUESTIONS = (
     "Explain how rain forms.",
@@ -112,12 +112,11 @@ def logits_of(varco: Varco, question: Question, token_ids: Sequence[int], way: W
     """Logits `[len(token_ids), vocab]` at each position of a given answer, computed in one of the ways."""
     backend, manifest = varco.backend, varco.bundle.manifest
     assert isinstance(backend, VerifyingBackend), "drafts are for backends that verify several tokens at once"
-    picture = None if question.image is None else load_picture(question.image)
-    encoded = None if picture is None else varco.session.encode_picture(picture)
-    messages = [Message("user", question.prompt, image=picture is not None)]
-    ids = np.array(varco.session.prompt_ids(messages, picture)[0])
-    tokens = None if encoded is None else encoded.tokens
-    varco.session.memory.forget_sequence()  # the cache is about to hold something else
+    session = varco.session
+    prompt = session.prompt([user_turn(question.image, question.prompt, manifest)])
+    ids = np.array(prompt.ids)
+    tokens = session.encoder.tokens(prompt.places, VisionTimes())[0] if prompt.places else None
+    session.memory.forget_sequence()  # the cache is about to hold something else
     cuts = way.cuts(len(ids))
     for start, end in itertools.pairwise(cuts):
         rows = backend.prefill(PromptInputs(ids[:end], manifest.prompt.image_token_id, tokens), start)  # type: ignore[attr-defined]

@@ -67,6 +67,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def media_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for several pictures and videos, as llava-hf's."""
+    return make_tiny(tmp_path_factory.mktemp("media") / "tiny", TinyOptions(seed=1, video=True))
+
+
+@pytest.fixture(scope="session")
+def media_bundle(media_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`media_checkpoint` for the CPU."""
+    return export_bundle(media_checkpoint, tmp_path_factory.mktemp("media") / "bundle", max_context=512)
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` exported in fp32."""
     return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny")

@@ -1,1 +1,1 @@
-"""What `benchmarks/device.py` measures, piece by piece."""
+"""What `benchmarks/gpu_check.py` checks and measures, piece by piece."""

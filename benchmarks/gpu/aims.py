@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-AIM_GPU, AIM_SHAPE = "H200", "14b"
-DECODE_AIMS_MS = {"bf16": 7.7, "int4": 2.4, "fp8": 4.1}
+AIM_SHAPE = "14b"
+BANDWIDTH = {"H200": 4.8, "H100": 3.35}
+"""TB/s by the maker. Aims are those of an H200; a token's on another are as far from its limit."""
+DECODE_AIMS_MS = {"bf16": 7.7, "int4": 3.0, "fp8": 4.6}
 """A token at `AIM_CONTEXT`, with a head in 16 bits."""
 AIM_CONTEXT = "1024"
 VISION_AIM_MS, AIM_TILES = 17.0, "10"
 PREFILL_AIM_MS, AIM_PICTURE = 160.0, "2.9k"
-PREFILL_AIM_DECODERS = ("fp16", "bf16")
 TIMES_AIM, TIMES_AIM_DECODER = 3.0, "int4"
 """Decode speed over transformers' in bf16, the faster of its caches."""
+MEMORY_AIM = 0.05
+"""How far measured memory may be from what is announced."""
 
 
 def derive(report: dict[str, Any]) -> None:
@@ -27,7 +30,7 @@ def derive(report: dict[str, Any]) -> None:
         peer = found.get("transformers", {})
         times = {name: times_transformers(model, peer) for name, model in found.get("models", {}).items()}
         found["times_transformers"] = {name: one for name, one in times.items() if one}
-    report["aims"] = list(_aims(report)) if AIM_GPU in report["machine"].get("gpu", "") else []
+    report["aims"] = list(_aims(report))
 
 
 def _add_limits(figures: Any, limits: dict[str, Any]) -> None:
@@ -67,24 +70,39 @@ def _ratio(peer: dict[str, Any], ours: dict[str, Any] | None, key: str) -> float
 
 
 def _aims(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each aim of which there is a figure, with the measured limit beside it."""
+    """Each aim of which there is a figure, with the measured limit beside it. None on another GPU than these two."""
+    gpu = next((name for name in BANDWIDTH if name in report["machine"].get("gpu", "")), None)
+    if gpu is None:
+        return
+    slower = BANDWIDTH["H200"] / BANDWIDTH[gpu]
     shape = report.get("shapes", {}).get(AIM_SHAPE, {})
     for name, model in shape.get("models", {}).items():
-        yield from _time(f"{name}: a token at {AIM_CONTEXT}", DECODE_AIMS_MS.get(name), model, "decode", AIM_CONTEXT)
-        yield from _time(f"{name}: {AIM_TILES} tiles of vision", VISION_AIM_MS, model, "vision", AIM_TILES)
-        if name in PREFILL_AIM_DECODERS:
-            picture = model.get("pictures", {}).get(AIM_PICTURE, {})
-            yield from _time(f"{name}: prefill of {AIM_PICTURE} tokens", PREFILL_AIM_MS, picture, "prefill")
+        aim_ms = DECODE_AIMS_MS.get(name, 0.0) * slower
+        yield from _time(name, f"a token at {AIM_CONTEXT}", aim_ms, "decode", model, "decode", AIM_CONTEXT)
+        yield from _time(name, f"{AIM_TILES} tiles of vision", VISION_AIM_MS, "vision", model, "vision", AIM_TILES)
+        picture = model.get("pictures", {}).get(AIM_PICTURE, {})
+        yield from _time(name, f"prefill of {AIM_PICTURE} tokens", PREFILL_AIM_MS, "prefill", picture, "prefill")
+        needed, peak = model.get("needed_memory_bytes"), model.get("peak_memory_bytes")
+        if needed and peak:
+            off = 100 * abs(peak / needed - 1)
+            yield _aim(f"{name}: memory, % from what is announced", 100 * MEMORY_AIM, off, off <= 100 * MEMORY_AIM)
     caches = shape.get("times_transformers", {}).get(TIMES_AIM_DECODER, {}).get("decode", {}).get(AIM_CONTEXT, {})
     if caches and shape["transformers"].get("dtype") == "bf16":
         cache, got = min(caches.items(), key=lambda one: one[1])
         what = f"{TIMES_AIM_DECODER}: times transformers' decode speed at {AIM_CONTEXT}, {cache} cache"
-        yield {"what": what, "aim": TIMES_AIM, "got": got, "met": got >= TIMES_AIM}
+        yield _aim(what, TIMES_AIM, got, got >= TIMES_AIM)
 
 
-def _time(what: str, aim_ms: float | None, figures: dict[str, Any], *place: str) -> Iterator[dict[str, Any]]:
-    for name in place:
-        figures = figures.get(name, {})
+def _aim(what: str, aim: float, got: float, met: bool) -> dict[str, Any]:
+    return {"what": what, "aim": aim, "got": got, "met": met}
+
+
+def _time(
+    name: str, what: str, aim_ms: float, phase: str, figures: dict[str, Any], *place: str
+) -> Iterator[dict[str, Any]]:
+    for key in place:
+        figures = figures.get(key, {})
     if aim_ms and "ms" in figures:
         got = figures["ms"]
-        yield {"what": what, "aim_ms": aim_ms, "got_ms": got, "limit_ms": figures.get("limit_ms"), "met": got <= aim_ms}
+        aim = {"what": f"{name}: {what}", "aim_ms": aim_ms, "got_ms": got, "limit_ms": figures.get("limit_ms")}
+        yield aim | {"met": got <= aim_ms, "model": name, "phase": phase, "bytes": figures.get("bytes")}

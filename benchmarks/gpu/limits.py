@@ -19,6 +19,7 @@ CHAIN = 8
 """Operators in one timed run, so that the start of a run weighs little."""
 COPY_COUNT, MATRIX_SIDE = 1 << 28, 8192
 SMALL_COPY_COUNT, SMALL_MATRIX_SIDE = 1 << 20, 256
+RANDOM_COUNT = (1 << 24) - 1
 """Numbers of a copy and rows of a square matrix; the small ones try the script itself."""
 _FLOAT = {"cuda": np.float16, "cpu": np.float32}
 
@@ -27,7 +28,7 @@ def measure_limits(provider: str, small: bool, tell: Tell) -> None:
     """Bytes per second of a copy, read and written, and operations per second of a square matrix product in fp16."""
     count, side = (SMALL_COPY_COUNT, SMALL_MATRIX_SIDE) if small else (COPY_COUNT, MATRIX_SIDE)
     # Random values: products of equal numbers take less power, and then run faster than any real ones.
-    values = np.random.default_rng(0).standard_normal(count, np.float32)
+    values = np.resize(np.random.default_rng(0).standard_normal(RANDOM_COUNT, np.float32), count)
     item_bytes = np.dtype(_FLOAT[provider]).itemsize
     copy_s = _operator_s("Neg", [values], provider)
     tell(("copy_bytes_per_s",), 2 * count * item_bytes / copy_s)
@@ -63,17 +64,23 @@ def median_s(call: Callable[[], Any], count: int, warm: int = 2) -> float:
     return statistics.median(times[warm:])
 
 
-def _operator_s(operator: str, inputs: list[np.ndarray[Any, Any]], provider: str) -> float:
-    """Seconds of one operator on buffers of the device, in a chain whose first input is the result before."""
+def operator_session(operator: str, shapes: list[tuple[int, ...]], provider: str) -> tuple[Any, Any]:
+    """Return onnxruntime and a session of a chain of one operator. Raises `BackendError` where it is not on CUDA."""
     ort, missing = load_onnxruntime() if provider == "cuda" else (importlib.import_module("onnxruntime"), [])
-    dtype = np.dtype(_FLOAT[provider])
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # the chain stays as it is
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"][provider == "cpu" :]
-    chain = _chain(operator, [array.shape for array in inputs], dtype)
+    chain = _chain(operator, shapes, np.dtype(_FLOAT[provider]))
     session = ort.InferenceSession(chain, options, providers=providers, enable_fallback=0)
     if provider == "cuda" and not runs_on_cuda(session):
         raise libraries_missing(missing)
+    return ort, session
+
+
+def _operator_s(operator: str, inputs: list[np.ndarray[Any, Any]], provider: str) -> float:
+    """Return seconds of one operator on buffers of the device, in a chain whose first input is the result before."""
+    ort, session = operator_session(operator, [array.shape for array in inputs], provider)
+    dtype = np.dtype(_FLOAT[provider])
     binding = session.io_binding()
     values = [ort.OrtValue.ortvalue_from_numpy(array.astype(dtype), provider, 0) for array in inputs]
     for index, value in enumerate(values):

@@ -1,15 +1,22 @@
-"""The report of `device.py`: one JSON file that steps fill, kept as long as settings and machine stay the same.
+"""The report of `gpu_check`: one JSON file that steps fill, kept as long as settings and machine stay the same.
 
-    machine, max_context, peer_dtype, ...   what the figures depend on
+    machine, provider, shape, max_context   what the figures depend on
+    steps/int4                              status (done, failed, left out), s: how each step ended
+    environment                             doctor, onnxruntime_from
+    tokens/fp8                              tokens, clear, error, equal/steps, equal/drafts
+    tests                                   passed, skipped, failures
+    products/int4-fp16                      limit, errors/5120x13824/9
     limits                                  copy_bytes_per_s, matrix_ops_per_s
-    shapes/14b/models/int4                  decode/1024, vision/10, pictures/2.9k, loop_overhead_ms, peak_memory_bytes
+    shapes/14b/models/int4                  decode/1024, steps, vision/10, pictures/2.9k, loop_overhead_ms,
+                                            needed_memory_bytes, peak_memory_bytes, kernels/decode
     shapes/14b/transformers                 decode/dynamic/1024, decode/static/1024, vision/10, pictures/2.9k
     shapes/14b/times_transformers/int4      decode/1024/static, vision/10, pictures/2.9k, memory
-    shapes/14b/profile/int4                 operators/decode, kernels/decode, and the same of prefill and vision
-    aims                                    on an H200
+    shapes/14b/operators/int4               decode, prefill, vision
+    pairs/one-band                          ms by what was timed, of the default too
+    aims                                    on an H200 or H100
 
-Anything may be `{"left_out": reason}`, which is measured by the next run, or `{"does_not_apply": reason}`. `step_s` are
-the seconds that a step took, with all that it made and loaded.
+Anything may be `{"left_out": reason}` or `{"failed": reason}`, which is measured by the next run, or
+`{"does_not_apply": reason}`. `step_s` are the seconds that a part took, with all that it made and loaded.
 """
 
 from __future__ import annotations
@@ -33,14 +40,14 @@ def begun(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     `settings` are the `provider` and what else figures depend on. Raises `UsageError` for a file that is no report.
     """
-    about = {"benchmark": "device"} | settings | {"machine": machine(settings["provider"])}
+    about = {"benchmark": "gpu_check"} | settings | {"machine": machine(settings["provider"])}
     former: Any = {}
     try:
         if path.exists():
             former = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         former = error
-    if not isinstance(former, dict) or former.get("benchmark", "device") != "device":
+    if not isinstance(former, dict) or former.get("benchmark", "gpu_check") != "gpu_check":
         raise UsageError(f"{path} is no report of this program, expected one or nothing there. Choose another --out.")
     differing = [key for key, value in about.items() if former and former.get(key) != value]
     if differing:
@@ -63,7 +70,7 @@ def at(figures: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
 
 def is_missing(figures: dict[str, Any]) -> bool:
     """Whether a step was broken off before its end, or anything in it was left out."""
-    return "step_s" not in figures or _holds(figures, "left_out")
+    return "step_s" not in figures or holds(figures, "left_out") or holds(figures, "failed")
 
 
 def machine(provider: str) -> dict[str, Any]:
@@ -78,5 +85,6 @@ def machine(provider: str) -> dict[str, Any]:
     return facts
 
 
-def _holds(figures: Any, key: str) -> bool:
-    return isinstance(figures, dict) and (key in figures or any(_holds(one, key) for one in figures.values()))
+def holds(figures: Any, key: str) -> bool:
+    """Return whether a key stands anywhere in the figures."""
+    return isinstance(figures, dict) and (key in figures or any(holds(one, key) for one in figures.values()))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.gpu.limits import median_s, prefill_operations, vision_operations
 from benchmarks.gpu.memory_use import MemoryUse
-from benchmarks.gpu.model import make_bundle, model_options
+from benchmarks.gpu.model import lacking_kernels, make_bundle, model_options, shared_bytes
 from benchmarks.gpu.process import Tell, attempt
 from varco_runtime import Varco
 from varco_runtime.backend import (
@@ -27,6 +27,7 @@ from varco_runtime.backend import (
     PromptInputs,
     SamplingBackend,
 )
+from varco_runtime.backends.cuda.memory import needed_bytes, sizes_of
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.picture.packing import packing_plan
 
@@ -34,11 +35,13 @@ PICTURES = {"2.9k": (480, 640), "7.3k": (1080, 1920)}
 """(height, width) of pictures of 2,929 and 7,269 image tokens in the real geometry."""
 TILE_COUNTS = (1, 10)
 CONTEXTS = (1024, 4096, 8192)
+DRAFT_CONTEXTS = (1024, 3072, 8192)
+"""Behind them drafts are verified, whose attention depends on the caches' layout."""
 SHORT_CONTEXT = 64
 """Where the caches hold none of the contexts."""
 DECODE_STEPS = 32
 STEP_TOKENS = (2, 5, 9)
-"""Lengths of steps that verify a draft."""
+"""Lengths of steps that verify a draft, the shortest behind the first context alone."""
 TEXT_BEFORE, TEXT_AFTER = 14, 10
 """Tokens around the picture in the model's own prompt."""
 DRAWN = SamplingSettings(temperature=0.7, top_p=0.9, seed=0)
@@ -46,34 +49,43 @@ DRAWN = SamplingSettings(temperature=0.7, top_p=0.9, seed=0)
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One model in one precision on one device. `decoder` is empty where the precision is the peer's own."""
+    """One model in one precision on one device. `decoder` is empty where the precision is the peer's own.
+
+    `name` tells its bundle from others of the same precision, `export` holds other options that it is made with.
+    """
 
     folder: Path
     shape: str
     decoder: str
     provider: str
     max_context: int
+    name: str = ""
+    export: tuple[tuple[str, object], ...] = ()
 
     @property
     def contexts(self) -> list[int]:
-        """Positions before the tokens whose time is taken."""
-        return [one for one in CONTEXTS if one + DECODE_STEPS < self.max_context] or [SHORT_CONTEXT]
+        """Return positions before the tokens whose time is taken."""
+        return self._fitting(CONTEXTS)
+
+    @property
+    def draft_contexts(self) -> list[int]:
+        """Return positions before the drafts whose time is taken."""
+        return self._fitting(DRAFT_CONTEXTS)
+
+    def _fitting(self, contexts: tuple[int, ...]) -> list[int]:
+        return [one for one in contexts if one + DECODE_STEPS < self.max_context] or [SHORT_CONTEXT]
+
+    def make(self) -> Path:
+        """Return the bundle, made unless it is there."""
+        return make_bundle(self.folder, self.shape, self.decoder, self.max_context, self.name, **dict(self.export))
 
 
-def measure_model(setup: Setup, tell: Tell) -> None:
-    """Make the bundle unless it is there, load it, and tell every figure."""
-    started = time.perf_counter()
-    bundle = make_bundle(setup.folder, setup.shape, setup.decoder, setup.max_context)
-    tell(("make_s",), time.perf_counter() - started)
-    memory = MemoryUse(setup.provider)
-    varco = Varco.load(bundle, provider=setup.provider)
-    stages = Stages(varco, setup)
-    manifest = varco.bundle.manifest
-    tell(("load_s",), varco.load_s)
-    tell(("on",), varco.backend.description)
-    tell(("weight_bytes_per_token",), manifest.decoder.weight_bytes)
-    tell(("kv_bytes_per_token",), manifest.kv_bytes_per_token)
-    tell(("peak_memory_bytes",), memory.sample())
+def measure_model(setup: Setup, with_kernels: bool, tell: Tell) -> None:
+    """Make the bundle unless it is there, load it, and tell every figure; at last, if asked for, its kernels."""
+    if reason := lacking_kernels(setup.provider, setup.decoder):
+        tell(("does_not_apply",), reason)
+        return
+    stages, memory = load_model(setup, tell)
 
     def stage(place: tuple[str, ...], measure: Any, *arguments: Any) -> None:
         attempt(tell, place, lambda: measure(*arguments))
@@ -82,13 +94,41 @@ def measure_model(setup: Setup, tell: Tell) -> None:
     for context in setup.contexts:
         stage(("decode", str(context)), stages.decode, context)
     for num_tokens in STEP_TOKENS:
-        stage(("steps", str(num_tokens)), stages.verified, num_tokens)
+        for context in setup.draft_contexts[: 1 if num_tokens == STEP_TOKENS[0] else None]:
+            stage(("steps", draft_name(num_tokens, context)), stages.verified, num_tokens, context)
     stage(("steps", "drawn"), stages.drawn)
     for count in TILE_COUNTS:
         stage(("vision", str(count)), stages.vision, count)
     for label, size_hw in PICTURES.items():
         stage(("pictures", label), stages.picture, size_hw)
     stage(("loop_overhead_ms",), stages.loop_overhead_ms)
+    if with_kernels:  # last of all: CUDA's profiler is in the process from then on
+        from benchmarks.gpu.profile import profile_kernels
+
+        profile_kernels(stages, setup, lambda place, figure: tell(("kernels", *place), figure))
+
+
+def load_model(setup: Setup, tell: Tell) -> tuple[Stages, MemoryUse]:
+    """Make a bundle unless it is there, load it, and tell what there is to say of it before anything is timed."""
+    started = time.perf_counter()
+    bundle = setup.make()
+    tell(("make_s",), time.perf_counter() - started)
+    memory = MemoryUse(setup.provider)
+    varco = Varco.load(bundle, provider=setup.provider)
+    manifest = varco.bundle.manifest
+    tell(("load_s",), varco.load_s)
+    tell(("on",), varco.backend.description)
+    tell(("weight_bytes_per_token",), manifest.decoder.weight_bytes)
+    tell(("kv_bytes_per_token",), manifest.kv_bytes_per_token)
+    needed, _ = needed_bytes(manifest, sizes_of(manifest, varco.backend.max_context))
+    tell(("needed_memory_bytes",), needed + shared_bytes(bundle))
+    tell(("loaded_memory_bytes",), memory.sample())
+    return Stages(varco, setup), memory
+
+
+def draft_name(num_tokens: int, context: int) -> str:
+    """Return what the report calls a step of so many tokens behind so many others."""
+    return f"{num_tokens} tokens at {context}"
 
 
 class Stages:
@@ -114,9 +154,9 @@ class Stages:
         assert isinstance(backend, GreedyBackend)
         return backend.decode_greedy(1, position)
 
-    def verified(self, num_tokens: int) -> dict[str, Any]:
-        """A step of one token and a draft, behind the first context: what drafts must save to pay."""
-        backend, context = self.varco.backend, self._setup.contexts[0]
+    def verified(self, num_tokens: int, context: int) -> dict[str, Any]:
+        """A step of one token and a draft, behind so many others: what drafts must save to pay."""
+        backend = self.varco.backend
         assert isinstance(backend, GreedyVerifyingBackend)
         return {"ms": 1e3 * median_s(lambda: backend.decode_greedy_steps([1] * num_tokens, context), DECODE_STEPS - 2)}
 

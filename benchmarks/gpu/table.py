@@ -10,7 +10,7 @@ NOTHING = "-"
 
 
 def table(report: dict[str, Any]) -> Iterator[str]:
-    """Lines: the machine and its limits, each shape, the aims, what is left out, and where the time goes."""
+    """Lines: the machine and its limits, each shape, where its time goes, the pairs, and what is left out."""
     machine, limits = report["machine"], report.get("limits", {})
     yield f"{machine.get('gpu', 'CPU')}, onnxruntime {machine['onnxruntime']}, {report['max_context']:,} positions"
     for label, key, unit in (
@@ -23,17 +23,28 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     for shape, found in report.get("shapes", {}).items():
         yield ""
         yield from _shape(shape, found)
-    if report.get("aims"):
+    if report.get("pairs"):
         yield ""
-        yield from map(_aim, report["aims"])
+        yield from _pairs(report["pairs"])
     yield from (f"left out: {' '.join(place)}: {why}" for place, why in left_out(report))
+
+
+def _pairs(pairs: dict[str, Any]) -> Iterator[str]:
+    """A row per variant and what was timed, the default's time beside it."""
+    first = next(iter(pairs.values()))
+    yield f"{'pairs':<{LABEL}}" + f"{first.get('layers', 0)} layers of the model's widths, ms"
+    names = list(dict.fromkeys(name for one in pairs.values() for name in one.get("ms", {})))
+    for variant, found in pairs.items():
+        times = found.get("ms", {})
+        cells = (f"{name} {times[name]:.3f}" for name in names if isinstance(times.get(name), float))
+        yield f"  {variant:<{LABEL - 2}}" + ", ".join(cells)
 
 
 def left_out(figures: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Where something is missing, and why."""
     if isinstance(figures, dict):
         for key, value in figures.items():
-            if key in ("left_out", "does_not_apply"):
+            if key in ("left_out", "does_not_apply", "failed"):
                 yield place, value
             else:
                 yield from left_out(value, (*place, key))
@@ -54,8 +65,12 @@ def _shape(shape: str, found: dict[str, Any]) -> Iterator[str]:
             theirs = (place[0], cache, *place[1:]) if place[:1] == ("decode",) else place
             cells.append(_cell(_at(peer, theirs), key, scale, "") if theirs != place or index == 0 else NOTHING)
         yield f"  {label:<{LABEL - 2}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)
-    for name, profile in found.get("profile", {}).items():
-        yield from _profile(f"{shape} {name}", profile)
+    for kind, profiled in (
+        ("kernels", {name: model.get("kernels", {}) for name, model in models.items()}),
+        ("operators", found.get("operators", {})),
+    ):
+        for name, phases in profiled.items():
+            yield from _profile(f"{shape} {name}", kind, phases)
 
 
 def _rows(models: dict[str, Any], peer: dict[str, Any]) -> Iterator[tuple[str, Any, str, float]]:
@@ -69,7 +84,7 @@ def _rows(models: dict[str, Any], peer: dict[str, Any]) -> Iterator[tuple[str, A
     for context in dict.fromkeys(contexts):
         yield f"ms per token at {int(context):,}", ("decode", context), "ms", 1
     for step in names("steps"):
-        label = "a token that is drawn, ms" if step == "drawn" else f"a step of {step} tokens, ms"
+        label = "a token that is drawn, ms" if step == "drawn" else f"a step of {step}, ms"
         yield label, ("steps", step), "ms", 1
     for tiles in names("vision"):
         yield f"vision, ms for {tiles} tile{'s' if tiles != '1' else ''}", ("vision", tiles), "ms", 1
@@ -81,7 +96,9 @@ def _rows(models: dict[str, Any], peer: dict[str, Any]) -> Iterator[tuple[str, A
         yield f"{label} tokens: first token, ms", picture, "first_token_ms", 1
         yield f"{label} tokens: TTFT of a call, ms", picture, "ttft_ms", 1
     yield "loop overhead, ms per token", (), "loop_overhead_ms", 1
+    yield "memory announced, GB", (), "needed_memory_bytes", 1e-9
     yield "peak memory, GB", (), "peak_memory_bytes", 1e-9
+    yield "making, s", (), "make_s", 1
     yield "loading, s", (), "load_s", 1
 
 
@@ -106,25 +123,16 @@ def _times(ratio: Any) -> str:
     return f" {ratio:.1f}x" if isinstance(ratio, float) else ""
 
 
-def _aim(aim: dict[str, Any]) -> str:
-    verdict = "met" if aim["met"] else "missed"
-    if "aim" in aim:
-        return f"{aim['what']}: aim {aim['aim']:.1f}, got {aim['got']:.1f}: {verdict}"
-    limit = f", limit {aim['limit_ms']:.1f}" if aim.get("limit_ms") else ""
-    return f"{aim['what']}: aim {aim['aim_ms']:.1f} ms, got {aim['got_ms']:.1f}{limit}: {verdict}"
-
-
-def _profile(label: str, profile: dict[str, Any]) -> Iterator[str]:
-    for kind in ("operators", "kernels"):
-        for phase, found in profile.get(kind, {}).items():
-            if not isinstance(found, dict) or "wall_ms" not in found:
-                continue
-            yield (
-                f"{label}, {phase}, {kind}: {found['wall_ms']:.2f} ms, of which {found['total_ms']:.2f} in {kind} and "
-                f"{found['gap_ms']:.2f} between them"
-            )
-            for row in found[kind]:
-                read = f"{row['bytes'] / 1e6:>12,.1f} MB" if row.get("bytes") else ""
-                limit = f"{row['limit_ms']:>9.3f} ms by bandwidth" if "limit_ms" in row else ""
-                name = row.get("operator") or row["kernel"]
-                yield f"  {name[:60]:<60}{row['count']:>8.0f} x{row['ms']:>10.3f} ms{read}{limit}"
+def _profile(label: str, kind: str, phases: dict[str, Any]) -> Iterator[str]:
+    for phase, found in phases.items():
+        if not isinstance(found, dict) or "wall_ms" not in found:
+            continue
+        yield (
+            f"{label}, {phase}, {kind}: {found['wall_ms']:.2f} ms, of which {found['total_ms']:.2f} in {kind} and "
+            f"{found['gap_ms']:.2f} between them"
+        )
+        for row in found[kind]:
+            read = f"{row['bytes'] / 1e6:>12,.1f} MB" if row.get("bytes") else ""
+            limit = f"{row['limit_ms']:>9.3f} ms by bandwidth" if "limit_ms" in row else ""
+            name = row.get("operator") or row["kernel"]
+            yield f"  {name[:60]:<60}{row['count']:>8.0f} x{row['ms']:>10.3f} ms{read}{limit}"

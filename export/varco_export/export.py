@@ -19,7 +19,7 @@ from varco_export.networks.pixels import emit_pixels
 from varco_export.networks.projector import emit_projector
 from varco_export.networks.sampling import emit_sampling
 from varco_export.networks.vision import emit_vision
-from varco_export.options import ExportOptions, Plan, check_options, make_plan
+from varco_export.options import ExportOptions, Plan, check_options, image_settings, make_plan
 from varco_export.precision import GPU_DEVICES, INTEGERS_IN_BF16, Precision, loses_sums
 from varco_export.probes.make import PROBES_BELOW_PARAMETERS, write_probes
 from varco_export.progress import SILENT, Progress
@@ -27,10 +27,22 @@ from varco_export.writing.graph import DTYPES, Graph
 from varco_export.writing.hashed_file import HashedFile
 from varco_export.writing.whole_folder import whole_folder
 from varco_runtime import __version__
-from varco_runtime.bundle.manifest import FORMAT_VERSION, Component, Embedding, FileFacts, Manifest, ModelFacts
+from varco_runtime.bundle.manifest import (
+    FORMAT_VERSION,
+    Component,
+    Embedding,
+    FileFacts,
+    HeadRows,
+    Manifest,
+    ModelFacts,
+)
 from varco_runtime.bundle.opening import write_manifest
+from varco_runtime.bundle.settings import ImageSettings
 
 __all__ = ["ExportOptions", "export"]
+
+_HEAD_WEIGHTS = ("weight_int8", "scales")
+"""What an int8 output head is made of."""
 
 Emit = Callable[[Dialect, Callable[[], None]], None]
 """Writes one network in a dialect's operators; calls its second argument after each step."""
@@ -67,8 +79,11 @@ def export(
         vision = stages.write_vision_networks()
         embedding = stages.write_embedding()
         language = stages.write_language_networks()
+        if plan.embedding == "shared":
+            embedding = stages.write_newline()
         checkpoint.finish()
-        manifest = stages.make_manifest(prompts, vision | language, embedding)
+        image = image_settings(options, checkpoint.config, prompts.prompt.markup_tokens)
+        manifest = stages.make_manifest(prompts, vision | language, embedding, image)
         automatic = checkpoint.num_parameters < PROBES_BELOW_PARAMETERS
         if automatic if options.probes is None else options.probes:
             manifest = write_probes(checkpoint, folder, manifest, progress)
@@ -86,6 +101,7 @@ class _Stages:
         self._folder = folder
         self._progress = progress
         self._files: dict[str, FileFacts] = {}
+        self._head_offsets: tuple[int, ...] = ()
 
     def write_prompts(self) -> PromptAssets:
         """Write the tokenizer and the chat template."""
@@ -127,12 +143,13 @@ class _Stages:
 
     def _write_decoder(self) -> Component:
         checkpoint, plan, text = self._checkpoint, self._plan, self._config.text
-        made = self._network(
-            "decoder",
-            plan.decoder,
-            text.num_hidden_layers + 1,
-            lambda ops, step: emit_decoder(checkpoint, ops, plan.max_context, step),
-        )
+
+        def emit(ops: Dialect, step: Callable[[], None]) -> None:
+            emit_decoder(checkpoint, ops, plan.max_context, step)
+            if plan.embedding == "shared":
+                self._head_offsets = tuple(ops.graph.weight_offset(f"lm_head.{kind}") for kind in _HEAD_WEIGHTS)
+
+        made = self._network("decoder", plan.decoder, text.num_hidden_layers + 1, emit)
         if plan.device == "cuda" and plan.embedding == "device":
             # The decoder holds the token rows, of which a step reads one.
             unread = (text.vocab_size - 1) * self._row_bytes
@@ -189,8 +206,26 @@ class _Stages:
             advance()
         return Embedding(name, dtype, rows.shape[0] + 1, rows.shape[1])
 
+    def write_newline(self) -> Embedding:
+        """Write image_newline alone, and return where the token rows are in the output head, which is written."""
+        newline, text, plan = self._checkpoint.tensor("image_newline"), self._config.text, self._plan
+        name = "embedding.bin"
+        with HashedFile(self._folder / name) as file:
+            row = np.ascontiguousarray(newline.read(), dtype=DTYPES[newline.dtype][1])
+            file.write(row.view(np.uint8).reshape(-1).data)
+        self._files[name] = file.facts()
+        values, scales = self._head_offsets
+        head = HeadRows(
+            file="decoder.onnx.data",
+            values_offset=values,
+            scales_offset=scales,
+            block_size=plan.decoder.block_size,
+            has_nibbles=not plan.decoder.int8_activations,
+        )
+        return Embedding(name, newline.dtype, text.vocab_size + 1, text.hidden_size, head)
+
     def make_manifest(
-        self, prompts: PromptAssets, networks: dict[str, Component], embedding: Embedding | None
+        self, prompts: PromptAssets, networks: dict[str, Component], embedding: Embedding | None, image: ImageSettings
     ) -> Manifest:
         """Return what `bundle.json` is to say of the files written so far."""
         provenance, plan = self._checkpoint.provenance, self._plan
@@ -200,7 +235,7 @@ class _Stages:
             model=_model_facts(self._checkpoint),
             device=plan.device,
             max_context=plan.max_context,
-            image=self._config.image,
+            image=image,
             prompt=prompts.prompt,
             generation=prompts.generation,
             vision=networks["vision"],
@@ -221,6 +256,8 @@ class _Stages:
             },
             engines=(),
             files=self._files,
+            media=prompts.media,
+            kv_cache=plan.decoder.cache,
         )
 
 

@@ -49,6 +49,7 @@ class Precision:
         stored: The formats of the weights that are stored quantized; None where there are none.
         row_scales: Whether int8 weights have one scale per output feature instead of blocks, and their input one per
             row.
+        cache: Type of the keys and values that are kept; None: what the network computes in.
     """
 
     compute: str
@@ -58,6 +59,7 @@ class Precision:
     int8_activations: bool = False
     stored: Stored | None = None
     row_scales: bool = False
+    cache: str | None = None
 
     def describe(self) -> str:
         """Return one line for people and for the manifest: `int4 (blocks of 32, fp32 activations), head int8`."""
@@ -73,7 +75,8 @@ class Precision:
             text = f"{weights} (blocks of {self.block_size}, {activations} activations)"
         else:
             text = weights
-        return text if head == weights else f"{text}, head {head}"
+        text = text if head == weights else f"{text}, head {head}"
+        return text if self.cache is None else f"{text}, cache {self.cache}"
 
 
 def choose(value: str, option: str, allowed: tuple[str, ...], later: tuple[str, ...] = ()) -> str:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from varco_runtime.markup.writer import render
     from varco_runtime.stream import Stream
     from varco_runtime.varco import Varco
+    from varco_runtime.video.video import Video
 
 __version__ = "0.1.0"
 
-__all__ = ["Answer", "Box", "Chat", "Piece", "Region", "Stream", "Varco", "VarcoError", "parse", "render"]
+__all__ = ["Answer", "Box", "Chat", "Piece", "Region", "Stream", "Varco", "VarcoError", "Video", "parse", "render"]
 
 _HOMES = {
     "Answer": "answer.answer",
@@ -34,6 +35,7 @@ _HOMES = {
     "Stream": "stream",
     "Varco": "varco",
     "VarcoError": "errors",
+    "Video": "video.video",
     "parse": "markup.parser",
     "render": "markup.writer",
 }

@@ -32,13 +32,25 @@ class PromptInputs:
 
     Args:
         ids: Token ids `[n]` int64.
-        image_token_id: Wherever `ids` equals it, the next row of `image_tokens` stands instead of a token's embedding.
+        image_token_id: Where `media_rows` is None and `ids` equals it, the next row of `image_tokens` stands instead of
+            a token's embedding: the prompt of one picture.
         image_tokens: What `Backend.pack` returned, or None for text alone.
+        media_rows: The row of `image_tokens` that stands at each position, -1 where a token does, `[n]` int64. Of media
+            whose positions are in the cache already, rows need not be there.
     """
 
     ids: Array
     image_token_id: int
     image_tokens: Any | None
+    media_rows: Array | None = None
+
+    def rows(self, start: int, end: int) -> Array:
+        """Return the row of `image_tokens` at each of the positions `start` .. `end - 1`, -1 where a token stands."""
+        if self.media_rows is not None:
+            rows: Array = self.media_rows[start:end]
+            return rows
+        is_image = self.ids[:end] == self.image_token_id
+        return np.where(is_image, np.cumsum(is_image) - 1, -1)[start:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,7 @@ class Backend(Protocol):
         """Return the projected features `[T, P, D]` of tiles `[T, 3, S, S]` fp32, in the backend's own memory."""
 
     def pack(self, features: Any, plan: PackingPlan) -> Any:
-        """Return the image tokens `[N, D]` of a picture's features, in the backend's own memory."""
+        """Return the image tokens `[N, D]` of the features of a list of media, in the backend's own memory."""
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         """Fill positions `start` .. n-1 and return the logits `[num_logits, vocab]` fp32 of the last ones.
@@ -182,8 +194,17 @@ class NormalizesPixels(Protocol):
 
 
 @runtime_checkable
+class HoldsMedia(Protocol):
+    """A backend that holds one list of media at a time, in buffers of a fixed size."""
+
+    @property
+    def max_media(self) -> tuple[int, int]:
+        """Return the most tiles and the most image tokens that it holds at a time."""
+
+
+@runtime_checkable
 class KeepsPrefixes(Protocol):
-    """A backend whose image tokens are arrays of their own, and whose cache can be copied out and back."""
+    """A backend whose image tokens are arrays `[N, D]` of their own, and whose cache can be copied out and back."""
 
     @property
     def prefix_bytes_per_position(self) -> int:

@@ -4,6 +4,7 @@
     ├── UsageError           an option or argument that cannot be honoured
     ├── InputError           what the user asks about
     │   ├── ImageError       a picture that cannot be opened, or is too large to be opened safely
+    │   ├── VideoError       the same of a video
     │   ├── PromptError      a prompt that cannot be encoded, or a box outside 0..1
     │   └── ContextError     a prompt and an answer that do not fit the context
     ├── BundleError          a bundle that is missing, incomplete, altered or of another format
@@ -36,6 +37,10 @@ class InputError(VarcoError):
 
 class ImageError(InputError):
     """A picture cannot be opened, or is too large to be opened safely."""
+
+
+class VideoError(InputError):
+    """A video cannot be opened, or is too large or too long to be read safely."""
 
 
 class PromptError(InputError):

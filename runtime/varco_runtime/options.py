@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TypedDict
 
+from varco_runtime.bundle.settings import MAX_LONG_SIDE_PX
 from varco_runtime.errors import UsageError
 from varco_runtime.generation.sampling import SamplingSettings
 
@@ -26,16 +27,24 @@ class Options(TypedDict, total=False):
     seed: int | None
     stop: str | tuple[str, ...] | list[str] | None
     speculate: bool
+    tiling: str
+    untrained: bool
+    long_side: int | None
+    stop_loops: bool
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """Options that were checked."""
+    """Options that were checked; None where the question decides."""
 
     sampling: SamplingSettings
     stop: tuple[str, ...]
-    max_new_tokens: int
+    max_new_tokens: int | None
     speculate: bool
+    tiling: str = "auto"
+    untrained: bool = False
+    long_side: int | None = None
+    stop_loops: bool | None = None
 
     @property
     def may_draft(self) -> bool:
@@ -65,12 +74,37 @@ def answer_settings(options: Options) -> AnswerSettings:
     """
     sampling = _sampling(options)
     stop = _stop_strings(options)
-    max_new_tokens = options.get("max_new_tokens", MAX_NEW_TOKENS)
-    if not isinstance(max_new_tokens, Integral):
+    max_new_tokens = options.get("max_new_tokens")
+    if "max_new_tokens" in options and not isinstance(max_new_tokens, Integral):
         raise UsageError(f"max_new_tokens={max_new_tokens!r} is no whole number. Expected at least 1.")
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens} is too few. Expected at least 1.")
-    return AnswerSettings(sampling, stop, max_new_tokens, options.get("speculate", True))
+    long_side = options.get("long_side")
+    check_long_side(long_side)
+    return AnswerSettings(
+        sampling,
+        stop,
+        max_new_tokens,
+        options.get("speculate", True),
+        options.get("tiling", "auto"),
+        options.get("untrained", False),
+        long_side,
+        options.get("stop_loops"),
+    )
+
+
+def check_long_side(long_side: int | None) -> None:
+    """Check the length to which a picture's long side is to be brought; None leaves it to the bundle.
+
+    Raises:
+        UsageError: It is out of range or no number.
+    """
+    is_whole = isinstance(long_side, Integral) and not isinstance(long_side, bool)
+    if long_side is not None and not (is_whole and 0 <= long_side <= MAX_LONG_SIDE_PX):
+        raise UsageError(
+            f"long_side={long_side!r} is out of range. Expected pixels, at most {MAX_LONG_SIDE_PX}, or 0 for the "
+            "picture as it is."
+        )
 
 
 def _sampling(options: Options) -> SamplingSettings:

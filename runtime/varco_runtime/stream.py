@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from varco_runtime.answer.answer import Answer, Piece, Timings, Usage
+from varco_runtime.answer.answer import Answer, Piece, Timings, Usage, shown
 from varco_runtime.backend import Progress
+from varco_runtime.conversation import Turn
 from varco_runtime.engine.job import Job
 from varco_runtime.errors import UsageError
 from varco_runtime.generation.loop import Decoding
 from varco_runtime.generation.sampling import Sampler
 from varco_runtime.generation.transcript import Transcript
-from varco_runtime.options import AnswerSettings, Options, answer_settings, check_names
-from varco_runtime.picture.loading import Picture, Source, load_picture
-from varco_runtime.prompt.prompter import Message
-from varco_runtime.session import Session
+from varco_runtime.markup.questions import OCR_PROMPT
+from varco_runtime.options import MAX_NEW_TOKENS, AnswerSettings, Options, answer_settings, check_names
+from varco_runtime.picture.loading import Picture
+from varco_runtime.session import Prompt, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,43 +26,49 @@ class Request:
     """A question that is ready to run.
 
     Args:
-        ids: The prompt's token ids.
-        num_image_tokens: How many of them stand for the picture.
+        prompt: The conversation, as token ids and media.
         settings: How to answer.
         max_new_tokens: The most tokens of the answer: what the settings say, or what the context has room for.
-        picture: What is asked about, or None.
+        stop_loops: Whether an answer that goes round in a circle is ended.
         started: When the question was asked, on the clock of `time.perf_counter`.
     """
 
-    ids: list[int]
-    num_image_tokens: int
+    prompt: Prompt
     settings: AnswerSettings
     max_new_tokens: int
-    picture: Picture | None
+    stop_loops: bool
     started: float
 
 
-def start_stream(session: Session, image: Source | None, messages: Sequence[Message], options: Options) -> Stream:
+def start_stream(session: Session, turns: Callable[[], Sequence[Turn]], options: Options) -> Stream:
     """Return the stream that answers a conversation. Nothing is computed before its first piece is asked for.
+
+    Args:
+        session: The model that answers.
+        turns: Loads the conversation's turns, the oldest first; called once the options' names are checked.
+        options: How to answer.
 
     Raises:
         UsageError: An option is unknown or out of range.
-        ImageError: The picture cannot be opened.
+        ImageError: A picture or video cannot be opened, or the bundle does not take it.
         PromptError: The messages cannot be encoded.
         ContextError: They leave no room for an answer.
     """
     started = time.perf_counter()
     session.bundle.check_mapped()
     check_names(options)
-    picture = None if image is None else load_picture(image)
+    conversation = turns()
     settings = answer_settings(options)
-    ids, num_image_tokens = session.prompt_ids(messages, picture)
-    max_new_tokens = min(settings.max_new_tokens, session.room(len(ids), num_image_tokens))
-    return Stream(session, Request(ids, num_image_tokens, settings, max_new_tokens, picture, started))
+    prompt = session.prompt(conversation, settings.tiling, settings.untrained, settings.long_side)
+    room, reads_text = session.room(prompt), conversation[-1].text == OCR_PROMPT
+    max_new_tokens = min(settings.max_new_tokens or (room if reads_text else MAX_NEW_TOKENS), room)
+    stop_loops = reads_text if settings.stop_loops is None else settings.stop_loops
+    return Stream(session, Request(prompt, settings, max_new_tokens, stop_loops, started))
 
 
 def _job(session: Session, request: Request) -> Job:
     """Return the engine's job that answers a request. It knows no stream, so that a forgotten one ends its job."""
+    ids = request.prompt.ids
     generation, overflow_advice = session.bundle.manifest.generation, session.bundle.manifest.overflow_advice
 
     def decode(job: Job) -> Decoding:
@@ -71,15 +78,15 @@ def _job(session: Session, request: Request) -> Job:
         return Decoding(
             session.backend,
             logits=job.logits[-1],
-            position=len(request.ids),
-            sampler=Sampler(request.settings.sampling, generation, request.ids, overflow_advice),
+            position=len(ids),
+            sampler=Sampler(request.settings.sampling, generation, ids, overflow_advice),
             eos_token_ids=generation.eos_token_ids,
             max_new_tokens=request.max_new_tokens,
             on_token=held.ids.append,
-            drafter=session.drafter(request.ids) if request.settings.may_draft else None,
+            drafter=session.drafter(ids) if request.settings.may_draft else None,
         )
 
-    return Job(request.ids, request.picture, decode)
+    return Job(ids, request.prompt.places, request.prompt.spans, decode)
 
 
 class Stream:
@@ -94,7 +101,7 @@ class Stream:
         request: The question.
 
     Attributes:
-        progress: If it is set before the first piece is read, called while the picture and the prompt are read, where
+        progress: If it is set before the first piece is read, called while the media and the prompt are read, where
             the backend can tell how far it is.
     """
 
@@ -104,7 +111,9 @@ class Stream:
         self._session = session
         self._request = request
         eos_token_ids = session.bundle.manifest.generation.eos_token_ids
-        self._transcript = Transcript(session.tokenizer, eos_token_ids, request.settings.stop)
+        self._transcript = Transcript(
+            session.tokenizer, eos_token_ids, request.settings.stop, stop_loops=request.stop_loops
+        )
         self._job = _job(session, request)
         self._reading = threading.Lock()
         self._answer: Answer | None = None
@@ -139,8 +148,8 @@ class Stream:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Return the number of the prompt's tokens, the picture's included."""
-        return len(self._request.ids)
+        """Return the number of the prompt's tokens, the media's included."""
+        return len(self._request.prompt.ids)
 
     @property
     def token_times(self) -> list[float]:
@@ -181,7 +190,7 @@ class Stream:
     def _finished(self) -> Answer:
         """Return the whole answer, also of a stream that was cancelled before it began."""
         request, transcript, job = self._request, self._transcript, self._job
-        picture = job.encoded
+        seconds = job.vision
         drafter = None if job.decoding is None else job.decoding.drafter
         times = transcript.token_times or [time.perf_counter()]
         steps = len(times) - 1
@@ -191,13 +200,15 @@ class Stream:
             plain_text=parsed.plain_text,
             token_ids=tuple(transcript.token_ids),
             regions=parsed.regions,
-            warnings=parsed.warnings,
+            warnings=(*_media_notes(request.prompt), *parsed.warnings),
             finish_reason=transcript.finish_reason or "length",
-            usage=Usage(len(request.ids), request.num_image_tokens, len(transcript.token_ids), job.num_cached),
+            usage=Usage(
+                len(request.prompt.ids), request.prompt.num_media_tokens, len(transcript.token_ids), job.num_cached
+            ),
             timings=Timings(
                 load_s=self._session.load_s,
-                preprocess_s=0.0 if picture is None else picture.preprocess_s,
-                vision_s=0.0 if picture is None else picture.vision_s,
+                preprocess_s=seconds.preprocess_s,
+                vision_s=seconds.vision_s,
                 prefill_s=job.prefill_s,
                 ttft_s=times[0] - request.started,
                 tpot_s=(times[-1] - times[0]) / steps if steps else 0.0,
@@ -205,5 +216,14 @@ class Stream:
                 drafted=0 if drafter is None else drafter.drafted,
                 accepted=0 if drafter is None else drafter.accepted,
             ),
-            picture=request.picture,
+            media=tuple(shown(medium, self._session.bundle.manifest.image) for medium in request.prompt.media),
         )
+
+
+def _media_notes(prompt: Prompt) -> Iterator[str]:
+    """Yield what was odd in the pictures, a sentence each."""
+    pictures = [medium.asked for medium in prompt.media if isinstance(medium.asked, Picture)]
+    for number, picture in enumerate(pictures, 1):
+        if picture.is_animated:
+            which = "The picture" if len(pictures) == 1 else f"Picture {number}"
+            yield f"{which} is an animation, of which the first frame was looked at; as a video it is seen whole."

@@ -19,15 +19,14 @@ from varco_runtime.backends.slots import AUTO, check_slots
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.chat import Chat
+from varco_runtime.conversation import Asked, Turn, load_media, system_turns, user_turn
 from varco_runtime.dtypes import Array
 from varco_runtime.engine.scheduler import DEFAULT_MAX_STALL_MS
 from varco_runtime.errors import ImageError, UsageError
 from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB
 from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt, refer_prompt
 from varco_runtime.markup.regions import Box
-from varco_runtime.options import Options
-from varco_runtime.picture.loading import Source, load_picture
-from varco_runtime.prompt.prompter import Message
+from varco_runtime.options import Options, check_long_side
 from varco_runtime.session import Session
 from varco_runtime.stream import Stream, start_stream
 from varco_runtime.system.processor import usable_cores
@@ -175,43 +174,59 @@ class Varco:
         """Return the seconds that loading took."""
         return self.session.load_s
 
-    def ask(self, image: Source | None, prompt: str, **options: Unpack[Options]) -> Answer:
-        """Ask about a picture, or with None about nothing but the prompt, and return the answer.
+    def ask(self, image: Asked, prompt: str | None = None, **options: Unpack[Options]) -> Answer:
+        """Ask about pictures and videos, or with None about nothing but the prompt, and return the answer.
+
+        ```
+        varco.ask([a, b], "Compare.")
+        varco.ask(["First:", a, "Second:", b, "Which is larger?"])
+        varco.ask(Video("clip.mp4", frames=32), "What happens?")
+        ```
 
         Args:
             image: A path, the bytes of a picture file, an open binary file, a Pillow image or an array uint8
-                `[H, W, 3]`; or None.
-            prompt: The question.
+                `[H, W, 3]`; a `Video`; a list of these; or None. Without a prompt: a list of texts, pictures and videos
+                in their order, in which a `str` is text and a picture's path a `Path`.
+            prompt: The question, behind all pictures and videos.
             **options: How to answer, all off or as the checkpoint says by default. `system`: a system message.
-                `max_new_tokens`: 1024. `temperature`: 0 is greedy. `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+                `max_new_tokens`: 1024, or for `<ocr>` what the context has room for. `long_side`: pixels to which the
+                picture's long side is scaled up before it is read, 0 for the picture as it is; for `<ocr>` what the
+                bundle says, 0 else. `temperature`: 0 is greedy. `top_k`, `top_p`, `min_p`, `repetition_penalty`,
                 `seed`: how to draw. `stop`: strings that end the answer. `speculate`: False turns drafts off; with
                 them an answer comes faster, and with float activations it is the same unless two tokens are all but
                 equal; a bundle with int8 activations may give another answer, which is as good on average (see
-                `generation/speculation.py`).
+                `generation/speculation.py`). `tiling`: `auto`, as trained: a base tile and a grid for one picture, one
+                padded tile for each of several; `grid` or `one` for all. `untrained`: True lets more pictures through
+                than the model was trained for. `stop_loops`: whether an answer that repeats one region three times, or
+                says nothing new for 200 tokens, ends with a warning and the finish reason `loop`; True for `<ocr>`.
 
         Raises:
-            ImageError: The picture cannot be opened.
+            ImageError: A picture cannot be opened, or the bundle does not take so many.
+            VideoError: A video cannot be opened, or the bundle takes none.
             PromptError: The prompt cannot be encoded.
             ContextError: The prompt leaves no room for an answer.
             UsageError: An option cannot be honoured. The model stays usable after each of these.
         """
         return self.stream(image, prompt, **options).run()
 
-    def stream(self, image: Source | None, prompt: str, **options: Unpack[Options]) -> Stream:
+    def stream(self, image: Asked, prompt: str | None = None, **options: Unpack[Options]) -> Stream:
         """Ask as `ask` does, and return the answer's `Piece`s as they come; the `Stream` has its `answer` at the end.
 
         Args:
             image: As for `ask`.
-            prompt: The question.
+            prompt: As for `ask`.
             **options: As for `ask`.
 
         Raises:
             VarcoError: What `ask` raises, before anything is computed or when a piece is read.
         """
-        return start_stream(self.session, image, _messages(prompt, image is not None, options.get("system")), options)
+        return start_stream(self.session, lambda: self._turns(image, prompt, options.get("system")), options)
 
-    def ocr(self, image: Source, **options: Unpack[Options]) -> Answer:
-        """Read the text in a picture and return an answer with regions of kind `text`.
+    def _turns(self, image: Asked, prompt: str | None, system: str | None) -> list[Turn]:
+        return [*system_turns(system), user_turn(image, prompt, self.bundle.manifest)]
+
+    def ocr(self, image: Asked, **options: Unpack[Options]) -> Answer:
+        """Read the text in a picture and return an answer with regions of kind `text`, in the picture as given.
 
         Args:
             image: As for `ask`, but not None.
@@ -223,7 +238,7 @@ class Varco:
         _need_picture(image, "ocr")
         return self.ask(image, OCR_PROMPT, **options)
 
-    def ground(self, image: Source, prompt: str, **options: Unpack[Options]) -> Answer:
+    def ground(self, image: Asked, prompt: str, **options: Unpack[Options]) -> Answer:
         """Ask for an answer that locates what it names, and return it with regions of kind `object`.
 
         Args:
@@ -239,7 +254,7 @@ class Varco:
 
     def refer(
         self,
-        image: Source,
+        image: Asked,
         prompt: str,
         text: str,
         box: Box | tuple[float, float, float, float],
@@ -261,16 +276,28 @@ class Varco:
         _need_picture(image, "refer")
         return self.ask(image, refer_prompt(prompt, text, box), **options)
 
-    def score(self, image: Source | None, prompt: str, token_ids: Sequence[int], system: str | None = None) -> Array:
+    def score(
+        self,
+        image: Asked,
+        prompt: str | None,
+        token_ids: Sequence[int],
+        system: str | None = None,
+        tiling: str = "auto",
+        untrained: bool = False,
+        long_side: int | None = None,
+    ) -> Array:
         """Return the logits `[len(token_ids), vocab]` fp32 at each position of a given answer (teacher forcing).
 
         Row i is what the model would say after the prompt and the answer's first i tokens. To compare precisions.
 
         Args:
             image: As for `ask`.
-            prompt: The question.
+            prompt: As for `ask`.
             token_ids: The answer, for example an `Answer`'s `token_ids`; at least one.
             system: A system message, or None for the template's own.
+            tiling: As for `ask`.
+            untrained: As for `ask`.
+            long_side: As for `ask`.
 
         Raises:
             UsageError: There is no answer, or it holds what no token is.
@@ -283,26 +310,24 @@ class Varco:
         session = self.session
         session.bundle.check_mapped()
         _check_ids(token_ids, session.bundle.manifest, image is not None)
-        picture = None if image is None else load_picture(image)
-        ids, _ = session.prompt_ids(_messages(prompt, image is not None, system), picture)
-        return session.score([*ids, *token_ids[:-1]], picture, len(token_ids))
+        check_long_side(long_side)
+        prompt_ = session.prompt(self._turns(image, prompt, system), tiling, untrained, long_side)
+        return session.score(prompt_.followed_by(token_ids[:-1]), len(token_ids))
 
-    def chat(self, image: Source | None = None, system: str | None = None) -> Chat:
-        """Return a conversation about one picture, which is encoded once.
+    def chat(self, image: Asked = None, system: str | None = None, long_side: int | None = None) -> Chat:
+        """Return a conversation about pictures and videos, each of which is encoded once for each way it is tiled.
 
         Args:
             image: As for `ask`.
             system: A system message, or None for the template's own.
+            long_side: As for `ask`, for all questions.
 
         Raises:
             ImageError: The picture cannot be opened.
+            UsageError: `long_side` is out of range.
         """
-        return Chat(self.session, None if image is None else load_picture(image), system)
-
-
-def _messages(prompt: str, has_image: bool, system: str | None) -> list[Message]:
-    messages = [] if system is None else [Message("system", system)]
-    return [*messages, Message("user", prompt, image=has_image)]
+        check_long_side(long_side)
+        return Chat(self.session, load_media(image, self.bundle.manifest), system, long_side)
 
 
 def _check_stall(max_stall_ms: float) -> None:
@@ -311,14 +336,14 @@ def _check_stall(max_stall_ms: float) -> None:
         raise UsageError(f"max_stall_ms={max_stall_ms!r} is no time. Expected milliseconds from 0.")
 
 
-def _need_picture(image: Source | None, what: str) -> None:
+def _need_picture(image: Asked, what: str) -> None:
     """Refuse None, which other libraries return for a picture that they could not read."""
     if image is None:
         raise ImageError(f"{what} looks at a picture, got None. Give a picture, or ask(None, prompt) without one.")
 
 
 def _check_ids(token_ids: Sequence[int], manifest: Manifest, has_image: bool) -> None:
-    """Check that an answer holds nothing but tokens, and no place for a second picture."""
+    """Check that an answer holds nothing but tokens, and no place for another picture."""
     vocab_size, image_token_id = manifest.model.vocab_size, manifest.prompt.image_token_id
     for id_ in token_ids:
         if not isinstance(id_, Integral) or not 0 <= id_ < vocab_size:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import export_bundle
 from tests.runtime.bench.test_bench import noise
 from varco_cli.main import main
+from varco_export.tiny import TinyOptions, make_tiny
 
 Captured = pytest.CaptureFixture[str]
 FAST = ("--seconds", "60", "--repetitions", "1", "--new-tokens", "4", "--threads", "1")
@@ -63,6 +65,21 @@ def test_without_a_bundle_the_demo_is_measured_and_json_is_alone_on_stdout(capsy
     assert document["dominant"]["line"]
 
 
+def test_what_scaling_up_for_ocr_costs_is_said_beside_the_picture_as_it_is(tmp_path: Path, capsys: Captured) -> None:
+    options = TinyOptions(text="qwen3", image_size=48, patch_size=16, max_grid=(3, 3))
+    checkpoint = make_tiny(tmp_path / "checkpoint", options)
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", ocr_long_side=144)
+    picture = tmp_path / "picture.png"
+    noise().resize((48, 40)).save(picture)
+    command = ["bench", str(bundle), str(picture), "<ocr>", *FAST]
+    assert main(command) == 0
+    err = capsys.readouterr().err
+    assert "48x40 was scaled up to 144x120: 10 tiles and " in err
+    assert "instead of 2 and 21 with --long-side 0." in err
+    assert main([*command, "--long-side", "0"]) == 0
+    assert "scaled up" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
@@ -111,3 +128,18 @@ def test_a_failed_benchmark_leaves_no_document_and_the_old_one_in_place(
     )
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
     assert out.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--images", "0"), "--images 0 is too few"),
+        (("--frames", "-1"), "--frames -1 is too few"),
+        (("--images", "2", "--frames", "2"), "--images and --frames ask about pictures and about a video"),
+    ],
+)
+def test_pictures_and_frames_that_cannot_be_are_wrong_usage(
+    given: tuple[str, ...], message: str, tiny_bundle: Path, capsys: Captured
+) -> None:
+    assert main(["bench", str(tiny_bundle), *given]) == 2
+    assert message in capsys.readouterr().err

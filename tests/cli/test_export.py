@@ -19,12 +19,36 @@ def test_export_reports_what_was_chosen(tiny_checkpoint: Path, tmp_path: Path, c
     target = tmp_path / "a bundle"
     out, err = run(capsys, "export", tiny_checkpoint, target, "--decoder", "int4", "--max-context", 500)
     assert "int4 (blocks of 32, fp32 activations), head int8" in out
+    *_, before, last = err.splitlines()
+    assert before.startswith("Next: ")
+    assert last.startswith(
+        "int4 was rounded without calibration, which cost a model of 135 million parameters 0.61 nats"
+    )
+    assert last.endswith(f"varco quantize {tiny_checkpoint} {tiny_checkpoint.name}-int4 --method gptq --group-size 32")
     assert "500 tokens" in out
     assert "apache-2.0" in out
     for component in ("vision", "projector", "embedding", "decoder"):
         assert f"{component} exported in " in err
     assert f"Next: varco run '{target}' PICTURE" in err
     assert json.loads(run(capsys, "inspect", target, "--json")[0])["max_context"] == 500
+
+
+def test_tiling_and_the_long_side_for_ocr_are_options(
+    tiny_checkpoint: Path, tmp_path: Path, picture: Path, capsys: Captured
+) -> None:
+    target = tmp_path / "bundle"
+    chosen = ("--max-grid-tiles", "16", "--ocr-long-side", "400", "--no-probes")
+    run(capsys, "export", tiny_checkpoint, target, *chosen)
+    image = json.loads((target / "bundle.json").read_text())["image"]
+    assert (image["max_grid_tiles"], image["ocr_long_side_px"]) == (16, 400)
+    shown = " ".join(run(capsys, "inspect", target)[0].split())
+    assert "scaled up for OCR to a long side of 400 px" in shown
+    read = ("run", target, picture, "--task", "ocr", "--json", "--max-new-tokens", "1")
+    scaled, as_it_is = (json.loads(run(capsys, *read, *more)[0]) for more in ((), ("--long-side", "0")))
+    assert scaled["usage"]["image_tokens"] > as_it_is["usage"]["image_tokens"]
+    assert scaled["picture"] == as_it_is["picture"] == {"width": 90, "height": 60}
+    assert "long_side=-3 is out of range" in fail(capsys, 2, *read, "--long-side", "-3")
+    assert "--max-grid-tiles 5 is no preset" in fail(capsys, 2, "export", "x", "y", "--max-grid-tiles", "5")
 
 
 def test_what_the_checkpoint_asks_for_and_is_not_applied_is_said(

@@ -21,7 +21,18 @@ from varco_runtime.errors import VarcoError
 from varco_runtime.markup.parser import parse
 
 DOCUMENT_KEYS = {
-    *("text", "plain_text", "token_ids", "picture", "regions", "warnings", "finish_reason", "usage", "timings"),
+    *(
+        "text",
+        "plain_text",
+        "token_ids",
+        "picture",
+        "media",
+        "regions",
+        "warnings",
+        "finish_reason",
+        "usage",
+        "timings",
+    ),
 }
 TIMINGS = {"load_s", "preprocess_s", "vision_s", "prefill_s", "ttft_s", "tpot_s", "total_s"}
 

@@ -73,9 +73,9 @@ class SlotsBackend:
         return np.full((plan.num_tokens, 1), 1000 + zlib.crc32(np.ascontiguousarray(features).tobytes()))
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
-        values, is_image = inputs.ids.copy(), inputs.ids == inputs.image_token_id
+        values, rows = inputs.ids.copy(), inputs.rows(0, len(inputs.ids))
         if inputs.image_tokens is not None:
-            values[is_image] = inputs.image_tokens[: np.count_nonzero(is_image), 0]
+            values[rows >= 0] = inputs.image_tokens[rows[rows >= 0], 0]
         total = len(values)
         assert 0 <= start < total <= MAX_CONTEXT
         assert 1 <= num_logits <= total - start

@@ -18,8 +18,9 @@ from tests.makers.inputs import noise_picture, text_inputs
 from varco_export.tiny import Scales, make_tiny
 from varco_runtime import Varco
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
-from varco_runtime.backends.cuda.backend import CudaBackend, runs_on_cpu
+from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.backends.cuda.cache import BANDS
+from varco_runtime.backends.cuda.on_cpu import cpu_lacks
 from varco_runtime.errors import BackendError
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.picture.loading import load_picture
@@ -69,7 +70,7 @@ def test_every_precision_has_the_logits_of_its_graph_on_the_cpu_or_of_the_exact_
     if place == "cpu" and decoder in ("bf16", "fp8"):
         pytest.skip(f"the CPU has no kernels for {decoder}")
     varco = Varco.load(bundle, provider=place)
-    reference = Varco.load(bundle, provider="cpu", threads=1) if runs_on_cpu(varco.bundle) else exact
+    reference = Varco.load(bundle, provider="cpu", threads=1) if cpu_lacks(varco.bundle) is None else exact
     limit = {"fp8": 0.2, "bf16": LOGIT_LIMITS["bf16"]}.get(decoder, LOGIT_LIMITS["fp16"])
     inputs = text_inputs(varco, 200)
     expected = reference.backend.prefill(inputs, 0, num_logits=40)

@@ -120,8 +120,9 @@ def export_exactly(checkpoint: Path, target: Path, **options: object) -> Path:
 def exported_linears(bundle: Path, options: TinyOptions) -> dict[str, Array]:
     """W of every linear of a bundle's decoder, by canonical name."""
     decoder = ExportedDecoder(bundle)
-    keys = options.num_key_value_heads * options.hidden_size // options.num_attention_heads
-    ends = {"qkv_proj": [options.hidden_size, options.hidden_size + keys], "gate_up_proj": [options.intermediate_size]}
+    text = options.to_config().text
+    queries, keys = (text.head_dim * heads for heads in (text.num_attention_heads, text.num_key_value_heads))
+    ends = {"qkv_proj": [queries, queries + keys], "gate_up_proj": [options.intermediate_size]}
     weights = {"lm_head": decoder.rows("lm_head")}
     for index in range(options.num_hidden_layers):
         for fused, parts in FUSED.items():

@@ -15,11 +15,13 @@ from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.engine.job import Job, Model
 from varco_runtime.engine.scheduler import Scheduler
 from varco_runtime.generation.loop import Decoding
-from varco_runtime.generation.prefix_cache import Memory
+from varco_runtime.generation.prefix_cache import Memory, Span
 from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.generation.speculation import Guess
+from varco_runtime.media_encoder import MediaEncoder, Place
 from varco_runtime.picture.loading import Picture, load_picture
-from varco_runtime.picture.packing import num_image_tokens
+from varco_runtime.picture.media import Medium
+from varco_runtime.picture.packing import num_medium_tokens
 
 GENERATION = GenerationSettings((EOS,), 1.0, False)
 OPENING = (1, 2, 3)
@@ -46,8 +48,17 @@ class Question:
     @property
     def ids(self) -> list[int]:
         """Return the prompt's token ids."""
-        num_tokens = 0 if self.picture is None else num_image_tokens(picture(self.picture).size_hw, SETTINGS)
+        num_tokens = sum(place.span.end - place.span.start for place in self.places)
         return [*OPENING, *[IMAGE] * num_tokens, *self.words]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Return the picture and where it stands, if there is one."""
+        if self.picture is None:
+            return ()
+        medium = Medium(picture(self.picture), "grid")
+        end = len(OPENING) + num_medium_tokens(medium, SETTINGS)
+        return (Place(medium, Span(len(OPENING), end, medium.key)),)
 
 
 @dataclass
@@ -82,8 +93,8 @@ class Bench:
     def __post_init__(self) -> None:
         self.backend = SlotsBackend(self.num_slots, self.prices)
         assert num_slots_of(self.backend) == self.num_slots
-        self.memory = Memory(self.backend, IMAGE, self.memory_bytes)
-        model = Model(self.backend, self.memory, SETTINGS, IMAGE)
+        self.memory = Memory(self.backend, self.memory_bytes)
+        model = Model(self.backend, self.memory, MediaEncoder(self.backend, SETTINGS, self.memory), IMAGE)
         self.scheduler = Scheduler(model, self.max_stall_s, self.backend.clock)
 
     def job(self, question: Question, answer: Sequence[int] = ()) -> Job:
@@ -104,7 +115,7 @@ class Bench:
                 drafter=Guesses(answer) if question.guesses else None,  # type: ignore[arg-type]
             )
 
-        return Job(ids, None if question.picture is None else picture(question.picture), decode)
+        return Job(ids, question.places, tuple(place.span for place in question.places), decode)
 
     def finish(self, job: Job, max_steps: int = 1000) -> list[int]:
         """Step until a job has left, and return its tokens."""

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ HEADS_OF_14B = TinyOptions(
     dtype="fp16",
 )
 """Attention as the 14B has it, on whose number of heads its grid depends."""
+QWEN3 = replace(MODEL, text="qwen3", patch_size=16)
+"""The same with norms of heads instead of biases, as VARCO-VISION 2.0 of 14B has them."""
+QWEN3_PAIRS = replace(QWEN3, hidden_size=512, num_attention_heads=4, head_dim=128, tie_word_embeddings=True)
+"""A head group of 2, as the 1.7B has it."""
 MAX_CONTEXT = 4608
 """More than a run of a prompt holds."""
 
@@ -102,6 +106,7 @@ FAST = (
     Case("fp16", "fp16", H200, WHOLE_VOCABULARY, note="whole-vocabulary"),
     Case("int4", "fp16", H200, WHOLE_VOCABULARY, (("lm_head", "int4"),), "whole-vocabulary"),
     Case("int4", "bf16", H200, MODEL, (("embedding", "host"),), "rows-from-host"),
+    Case("int4", "fp16", H200, QWEN3, note="qwen3"),
     Case("int4", "fp16", H200, HEADS_OF_14B, (("max_context", DEFAULT_MAX_CONTEXT),), "14b-heads"),
 )
 """What the 14B is exported to, on GPUs with every kernel and on one with fewer."""

@@ -29,9 +29,9 @@ from varco_runtime.probes.replay import read_probes
 
 torch = pytest.importorskip("torch", reason="the reference needs torch")
 
-CHECKPOINTS = {name: PARITY_CHECKPOINTS[name] for name in ("plain", "odd", "tied")} | {
-    "real-geometry": replace(PARITY_CHECKPOINTS["real-geometry"], max_grid=(2, 2))
-}
+CHECKPOINTS = {
+    name: PARITY_CHECKPOINTS[name] for name in ("plain", "odd", "tied", "qwen3-tied", "qwen3-wide-heads")
+} | {"real-geometry": replace(PARITY_CHECKPOINTS["real-geometry"], max_grid=(2, 2))}
 LIMIT = 1e-4
 
 

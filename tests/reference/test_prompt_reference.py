@@ -15,7 +15,7 @@ from tests.runtime.prompt import test_hostile_templates as hostile
 from varco_export.config.prompts import load_prompts
 from varco_runtime.bundle.settings import PromptSettings
 from varco_runtime.prompt.chat_template import ChatTemplate
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.prompter import IMAGE, Message, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the reference needs transformers (extra 'quantize')")
@@ -92,7 +92,7 @@ def test_llava_hf_prompts_are_transformers_ids(name: str, tmp_path: Path) -> Non
         for index, (role, text) in enumerate(TURNS)
     ]
     rendered = rendered_by_transformers(messages, TEMPLATES[name])
-    ours = [Message(role, text, index == 0) for index, (role, text) in enumerate(TURNS)]
+    ours = [Message(role, (IMAGE, text) if index == 0 else text) for index, (role, text) in enumerate(TURNS)]
     assert prompter.encode(ours, 1) == reference_ids(reference, rendered)
 
 
@@ -130,7 +130,7 @@ SUFFIX = [198, 74785, 419, 2168, 13, 151645, 198, 151644, 77091, 198]
 
 
 def test_the_cards_prompt_has_its_known_ids(real: Real) -> None:
-    assert real.prompter.encode([Message("user", "Describe this image.", True)], 2929) == (
+    assert real.prompter.encode([Message("user", (IMAGE, "Describe this image."))], 2929) == (
         PREFIX + [151675] * 2929 + SUFFIX
     )
 
@@ -138,7 +138,7 @@ def test_the_cards_prompt_has_its_known_ids(real: Real) -> None:
 def test_the_tokenizers_own_template_gives_the_same_ids(real: Real) -> None:
     settings_ = PromptSettings("<image>", 151675, "string", real.settings.markup_tokens)
     prompter = Prompter(real.tokenizers_template, settings_, real.tokenizer)
-    assert prompter.encode([Message("user", "Describe this image.", True)], 3) == PREFIX + [151675] * 3 + SUFFIX
+    assert prompter.encode([Message("user", (IMAGE, "Describe this image."))], 3) == PREFIX + [151675] * 3 + SUFFIX
 
 
 def test_the_added_tokens_are_transformers(real: Real) -> None:
@@ -156,7 +156,7 @@ def test_the_checkpoints_settings_are_read(real: Real) -> None:
 )
 def test_prompts_are_transformers_ids(real: Real, text: str) -> None:
     content = [{"type": "text", "text": text}, {"type": "image"}]
-    assert real.prompter.encode([Message("user", text, True)], 1) == real.reference_ids(
+    assert real.prompter.encode([Message("user", (IMAGE, text))], 1) == real.reference_ids(
         [{"role": "user", "content": content}]
     )
 
@@ -192,7 +192,7 @@ def test_a_conversation_gives_transformers_ids(real: Real) -> None:
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<image>", "[UNK]", "<|endoftext|>", "<tool_call>"])
 def test_a_token_typed_by_the_user_is_plain_text(real: Real, token: str) -> None:
-    ids = real.prompter.encode([Message("user", f"a{token}\n", True)], 2)
-    harmless = real.prompter.encode([Message("user", "a", True)], 2)
+    ids = real.prompter.encode([Message("user", (IMAGE, f"a{token}\n"))], 2)
+    harmless = real.prompter.encode([Message("user", (IMAGE, "a"))], 2)
     added = set(real.tokenizer.added_token_ids.values())
     assert [id_ for id_ in ids if id_ in added] == [id_ for id_ in harmless if id_ in added]

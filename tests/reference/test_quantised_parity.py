@@ -19,7 +19,7 @@ from varco_runtime.backend import PromptInputs
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.packing import packing_plan
 from varco_runtime.picture.tiles import normalize, tile
-from varco_runtime.prompt.prompter import Message
+from varco_runtime.prompt.prompter import IMAGE, Message
 
 torch = pytest.importorskip("torch", reason="the reference needs torch")
 pytest.importorskip("compressed_tensors", reason="the reference needs compressed-tensors")
@@ -74,7 +74,7 @@ def logits_of_both(reference: Path, packed: Path, bundle: Path) -> tuple[Array, 
     picture = load_picture(image)
     pixel_values = normalize(tile(picture, settings), settings)
     tokens = varco.backend.pack(varco.backend.encode(pixel_values), packing_plan(picture.size_hw, settings))
-    ids = varco.session.prompter.encode([Message("user", question, image=True)], len(tokens))
+    ids = varco.session.prompter.encode([Message("user", (IMAGE, question))], len(tokens))
     assert ids == greedy.prompt_ids
     all_ids = np.array(ids + greedy.token_ids[:-1], dtype=np.int64)
     inputs = PromptInputs(all_ids, varco.bundle.manifest.prompt.image_token_id, tokens)

@@ -69,7 +69,7 @@ def made(source: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     target = tmp_path_factory.mktemp("reference-quantised")
     for method in METHODS:
         calibration = folder if method == "gptq" else None
-        options = QuantizeOptions(method, calibration, group_size=None if method == "fp8" else 32)
+        options = QuantizeOptions(method, calibration, group_size=32 if method in ("gptq", "rtn") else None)
         quantize(source, target / method, options, Quiet())
     return {method: target / method for method in METHODS}
 
@@ -176,7 +176,7 @@ def compare_on_drawn_pictures(source: Path, folder: Path, num_pictures: int) -> 
 
 def test_the_calibrated_decoder_sees_what_transformers_decoder_sees(source: Path, folder: Path) -> None:
     """Inputs of the first layer, and outputs of the last, of a sample with a picture."""
-    run = _prepare(source, options_for(folder, max_samples=1), Quiet())
+    run = _prepare(source, options_for(folder, max_samples=1), Quiet())[1]
     checkpoint = Checkpoint.open(source)
     (embeds,) = embed_samples(checkpoint, run.samples, run.prompts.prompt.image_token_id, CPU)
     decoder = Decoder(checkpoint.config.text, CPU)
@@ -215,9 +215,9 @@ def test_the_loop_gives_what_llm_compressors_own_gives(tmp_path: Path, bits: int
         {"prompt": "What is the colour of the text, and how many? " * (2 + n), "answer": "about " * n} for n in range(6)
     ]
     (tmp_path / "calibration.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    options = options_for(tmp_path, bits=bits)
+    options = options_for(tmp_path, bits=bits, rotate=False, scales="minmax")
     quantize(source, tmp_path / "ours", options, Quiet())
-    samples = _prepare(source, options, Quiet()).samples
+    samples = _prepare(source, options, Quiet())[1].samples
     ours, theirs = read(tmp_path / "ours"), _oneshot(source, [list(one.ids) for one in samples], bits, tmp_path)
     differing, total = 0, 0
     for name in (f"layers.{index}.{linear}" for index in range(2) for linear in LINEARS):

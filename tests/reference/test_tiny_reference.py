@@ -51,8 +51,10 @@ def load(folder: Path, dtype: Any = torch.float32) -> tuple[Any, dict[str, Any]]
             "num_key_value_heads": 2,
             "vocab_size": 601,
         },
+        {"text": "qwen3", "patch_size": 16, "hidden_size": 160, "num_attention_heads": 10, "head_dim": 32},
+        {"text": "qwen3", "names": "new", "tie_word_embeddings": True},
     ],
-    ids=["untied", "tied, new names, sharded", "extra vision layer", "odd sizes"],
+    ids=["untied", "tied, new names, sharded", "extra vision layer", "odd sizes", "qwen3", "qwen3, tied, new names"],
 )
 def test_transformers_loads_it_with_nothing_missing_or_unexpected(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = make_tiny(tmp_path / "tiny", TinyOptions(**options))

@@ -62,5 +62,5 @@ def test_an_error_of_the_runtime_names_an_option_only_beside_its_command() -> No
                 text = " ".join(ast.unparse(argument) for argument in node.args)
                 if re.search(r"(?<!\w)--[a-z]", text):
                     found += 1
-                    assert re.search(r"varco (export|engines)|[Ee]xport|[Bb]uild", text), f"{path.name}: {text}"
+                    assert re.search(r"varco (export|engines|run)|[Ee]xport|[Bb]uild", text), f"{path.name}: {text}"
     assert found > 5

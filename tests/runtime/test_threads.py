@@ -54,7 +54,7 @@ def assert_the_cache_is_what_it_claims(varco: Varco, fresh: Varco) -> None:
         ids = list(sequence.ids)
         if not ids:
             continue
-        tokens = None if sequence.digest is None else memory.image_tokens(sequence.digest)
+        tokens = memory.image_tokens(sequence.spans[0].key) if sequence.spans else None
         fresh.backend.prefill(PromptInputs(np.array(ids), image_token_id, tokens), 0)
         fresh.session.memory.forget_sequence()  # what lies in its cache came by no question
         memory.select(slot)
@@ -202,7 +202,7 @@ def test_an_interrupt_in_the_midst_of_a_step_leaves_the_other_answers_whole(
             patch.setattr(varco.backend, place, interrupt)
             patch.setattr(varco.backend, "decode_rows", interrupt)
             varco.session.memory._kept.clear()
-            varco.session.memory._latest = None
+            varco.session.memory._latest.clear()
         with pytest.raises(KeyboardInterrupt):
             interrupted.run()
     assert list(interrupted) == []
@@ -283,9 +283,9 @@ def test_a_conversation_of_many_threads_is_one_question_after_the_other(varco: V
         answers[prompt] = chat.ask(prompt, max_new_tokens=4).text
 
     in_threads(ask)
-    messages = chat._messages
+    messages = [turn.message for turn in chat._turns]
     assert [message.role for message in messages] == ["user", "assistant"] * 4
-    assert {q.text: a.text for q, a in zip(messages[::2], messages[1::2], strict=True)} == answers
+    assert {q.texts[0]: a.texts[0] for q, a in zip(messages[::2], messages[1::2], strict=True)} == answers
     again = varco.chat(None)
     for question, answer in zip(messages[::2], messages[1::2], strict=True):
-        assert again.ask(question.text, max_new_tokens=4).text == answer.text
+        assert again.ask(question.texts[0], max_new_tokens=4).text == answer.texts[0]

@@ -19,8 +19,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/
 PAGES_OF_COMMANDS = [page for page in PAGES if page.name not in ("CHANGELOG.md", "RESULTS.md")]
 """Without those that speak of benchmarks' options and of former ones."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-BENCHMARK_OPTIONS = {"--budget-s", "--steps"}
-"""Options of `python -m benchmarks.device` that a page names."""
+BENCHMARK_OPTIONS = {"--budget-s", "--out", "--provider-archive", "--shape", "--steps"}
+"""Options of `python -m benchmarks.gpu_check` that a page names."""
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 

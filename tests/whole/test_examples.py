@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import export_bundle
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -38,8 +40,9 @@ def test_ask(tiny_bundle: Path, picture: str, capsys: pytest.CaptureFixture[str]
     assert "tokens asked" in capsys.readouterr().out
 
 
-def test_ocr_writes_its_overlay(tiny_bundle: Path, picture: str, tmp_path: Path) -> None:
-    run("ocr.py", tiny_bundle, picture, tmp_path / "overlay.png")
+def test_ocr_writes_its_overlay(tiny_checkpoint: Path, picture: str, tmp_path: Path) -> None:
+    bundle = export_bundle(tiny_checkpoint, tmp_path / "bundle", max_context=300)  # random weights read to its end
+    run("ocr.py", bundle, picture, tmp_path / "overlay.png")
     with Image.open(tmp_path / "overlay.png") as overlay:
         assert overlay.size == (80, 60)
 

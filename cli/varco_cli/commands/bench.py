@@ -39,6 +39,8 @@ def bench(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)
     ] = None,
+    images: Annotated[int, typer.Option(metavar="N", help="Ask about so many copies of the picture.")] = 1,
+    frames: Annotated[int, typer.Option(metavar="F", help="Ask about a video of so many of them instead.")] = 0,
     repetitions: Annotated[int, typer.Option(metavar="N", help="How often each stage is run.")] = 5,
     new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to decode; no end token stops it.")] = 64,
     seconds: Annotated[
@@ -55,6 +57,10 @@ def bench(
             metavar="N|auto", help="Measure 1, 2, 4, ... N answers at once instead of the stages.", show_default=False
         ),
     ] = None,
+    long_side: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="As for varco run; matters for the prompt <ocr>.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the JSON document to a file.", show_default=False)
@@ -62,6 +68,7 @@ def bench(
 ) -> None:
     """Measure every stage of an answer beside the machine's limit, and say what dominates."""
     _check(repetitions, new_tokens, seconds, out)
+    _check_media(images, frames)
     if bundle is None and not BUNDLE.is_dir():
         raise VarcoError("This installation carries no demo bundle. Name one: varco bench BUNDLE")
 
@@ -80,6 +87,9 @@ def bench(
         provider=provider,
         threads=threads,
         max_context=max_context,
+        images=images,
+        frames=frames,
+        long_side=long_side,
     )
     if slots is not None:
         _measure_at_once(options, int(slots) if slots.isdecimal() else slots, as_json, out)
@@ -135,6 +145,15 @@ def _check(repetitions: int, new_tokens: int, seconds: float, out: Path | None) 
         check_target("--out", out)
 
 
+def _check_media(images: int, frames: int) -> None:
+    if images < 1:
+        raise UsageError(f"--images {images} is too few. Expected at least 1.")
+    if frames < 0:
+        raise UsageError(f"--frames {frames} is too few. Expected at least 1, or 0 for no video.")
+    if frames and images > 1:
+        raise UsageError("--images and --frames ask about pictures and about a video. Leave one out.")
+
+
 def _picture(image: Path | None) -> Picture:
     from varco_runtime.picture.loading import load_picture
 
@@ -173,7 +192,10 @@ def _write(path: Path, document: str) -> None:
 def _print(options: Options, result: Result) -> None:
     from varco_runtime.bench.report import facts, rows
 
-    question = f"{options.picture_name}, {options.prompt!r}"
+    shown = options.picture_name
+    if options.frames or options.images > 1:
+        shown = f"{options.frames} frames of {shown}" if options.frames else f"{options.images} times {shown}"
+    question = f"{shown}, {options.prompt!r}"
     title = f"{result.setup.bundle}, {size_text(result.setup.bundle_bytes)}: {question}"
     header = ("", "median", "std", "least", "p90", "greatest")
     print_table(title, header, rows(result.samples, result.summary), right=(1, 2, 3, 4, 5))

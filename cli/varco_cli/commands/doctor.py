@@ -21,7 +21,7 @@ from varco_runtime.system.processor import cpu_name, nvidia_devices, usable_core
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
-    *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers"),
+    *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers", "av"),
 )
 EXTRAS = {
     "cpu": "running a bundle on a CPU",
@@ -29,6 +29,7 @@ EXTRAS = {
     "cuda": "instead of cpu: running a bundle on an NVIDIA GPU through ONNX Runtime",
     "tensorrt": "building and running TensorRT engines on RTX GPUs",
     "quantize": "varco quantize",
+    "video": "questions about video files",
 }
 _CUDA_PYTHON = "cuda-python"
 

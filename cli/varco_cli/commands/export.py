@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,9 @@ from varco_runtime.system.libraries import needs_extra
 
 if TYPE_CHECKING:
     from varco_runtime.bundle.manifest import Component, Manifest
+
+# KL of int4 weights in blocks: to the nearest, and as varco quantize makes them (benchmarks/RESULTS.md).
+_KL = {32: (0.61, 0.13), 128: (0.70, 0.17)}
 
 
 def export(
@@ -56,9 +60,18 @@ def export(
     embedding: Annotated[
         str,
         typer.Option(
-            metavar="auto|device|host",
+            metavar="auto|device|host|shared",
             help="Where the token rows lie; auto is the GPU's memory for cuda and tensorrt. With cuda, host keeps them "
-            "out of it and moves one row per token, for small cards.",
+            "out of it and moves one row per token, for small cards. With cpu, shared reads them from an int8 output "
+            "head that is tied to them, as auto does for Qwen3.",
+        ),
+    ] = "auto",
+    kv_cache: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fp32|fp16",
+            help="Keys and values that a CPU keeps; auto is what the decoder computes in. fp16 takes half the memory, "
+            "and time where the processor converts it.",
         ),
     ] = "auto",
     max_context: Annotated[
@@ -74,6 +87,24 @@ def export(
         typer.Option(
             metavar="CHECKPOINT",
             help="The original of a language model that was quantised apart; gives the vision side.",
+            show_default=False,
+        ),
+    ] = None,
+    max_grid_tiles: Annotated[
+        int | None,
+        typer.Option(
+            metavar="4|9|16",
+            help="A preset for how many tiles' worth of image tokens a large picture gets; the checkpoint's own unless "
+            "given.",
+            show_default=False,
+        ),
+    ] = None,
+    ocr_long_side: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="Scale smaller pictures up to this long side before reading their text, 0 for not at all; unless "
+            "given 2304 for VARCO-VISION 2.0, else 0.",
             show_default=False,
         ),
     ] = None,
@@ -104,10 +135,36 @@ def export(
         vision_from,
         probes,
         embedding,
+        max_grid_tiles,
+        ocr_long_side,
+        kv_cache,
     )
     with ExportProgress() as progress:
         manifest = export_bundle(checkpoint, bundle, options, progress)
     _report(bundle, manifest)
+    rounded = re.match(r"int4 \(blocks of (\d+)", manifest.decoder.precision)
+    if rounded:
+        has_head = ", head " not in manifest.decoder.precision
+        note(_loss(checkpoint, int(rounded[1]), has_head))
+
+
+def _loss(checkpoint: str, block_size: int, has_head: bool) -> str:
+    """Return what int4 rounded without calibration loses, and the command that gains it.
+
+    Args:
+        checkpoint: What was exported.
+        block_size: Weights that share a scale.
+        has_head: Whether the head is int4 too.
+    """
+    measured = 32 if block_size == 32 else 128
+    lost, kept = _KL[measured]
+    made = shlex.quote(Path(checkpoint).name + "-int4")
+    command = f"varco quantize {shlex.quote(checkpoint)} {made} --method gptq --group-size {block_size}"
+    command += " --lm-head int4" if has_head else ""
+    return (
+        f"int4 was rounded without calibration, which cost a model of 135 million parameters {lost:.2f} nats per token "
+        f"in blocks of {measured}. With calibration it costs {kept:.2f}, at the same size and speed: {command}"
+    )
 
 
 def _report(bundle: Path, manifest: Manifest) -> None:
@@ -138,6 +195,8 @@ def _report(bundle: Path, manifest: Manifest) -> None:
 def _embedding(manifest: Manifest) -> str:
     if manifest.embedding is None:
         return "in the GPU's memory, in the graphs"
+    if manifest.embedding.head_rows is not None:
+        return "int8, the decoder's output head"
     return f"{manifest.embedding.dtype}, {size_text(manifest.files[manifest.embedding.file].size)}"
 
 

@@ -184,6 +184,9 @@ def _networks(manifest: Manifest) -> list[tuple[str, ...]]:
     if table is None:
         return rows
     row_bytes = table.width * ITEM_BYTES[table.dtype]
+    if table.head_rows is not None:
+        row_bytes = sum(table.head_rows.row_bytes(table.width, ITEM_BYTES[manifest.decoder.compute]))
+        return [*rows, ("embedding table", "int8, the decoder's output head", "", size_text(row_bytes), "")]
     on_disk = size_text(_file_bytes(manifest, table.file))
     return [*rows, ("embedding table", table.dtype, "", size_text(row_bytes), on_disk)]
 
@@ -229,11 +232,18 @@ def _pictures(manifest: Manifest) -> list[tuple[str, str]]:
     rows, columns = max(side[0] for side in sides), max(side[1] for side in sides)
     shrunk = "never shrunk" if image.max_grid_tiles is None else f"shrunk beyond {image.max_grid_tiles} tiles' worth"
     patches = f"{image.patches_per_side}x{image.patches_per_side} patches of {image.patch_px} px"
+    facts = manifest.media_facts
+    video = f"no: {facts.no_video}" if facts.video_token is None else f"{facts.video_token} (id {facts.video_token_id})"
+    long_side = image.ocr_long_side_px
+    scaled = [] if long_side is None else [("scaled up for OCR", f"to a long side of {long_side:,} px")]
     return [
+        *scaled,
         ("tiles", f"{image.tile_px} px, {patches}"),
         ("grids", f"{len(sides)}, up to {rows} rows and {columns} columns of tiles; {shrunk}"),
         ("vision tower", f"{model.vision_layers} layers of width {model.vision_hidden_size:,}"),
         ("normalised with", f"mean {_numbers(image.mean)}, std {_numbers(image.std)}"),
+        ("of a conversation", "as many as fit" if facts.max_images is None else f"{facts.max_images}"),
+        ("videos", video),
     ]
 
 

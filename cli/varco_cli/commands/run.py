@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varco_cli.arguments import PROVIDERS, THREADS_HELP, BundleArgument
+from varco_cli.asked_media import Media
 from varco_cli.console import is_terminal, note, write_document, write_text
 from varco_cli.progress import HashProgress, QuestionProgress
 from varco_cli.targets import check_target
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 TASKS = ("chat", "ocr", "ground", "refer")
 FORMATS = ("text", "json", "coco", "hocr")
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-STDIN = "-"
 
 _QUESTION = "Question"
 _ANSWER = "Answer"
@@ -49,6 +48,31 @@ def run(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        _option(_QUESTION, "One of several pictures; repeatable. The argument is then the prompt.", "FILE", "--image"),
+    ] = None,
+    videos: Annotated[
+        list[Path] | None,
+        _option(_QUESTION, "A video file, or a folder of frames; repeatable, as --image.", "FILE", "--video"),
+    ] = None,
+    frames: Annotated[int | None, _option(_QUESTION, "Most frames of a video; 32 unless given.", "N")] = None,
+    fps: Annotated[float | None, _option(_QUESTION, "Frames of each second, at most --frames.", "R")] = None,
+    decode_limit: Annotated[
+        float | None, _option(_QUESTION, "Seconds that reading a video may take; 120 unless given.", "S")
+    ] = None,
+    tiling: Annotated[
+        str | None,
+        _option(
+            _QUESTION,
+            "auto, the default, as trained: a grid for one picture, one padded tile for each of several; grid or one "
+            "for all.",
+            "auto|grid|one",
+        ),
+    ] = None,
+    untrained: Annotated[
+        bool, _option(_QUESTION, "Show more pictures than the model was trained with.", name="--untrained")
+    ] = False,
     no_image: Annotated[
         bool, _option(_QUESTION, "Ask without a picture: varco run BUNDLE --no-image PROMPT", name="--no-image")
     ] = False,
@@ -68,6 +92,9 @@ def run(
         str | None, _option(_QUESTION, "Left, top, right, bottom of the thing, each from 0 to 1.", "x1,y1,x2,y2")
     ] = None,
     system: Annotated[str | None, _option(_QUESTION, "A system message instead of the template's.", "S")] = None,
+    long_side: Annotated[
+        int | None, _option(_QUESTION, "Scale a smaller picture up to this, 0: not; for ocr as the bundle says.", "PX")
+    ] = None,
     format_: Annotated[
         str, _option(_ANSWER, "What to print; text unless given.", "|".join(FORMATS), "--format")
     ] = "text",
@@ -79,7 +106,7 @@ def run(
             _ANSWER, "Print the text as it comes, or at once; as it comes on a terminal.", name="--stream/--no-stream"
         ),
     ] = None,
-    max_new_tokens: Annotated[int | None, _option(_ANSWER, "Longest answer; 1024 unless given.", "N")] = None,
+    max_new_tokens: Annotated[int | None, _option(_ANSWER, "Longest answer; 1024 or, for ocr, all room.", "N")] = None,
     stop: Annotated[list[str] | None, _option(_ANSWER, "End the answer before this text; repeatable.", "S")] = None,
     temperature: Annotated[float | None, _option(_SAMPLING, "0 takes the likeliest token, more draws.", "T")] = None,
     top_k: Annotated[int | None, _option(_SAMPLING, "Draw from the K likeliest.", "K")] = None,
@@ -105,11 +132,11 @@ def run(
     ] = False,
 ) -> None:
     """Ask a bundle about a picture. The answer goes to standard output, notes to standard error."""
-    if no_image:
-        image, prompt = None, _only_prompt(image, prompt)
+    shown = Media(tuple(images or ()), tuple(videos or ()), frames, fps, decode_limit)
+    shown, prompt = shown.with_arguments(image, prompt, no_image)
     output = _output_format(format_, as_json, stream)
-    _check_question(task, image, prompt, text, box, no_image)
-    _check_output(output, save, no_image)
+    _check_question(task, shown, prompt, text, box, no_image)
+    _check_output(output, save, shown)
     options = _options(
         system=system,
         max_new_tokens=max_new_tokens,
@@ -121,15 +148,15 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
         speculate=False if no_speculate else None,
+        tiling=tiling,
+        untrained=untrained or None,
+        long_side=long_side,
     )
     question = user_turn(task, prompt, text, box)
-
-    from varco_runtime.picture.loading import load_picture
-
-    # A picture that cannot be opened should say so before gigabytes are loaded.
-    picture = None if image is None else load_picture(sys.stdin.buffer if image == STDIN else image)
+    # A picture or video that cannot be opened should say so before gigabytes are loaded.
+    loaded = shown.load(bundle)
     varco = _load(bundle, provider, max_context, threads)
-    asked = varco.stream(picture, question, **options)
+    asked = varco.stream(loaded or None, question, **options)
     is_streamed = output == "text" and (is_terminal(sys.stdout) if stream is None else stream)
     with QuestionProgress() as progress:
         asked.progress = progress
@@ -137,7 +164,7 @@ def run(
             _print_stream(asked, progress)
         answer = asked.run()
     if not is_streamed:
-        _print_answer(answer, output, image)
+        _print_answer(answer, output, shown.name)
     if save is not None:
         save_picture(answer.draw(), save)
         note(f"{save} written: {len(answer.regions)} region{'' if len(answer.regions) == 1 else 's'}")
@@ -146,14 +173,6 @@ def run(
 
 
 # --- what was asked ---------------------------------------------------------------------------------------------------
-
-
-def _only_prompt(first: str | None, second: str | None) -> str | None:
-    if second is not None:
-        raise UsageError(
-            "--no-image takes a prompt only, got a second argument. Put the prompt in quotes, or leave out --no-image."
-        )
-    return first
 
 
 def _output_format(name: str, as_json: bool, stream: bool | None) -> str:
@@ -168,19 +187,13 @@ def _output_format(name: str, as_json: bool, stream: bool | None) -> str:
 
 
 def _check_question(
-    task: str, image: str | None, prompt: str | None, text: str | None, box: str | None, no_image: bool
+    task: str, shown: Media, prompt: str | None, text: str | None, box: str | None, no_image: bool
 ) -> None:
     if task not in TASKS:
         raise UsageError(f"--task {task} is unknown. Expected one of: {', '.join(TASKS)}.")
     if no_image and task != "chat":
         raise UsageError(f"--task {task} is about a picture. Give a picture instead of --no-image.")
-    if image is None and not no_image:
-        expected = "IMAGE --task ocr" if task == "ocr" else "IMAGE PROMPT, or --no-image and a prompt."
-        raise UsageError(f"No picture was given. Expected: varco run BUNDLE {expected}")
-    # None: whoever started the command closed it.
-    if image == STDIN and (sys.stdin is None or sys.stdin.isatty()):
-        got = "none is open" if sys.stdin is None else "got a terminal"
-        raise UsageError(f"- reads a picture from standard input, {got}. Expected: varco run BUNDLE - < IMAGE")
+    shown.check(task, no_image)
     if task == "ocr" and prompt is not None:
         raise UsageError("--task ocr takes no prompt: it reads all text in the picture. Leave the prompt out.")
     if task == "refer" and (text is None or box is None):
@@ -191,6 +204,8 @@ def _check_question(
     if prompt is None and task != "ocr":
         if no_image:
             raise UsageError("No prompt was given. Expected: varco run BUNDLE --no-image PROMPT")
+        if shown.by_options:
+            raise UsageError("No prompt was given. Expected: varco run BUNDLE --image FILE --image FILE PROMPT")
         raise UsageError(
             "No prompt was given. Expected: varco run BUNDLE IMAGE PROMPT; "
             "without a picture add --no-image, to read the text in one --task ocr."
@@ -200,13 +215,14 @@ def _check_question(
             raise UsageError(f"The {name} is not valid UTF-8. Type it in a UTF-8 terminal.")
 
 
-def _check_output(output: str, save: Path | None, no_image: bool) -> None:
-    if no_image and output in ("coco", "hocr"):
-        raise UsageError(f"--format {output} places regions on a picture, got --no-image. Use --format text or json.")
+def _check_output(output: str, save: Path | None, shown: Media) -> None:
+    got = shown.no_single_picture
+    if got and output in ("coco", "hocr"):
+        raise UsageError(f"--format {output} places regions on a picture, got {got}. Use --format text or json.")
     if save is None:
         return
-    if no_image:
-        raise UsageError("--save paints on the picture, got --no-image. Leave out --save.")
+    if got:
+        raise UsageError(f"--save paints on the picture, got {got}. Leave out --save.")
     if save.suffix.lower() not in PICTURE_FORMATS:
         raise UsageError(f"--save {save} has an unknown ending. Expected one of: {', '.join(PICTURE_FORMATS)}.")
     check_target("--save", save)
@@ -264,8 +280,7 @@ def _print_stream(stream: Stream, progress: QuestionProgress) -> None:
     write_text("\n")
 
 
-def _print_answer(answer: Answer, output: str, image: str | None) -> None:
-    name = "" if image is None else "standard input" if image == STDIN else os.path.basename(image)
+def _print_answer(answer: Answer, output: str, name: str) -> None:
     if output == "text":
         write_text(answer.text + "\n")
     elif output == "json":

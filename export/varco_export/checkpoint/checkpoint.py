@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_export.checkpoint.expected_shapes import expected_shapes
+from varco_export.checkpoint.expected_shapes import check_head_dim, expected_shapes
 from varco_export.checkpoint.provenance import read_provenance
 from varco_export.checkpoint.text_model import check_same_model, join_text_model
 from varco_export.config.config_reader import read_config
@@ -91,6 +91,7 @@ class Checkpoint:
             entries = join_text_model(entries, _canonical_entries([entry for held in more.values() for entry in held]))
             shards |= more
         config = read_config(home, {name: entry.shape for name, entry in entries.items()})
+        check_head_dim(config, {name: entry.shape for name, entry in entries.items()})
         shapes = expected_shapes(config)
         if vision_source is not None:
             check_same_model(folder, config)
@@ -237,8 +238,8 @@ def _zero_biases(
         bias = entry.to_tensor(f"{name}.bias", weight.shape[:1], FLOAT_DTYPES, "Copy the shards again.").read()
         if bias.any():
             raise CheckpointError(
-                f"{short(entry.disk_name)} is not zero, expected no bias: Qwen2 has one on q, k and v alone. Export "
-                "the checkpoint that it was made from."
+                f"{short(entry.disk_name)} is not zero, expected no bias: the model has none there. Export the "
+                "checkpoint that it was made from."
             )
         skipped[f"{name}.bias"] = "a bias of zeros"
     return skipped

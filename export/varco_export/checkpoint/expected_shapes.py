@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from varco_export.config.model_config import ModelConfig, TextConfig, VisionConfig
+from varco_export.config.model_config import ModelConfig, Shapes, TextConfig, VisionConfig
+from varco_runtime.errors import CheckpointError
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -14,6 +15,29 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"multi_modal_projector.{name}.bias"] = (text.hidden_size,)
     shapes["image_newline"] = (text.hidden_size,)
     return shapes | _text_shapes(text)
+
+
+def check_head_dim(config: ModelConfig, shapes: Shapes) -> None:
+    """Refuse weights whose heads have another size than config.json means by naming none.
+
+    Args:
+        config: The configuration.
+        shapes: Shapes of the checkpoint's tensors by canonical name.
+    """
+    text, raw = config.text, config.raw
+    if raw.get("text_config", raw).get("head_dim") is not None:
+        return
+    attention = "language_model.layers.0.self_attn"
+    queries, keys = (shapes.get(f"{attention}.{part}_proj.weight", (0, 0))[0] for part in "qk")
+    found = queries // text.num_attention_heads
+    fits = (queries, keys) == (found * text.num_attention_heads, found * text.num_key_value_heads)
+    if text.qk_norm:
+        fits = fits and shapes.get(f"{attention}.q_norm.weight") == (found,)
+    if found and fits and found != text.head_dim:
+        raise CheckpointError(
+            f"config.json names no head_dim, which means {text.head_dim}, and the weights have heads of {found}, "
+            f"expected both to agree. Add head_dim {found} to text_config, as in the original repository."
+        )
 
 
 def _vision_shapes(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
@@ -45,7 +69,10 @@ def _text_shapes(text: TextConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}.input_layernorm.weight"] = (width,)
         for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
             shapes[f"{layer}.self_attn.{name}.weight"] = (rows, width)
-            shapes[f"{layer}.self_attn.{name}.bias"] = (rows,)
+            if text.qkv_bias:
+                shapes[f"{layer}.self_attn.{name}.bias"] = (rows,)
+        if text.qk_norm:
+            shapes[f"{layer}.self_attn.q_norm.weight"] = shapes[f"{layer}.self_attn.k_norm.weight"] = (text.head_dim,)
         shapes[f"{layer}.self_attn.o_proj.weight"] = (width, queries)
         shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
         shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, width)

@@ -1,7 +1,7 @@
 """Configuration of the family `hf`: transformers' LlavaOnevisionForConditionalGeneration.
 
 Keys that a file leaves out take the defaults of the class that would read it (transformers 5: LlavaOnevisionConfig,
-Qwen2Config, SiglipVisionConfig, LlavaOnevisionImageProcessorPil).
+Qwen2Config, Qwen3Config, SiglipVisionConfig, LlavaOnevisionImageProcessorPil).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from varco_export.config.config_parts import (
     MAX_LAYERS,
     MAX_WIDTH,
     check_vision,
+    language_model_of,
     read_eos_token_ids,
     read_image_token_id,
     read_language_model,
@@ -49,9 +50,9 @@ def read_hf(folder: Path, config: Fields) -> ModelConfig:
         CheckpointError: A key is missing, malformed, or asks for what is not implemented.
     """
     text_fields = config.sub("text_config")
-    text_fields.expect("model_type", "qwen2", "only Qwen2 language models are implemented")
+    kind = language_model_of(text_fields)
     tied = config.flag("tie_word_embeddings", False) or text_fields.flag("tie_word_embeddings", False)
-    text = read_language_model(text_fields, tied)
+    text = read_language_model(text_fields, tied, kind)
 
     vision_fields = config.sub("vision_config")
     if config.values.get("vision_config") is None:

@@ -57,7 +57,10 @@ def read_llava_next(config: Fields, shapes: Shapes) -> ModelConfig:
     """
     config.expect("mm_projector_type", "mlp2x_gelu", "only the two-layer projector is implemented")
     config.expect(
-        "mm_patch_merge_type", "spatial_unpad", "only un-padding with one newline per row is implemented", absent="flat"
+        "mm_patch_merge_type",
+        "spatial_unpad",
+        "only un-padding with one newline per row is implemented; LLaVA-NeXT-Interleave has none",
+        absent="flat",
     )
     config.expect("mm_vision_select_feature", "patch", "no patch is dropped from a SigLIP tower")
     config.expect("mm_resampler_type", None, "no resampler is implemented")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from varco_export.config.fields import REQUIRED, Fields, as_list
 from varco_export.config.model_config import TextConfig, VisionConfig
@@ -19,11 +20,45 @@ _ROPE_THETA = 10_000.0
 _DEFAULT_PINPOINTS = [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)]
 
 
-def read_language_model(fields: Fields, tie_word_embeddings: bool) -> TextConfig:
-    """Return the Qwen2 model that `fields` describe; any other, or another attention, is refused by its key."""
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """What one kind of language model has that another lacks. Source: transformers 5, `Qwen2Config`, `Qwen3Config`.
+
+    `head_dim` is the size of a head where a file leaves it out, None for hidden_size over num_attention_heads.
+    """
+
+    name: str
+    qkv_bias: bool
+    qk_norm: bool
+    head_dim: int | None
+
+
+LANGUAGE_MODELS = {
+    "qwen2": LanguageModel("Qwen2", qkv_bias=True, qk_norm=False, head_dim=None),
+    "qwen3": LanguageModel("Qwen3", qkv_bias=False, qk_norm=True, head_dim=128),
+}
+"""By `model_type`."""
+
+
+def language_model_of(fields: Fields) -> LanguageModel:
+    """Return the kind of language model that `fields` name; a file without a name means Qwen2."""
+    name = fields.values.get("model_type", "qwen2")
+    kind = LANGUAGE_MODELS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise fields.refusal("model_type", name, "'qwen2' or 'qwen3' (only dense Qwen2 and Qwen3 are implemented)")
+    return kind
+
+
+def read_language_model(
+    fields: Fields, tie_word_embeddings: bool, kind: LanguageModel = LANGUAGE_MODELS["qwen2"]
+) -> TextConfig:
+    """Return the language model that `fields` describe; another attention is refused by its key."""
     fields.expect("hidden_act", "silu", "only gated SiLU is implemented")
-    fields.expect("attention_bias", None, "Qwen2 has bias on q, k and v alone", also=(True,))
-    fields.expect("mlp_bias", None, "Qwen2 has no bias in its MLP", also=(False,))
+    if kind.qkv_bias:
+        fields.expect("attention_bias", None, "Qwen2 has bias on q, k and v alone", also=(True,))
+    else:
+        fields.expect("attention_bias", False, f"only {kind.name} without bias is implemented", also=(None,))
+    fields.expect("mlp_bias", None, f"{kind.name} has no bias in its MLP", also=(False,))
     heads = fields.whole("num_attention_heads", 32, MAX_WIDTH)
     key_value_heads = fields.whole(
         "num_key_value_heads", heads if "num_key_value_heads" in fields.values else 32, MAX_WIDTH
@@ -31,9 +66,9 @@ def read_language_model(fields: Fields, tie_word_embeddings: bool) -> TextConfig
     if heads % key_value_heads:
         raise fields.refusal("num_key_value_heads", key_value_heads, f"a divisor of num_attention_heads ({heads})")
     hidden_size = fields.whole("hidden_size", 4096, MAX_WIDTH)
-    if fields.values.get("head_dim") is None and hidden_size % heads:
+    if fields.values.get("head_dim") is None and kind.head_dim is None and hidden_size % heads:
         raise fields.refusal("num_attention_heads", heads, f"a divisor of hidden_size ({hidden_size})")
-    head_dim = fields.whole("head_dim", hidden_size // heads, MAX_WIDTH)
+    head_dim = fields.whole("head_dim", kind.head_dim or hidden_size // heads, MAX_WIDTH)
     if head_dim % 2:
         raise fields.refusal("head_dim", head_dim, "an even number, for rotary positions")
     num_hidden_layers = fields.whole("num_hidden_layers", 32, MAX_LAYERS)
@@ -51,6 +86,8 @@ def read_language_model(fields: Fields, tie_word_embeddings: bool) -> TextConfig
         rope_theta=_rope_theta(fields),
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
+        qkv_bias=kind.qkv_bias,
+        qk_norm=kind.qk_norm,
     )
 
 
@@ -93,7 +130,8 @@ def _rope_theta(fields: Fields) -> float:
 
 def refuse_other_vision(fields: Fields) -> None:
     """Raise `CheckpointError` for a tower that is not SigLIP."""
-    fields.expect("model_type", "siglip_vision_model", "only SigLIP towers are implemented")
+    reason = "only towers of one fixed size are implemented, SigLIP's and SigLIP 2's alike, and not NaFlex"
+    fields.expect("model_type", "siglip_vision_model", reason)
     fields.expect("hidden_act", "gelu_pytorch_tanh", "only the tanh GELU is implemented in the vision tower")
     fields.expect("num_channels", 3, "pictures are RGB")
 

@@ -35,7 +35,10 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """The Qwen2 language model: q, k and v with bias, o and MLP without, SiLU, plain rotary positions."""
+    """The Qwen2 or Qwen3 language model: SiLU, plain rotary positions, o and MLP without bias.
+
+    `qkv_bias`: q, k and v have one (Qwen2). `qk_norm`: each head of q and of k is normalized before it turns (Qwen3).
+    """
 
     hidden_size: int
     num_hidden_layers: int
@@ -48,6 +51,8 @@ class TextConfig:
     rope_theta: float
     max_position_embeddings: int
     tie_word_embeddings: bool
+    qkv_bias: bool = True
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True)

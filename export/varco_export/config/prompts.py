@@ -14,16 +14,17 @@ template takes is found by rendering: a list of parts if the picture and the tex
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from varco_export.config.generation_file import read_generation
+from varco_export.config.media import find_media
 from varco_export.config.model_config import ModelConfig
 from varco_export.config.tokenizer_file import make_tokenizer_json, named_tokens
 from varco_export.reading.json_file import MAX_SETTINGS_BYTES, is_there, read_json, read_text
-from varco_runtime.bundle.settings import GenerationSettings, PromptSettings
+from varco_runtime.bundle.settings import NO_MEDIA_FACTS, GenerationSettings, MediaSettings, PromptSettings
 from varco_runtime.errors import BundleError, CheckpointError, PromptError
 from varco_runtime.markup.regions import MARKUP_TOKENS
 from varco_runtime.prompt.chat_template import ChatTemplate
@@ -51,6 +52,7 @@ class PromptAssets:
         chat_template: The text of the chat template.
         prompt: How pictures and markup stand in a prompt.
         generation: What ends an answer, and how it is drawn.
+        media: What it takes beside one picture.
         notes: What the checkpoint asks for and is not applied, a sentence each.
     """
 
@@ -58,6 +60,7 @@ class PromptAssets:
     chat_template: str
     prompt: PromptSettings
     generation: GenerationSettings
+    media: MediaSettings = NO_MEDIA_FACTS
     notes: tuple[str, ...] = ()
 
 
@@ -69,6 +72,7 @@ def prompts_of(folder: Path, config: ModelConfig) -> PromptAssets:
         image_token_id=config.image_token_id,
         eos_token_id=config.eos_token_id,
         vocab_size=config.text.vocab_size,
+        raw=config.raw,
     )
 
 
@@ -79,6 +83,7 @@ def load_prompts(
     image_token_id: int | None,
     eos_token_id: int | tuple[int, ...] | None,
     vocab_size: int | None = None,
+    raw: Mapping[str, Any] | None = None,
 ) -> PromptAssets:
     """Read a checkpoint's prompt files.
 
@@ -88,6 +93,7 @@ def load_prompts(
         image_token_id: The id that config.json names.
         eos_token_id: The id or ids that config.json names.
         vocab_size: Rows of the embedding table; with it, ids beyond it are refused.
+        raw: config.json; with it, what the checkpoint takes beside one picture is found.
 
     Raises:
         CheckpointError: A file is missing, malformed, or contradicts another.
@@ -117,7 +123,10 @@ def load_prompts(
     if eos_token_id is None or eos_token_id == ():
         eos_token_id = tokenizer.added_token_ids.get(named.get("eos_token", ""))
     generation, notes = read_generation(folder, eos_token_id, penalise_prompt=family == "hf")
-    return PromptAssets(tokenizer_json, chat_template, prompt, generation, notes)
+    media = NO_MEDIA_FACTS
+    if raw is not None:
+        media = find_media(folder, family, raw, prompt, _parsed(chat_template), tokenizer)
+    return PromptAssets(tokenizer_json, chat_template, prompt, generation, media, notes)
 
 
 # --- prompt -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Differences from the CPU's form, each for a condition of the provider (onnxrunti
 - Floats that the host fills are fp32: a cast on the device is cheaper than one on the host, and numpy has no bf16.
 - A node costs a launch, which a step of one token feels: gate and up are products of their own, as a Split of one is a
   node and moves a prompt's widest activations once more, and one node multiplies them (`multiply_gate`).
+- GroupQueryAttention normalizes the heads of q and k itself, which the CPU's kernel refuses.
 - Symmetric integers go in blocks of 32, which `fpA_intB` takes; FP8 is `MatMulBlockQuantizedFp8Weight`.
 """
 
@@ -23,6 +24,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from varco_export.dialects.dialect import HeadNorms
 from varco_export.dialects.fp8 import round_to_fp8, slabs
 from varco_export.dialects.largest import block_width, infinite_for_nan, infinity, largest
 from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Linear, Part
@@ -38,6 +40,9 @@ TIE_STEP = 2.0**-44
 of at least 1/8 can differ by, for up to 2^18 tokens."""
 
 
+_UNUSED = ("",) * 5
+"""GroupQueryAttention's inputs between the rotary tables and the norms' weights (14 and 15): positions, an added mask,
+a sink, and scales of a quantized cache."""
 GATE_GROUP, LEAST_GATE_GROUP = 512, 64
 """Features of whose ups `multiply_gate` lets a norm be taken, and the fewest."""
 
@@ -103,6 +108,13 @@ class CudaDialect(OnnxRuntimeDialect):
         token = graph.node("Where", [graph.node("Less", [best, infinity(graph, np.float64)]), token, none])
         graph.node("Reshape", [token, graph.ints(0, -1)], output="next_token")
         graph.output("next_token", "int64", [BATCH, "num_logits"])
+
+    def cached_attention(self, qkv: str, layer: int, norms: HeadNorms | None = None) -> str:
+        packed = [qkv, "", ""]
+        if norms is None:
+            return self._attend(packed, layer)
+        weights = [self.vector(norms.query), self.vector(norms.key)]
+        return self._attend(packed, layer, [*_UNUSED, *weights], qk_norm_epsilon=norms.epsilon)
 
     # -- without cuDNN ----------------------------------------------------------------------------------------------
 

@@ -29,6 +29,15 @@ class AttentionHeads:
     head_dim: int
 
 
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMS norms of each head of q and of k, before they turn: weights `[head_dim]`, the same for all heads."""
+
+    query: Tensor
+    key: Tensor
+    epsilon: float
+
+
 class Dialect(ABC):
     """Base of the dialects: what a network may be made of, and the form of it that all providers share.
 
@@ -166,7 +175,7 @@ class Dialect(ABC):
 
         Past and present are separate values of the graph; the runtime binds both to the same memory.
         """
-        graph, dtype = self.graph, self.precision.compute
+        graph, dtype = self.graph, self.precision.cache or self.precision.compute
         shape: Shape = [BATCH, heads.num_key_value_heads, length, heads.head_dim]
         for layer in range(heads.num_layers):
             for kind in ("key", "value"):
@@ -177,10 +186,19 @@ class Dialect(ABC):
         self._heads = heads
 
     @abstractmethod
-    def cached_attention(self, qkv: str, layer: int) -> str:
+    def cached_attention(self, qkv: str, layer: int, norms: HeadNorms | None = None) -> str:
         """Return causal attention to the cache so far, after rotating q and k and appending k and v to the layer's
-        cache.
+        cache. `norms` come before the rotation.
         """
+
+    def _split_heads(self, qkv: str) -> tuple[str, str, str]:
+        """Return q, k and v, `[1, S, heads * head_dim]`, of the linear that makes all three."""
+        graph, heads = self.graph, self._heads
+        q, k, v = (graph.value(part) for part in "qkv")
+        widths = [heads.num_attention_heads, heads.num_key_value_heads, heads.num_key_value_heads]
+        sizes = graph.ints(*(number * heads.head_dim for number in widths))
+        graph.multi_node("Split", [qkv, sizes], [q, k, v], axis=-1)
+        return q, k, v
 
     @abstractmethod
     def last_tokens(self, x: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from varco_export.dialects.dialect import AttentionHeads, Dialect
+from varco_export.dialects.dialect import AttentionHeads, Dialect, HeadNorms
 from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part, quantize_rows
 from varco_export.dialects.row_product import RowProduct
 from varco_export.precision import QUANTIZED_BITS, Precision
@@ -245,20 +245,42 @@ class OnnxRuntimeDialect(Dialect):
         self.graph.input("total_sequence_length", "int32", [])
         self._declare_caches(heads, "max_context", cos_sin)  # of any length: the graph names none
 
-    def cached_attention(self, qkv: str, layer: int) -> str:
+    def cached_attention(self, qkv: str, layer: int, norms: HeadNorms | None = None) -> str:
+        inputs = [qkv, "", ""]
+        if norms is not None:
+            q, k, v = self._split_heads(qkv)
+            inputs = [self._norm_heads(q, norms.query, norms.epsilon), self._norm_heads(k, norms.key, norms.epsilon), v]
+        return self._attend(inputs, layer)
+
+    def _norm_heads(self, x: str, weight: Tensor, epsilon: float) -> str:
+        """Return x `[1, S, heads * head_dim]` with each head normalized."""
+        graph = self.graph
+        heads = graph.node("Reshape", [x, graph.ints(0, 0, -1, self._heads.head_dim)])  # [1, S, heads, head_dim]
+        normed = graph.node("SimplifiedLayerNormalization", [heads, self.vector(weight)], axis=-1, epsilon=epsilon)
+        return graph.node("Reshape", [normed, graph.ints(0, 0, -1)])
+
+    def _attend(self, qkv: list[str], layer: int, more: Sequence[str] = (), **attributes: float) -> str:
+        """Return GroupQueryAttention on q, k and v, or all three in one and two empty names.
+
+        `more`: its inputs behind the rotary tables; `attributes`: others than the numbers of heads.
+        """
+        cache = self.precision.cache
+        if cache is not None:  # attention is in the type of its cache
+            qkv = [self.graph.node("Cast", [x], to=DTYPES[cache][0]) if x else "" for x in qkv]
         past = [f"past.{layer}.key", f"past.{layer}.value"]
         lengths = ["seqlens_k", "total_sequence_length"]
         output = self.graph.value("attention")
         self.graph.multi_node(
             "GroupQueryAttention",
-            [qkv, "", "", *past, *lengths, "cos_cache", "sin_cache"],
+            [*qkv, *past, *lengths, "cos_cache", "sin_cache", *more],
             [output, f"present.{layer}.key", f"present.{layer}.value"],
             domain=MICROSOFT,
             num_heads=self._heads.num_attention_heads,
             kv_num_heads=self._heads.num_key_value_heads,
             do_rotary=1,
+            **attributes,
         )
-        return output
+        return output if cache is None else self.graph.node("Cast", [output], to=DTYPES[self.precision.compute][0])
 
     def last_tokens(self, x: str) -> str:
         count = self.graph.input("num_logits", "int64", [1])

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import ml_dtypes
 import numpy as np
 
-from varco_export.dialects.dialect import AttentionHeads, Dialect
+from varco_export.dialects.dialect import AttentionHeads, Dialect, HeadNorms
 from varco_export.dialects.fp8 import FP8_MAX, SMALLEST_SCALE, round_to_fp8, slabs
 from varco_export.dialects.linear import FloatPart, Fp8Part, IntegerPart, Part
 from varco_export.precision import QUANTIZED_BITS, Precision
@@ -199,14 +199,18 @@ class TensorRtDialect(Dialect):
         # A slice's length must come from a tensor of static shape [1]: this one does.
         self._total = graph.node("Shape", ["attention_mask"], start=3, end=4)
 
-    def cached_attention(self, qkv: str, layer: int) -> str:
-        graph, heads = self.graph, self._heads
-        num_heads, num_kv, dim = heads.num_attention_heads, heads.num_key_value_heads, heads.head_dim
-        q, k, v = (graph.value(part) for part in "qkv")
-        graph.multi_node("Split", [qkv, graph.ints(num_heads * dim, num_kv * dim, num_kv * dim)], [q, k, v], axis=-1)
+    def cached_attention(self, qkv: str, layer: int, norms: HeadNorms | None = None) -> str:
+        graph, num_kv = self.graph, self._heads.num_key_value_heads
+        q, k, v = self._split_heads(qkv)
+        q = self._to_heads(q, self._heads.num_attention_heads)
+        if norms is not None:
+            q = self.rms_norm(q, norms.query, norms.epsilon)
         rotary = ["cos_cache", "sin_cache", "position_ids"]
-        q = graph.node("RotaryEmbedding", [self._to_heads(q, num_heads), *rotary])
-        k = graph.node("RotaryEmbedding", [self._to_heads(k, num_kv), *rotary])
+        q = graph.node("RotaryEmbedding", [q, *rotary])
+        k = self._to_heads(k, num_kv)
+        if norms is not None:
+            k = self.rms_norm(k, norms.key, norms.epsilon)
+        k = graph.node("RotaryEmbedding", [k, *rotary])
         keys = self._scatter(k, f"{layer}.key")
         values = self._scatter(self._to_heads(v, num_kv), f"{layer}.value")
         return self._from_heads(graph.node("Attention", [q, keys, values, "attention_mask"]))

@@ -1,6 +1,8 @@
-"""The Qwen2 language model, in the order of its forward pass.
+"""The Qwen2 or Qwen3 language model, in the order of its forward pass.
 
-Source: transformers `models/qwen2/modeling_qwen2.py`. Query, key and value share one linear, and so do gate and up.
+Source: transformers `models/qwen2/modeling_qwen2.py` and `models/qwen3/modeling_qwen3.py`, which differ in attention
+alone: Qwen2's q, k and v have a bias, Qwen3's heads of q and k a norm in front of the rotary positions. Query, key and
+value share one linear, and so do gate and up.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
-from varco_export.dialects.dialect import AttentionHeads, Dialect
+from varco_export.dialects.dialect import AttentionHeads, Dialect, HeadNorms
 from varco_export.dialects.linear import Linear, fold_order
 from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.dtypes import Array
@@ -45,9 +47,13 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
         qkv = Linear(
             f"{attention}.qkv_proj",
             tuple(weight(f"{attention}.{part}_proj") for part in "qkv"),
-            tuple(tensor(f"{attention}.{part}_proj.bias") for part in "qkv"),
+            tuple(tensor(f"{attention}.{part}_proj.bias") for part in "qkv") if config.qkv_bias else (),
         )
-        h = ops.cached_attention(ops.linear(h, qkv), index)
+        norms = None
+        if config.qk_norm:
+            query, key = (tensor(f"{attention}.{part}_norm.weight") for part in "qk")
+            norms = HeadNorms(query, key, config.rms_norm_eps)
+        h = ops.cached_attention(ops.linear(h, qkv), index, norms)
         h = ops.linear(h, Linear(f"{attention}.o_proj", (weight(f"{attention}.o_proj"),)))
 
         norm = tensor(f"{layer}.post_attention_layernorm.weight")

@@ -13,9 +13,11 @@ import numpy as np
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import prompts_of
+from varco_export.config.tiling import MAX_GRID_TILES, preset_tiling
 from varco_export.writing.graph import DTYPES
 from varco_runtime.bundle.graph_nodes import epsilons
-from varco_runtime.bundle.manifest import Manifest
+from varco_runtime.bundle.manifest import Embedding, Manifest
+from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.probes.facts import settings_facts, text_facts
 
 
@@ -32,10 +34,10 @@ def checkpoint_facts(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -
     """
     config = checkpoint.config
     assets = prompts_of(checkpoint.folder, config)
-    facts = settings_facts(config.image, assets.prompt, assets.generation)
+    facts = settings_facts(_tiling(config.image, manifest.image), assets.prompt, assets.generation, assets.media)
     facts |= text_facts(assets.tokenizer_json, assets.chat_template)
     if manifest.embedding is not None:
-        facts["embedding"] = _rows_sha256(checkpoint, manifest.embedding.dtype)
+        facts["embedding"] = _rows_sha256(checkpoint, manifest.embedding)
     norms = (manifest.vision, config.vision.layer_norm_eps), (manifest.decoder, config.text.rms_norm_eps)
     for component, epsilon in norms:
         if epsilons((folder / component.file).read_bytes()):
@@ -43,10 +45,18 @@ def checkpoint_facts(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -
     return facts
 
 
-def _rows_sha256(checkpoint: Checkpoint, dtype: str) -> str:
-    """Of the token rows and the newline behind them, as a bundle holds them for the host."""
+def _tiling(own: ImageSettings, exported: ImageSettings) -> ImageSettings:
+    """Return the checkpoint's own tiling, or the preset that the bundle was exported with in its place."""
+    preset = exported.max_grid_tiles
+    chosen = preset in MAX_GRID_TILES and preset != own.max_grid_tiles
+    return preset_tiling(own, preset) if chosen and preset is not None else own
+
+
+def _rows_sha256(checkpoint: Checkpoint, embedding: Embedding) -> str:
+    """Of the token rows, unless they are the head's, and the newline behind them, as a bundle holds them."""
     digest = hashlib.sha256()
-    for name in ("language_model.embed_tokens.weight", "image_newline"):
+    rows = ["language_model.embed_tokens.weight"] if embedding.head_rows is None else []
+    for name in (*rows, "image_newline"):
         for block in checkpoint.tensor(name).blocks():
-            digest.update(np.ascontiguousarray(block, dtype=DTYPES[dtype][1]).view(np.uint8).reshape(-1).data)
+            digest.update(np.ascontiguousarray(block, dtype=DTYPES[embedding.dtype][1]).view(np.uint8).reshape(-1).data)
     return digest.hexdigest()

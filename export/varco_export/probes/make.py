@@ -20,8 +20,8 @@ from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.probes.checkpoint_facts import checkpoint_facts
 from varco_export.probes.formats import LinearFormat
 from varco_export.probes.held_formats import coarsest, linear_formats, vision_formats
-from varco_export.probes.questions import Drawn, Question, draw_pictures, encode_answer, questions
-from varco_export.probes.reference_pass import HEAD, Advance, Logits, ReferencePass, Sequence
+from varco_export.probes.questions import Drawn, Question, draw_media, encode_answer, questions
+from varco_export.probes.reference_pass import HEAD, ROWS, Advance, Logits, ReferencePass, Sequence
 from varco_export.progress import SILENT, Progress
 from varco_export.writing.hashed_file import HashedFile
 from varco_runtime.bundle.manifest import FileFacts, Manifest
@@ -29,13 +29,15 @@ from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import CheckpointError, ExportError
 from varco_runtime.picture.loading import load_picture
-from varco_runtime.picture.packing import num_image_tokens, pack, packing_plan
-from varco_runtime.picture.tiles import normalize, tile
+from varco_runtime.picture.media import Medium
+from varco_runtime.picture.packing import media_plan, num_medium_tokens, pack
+from varco_runtime.picture.tiles import media_tiles, normalize
 from varco_runtime.probes.digest import digest, newline_digest
 from varco_runtime.probes.file import MAX_BYTES, NUM_TOP, Noise, Probe, ProbePicture, Probes, kept_ids, to_json
 from varco_runtime.probes.grade import AS_EXPORTED
-from varco_runtime.probes.replay import Scored, divergence, logit_error
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.probes.media import probe_message, shown_media
+from varco_runtime.probes.replay import Scored, divergence, logit_error, placeholder_ids
+from varco_runtime.prompt.prompter import Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 PROBES_BELOW_PARAMETERS = 10**9
@@ -112,14 +114,14 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
     """Draw, ask and answer; None where the context holds no probe. `folder` holds the bundle's other files."""
     tokenizer = Tokenizer.from_json((folder / manifest.tokenizer).read_text(encoding="utf-8"))
     template = (folder / manifest.chat_template).read_text(encoding="utf-8")
-    prompter = Prompter(template, manifest.prompt, tokenizer)
-    drawn = draw_pictures(manifest.image.tile_px)
-    counts = [num_image_tokens(one.image.size[::-1], manifest.image) for one in drawn]
+    prompter = Prompter(template, manifest.prompt, tokenizer, manifest.media_facts)
+    drawn = draw_media(manifest.image.tile_px, manifest.media_facts)
+    shown = [shown_media(load_picture(one.image), one.shows, one.count, manifest.image) for one in drawn]
     asked = []
     for question in questions(drawn):
-        num_tokens = 0 if question.picture is None else counts[question.picture]
-        message = Message("user", question.prompt, image=question.picture is not None)
-        prompt_ids = prompter.encode([message], num_tokens)
+        media = () if question.picture is None else shown[question.picture]
+        counts = [num_medium_tokens(medium, manifest.image) for medium in media]
+        prompt_ids = prompter.encode_media([probe_message(question.prompt, media)], counts).ids
         answer_ids = [*encode_answer(question.answer, tokenizer), manifest.generation.eos_token_ids[0]]
         ids = np.array(prompt_ids + answer_ids[:MAX_ANSWER_TOKENS], np.int32)
         if len(ids) <= manifest.max_context:
@@ -129,18 +131,12 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
 
     seen = vision_formats(folder, manifest)
     formats = linear_formats(checkpoint, folder / manifest.decoder.file)
+    if manifest.embedding is not None and manifest.embedding.head_rows is not None:
+        formats[ROWS] = dataclasses.replace(formats[HEAD], activations="float")
     reference = ReferencePass(checkpoint, seen | formats)
     with np.errstate(all="ignore"):  # what comes out is checked
-        pictures, tokens = _encode_pictures(reference, drawn, manifest, advance)
-        sequences = [
-            # All but the last token: nothing is asked after it.
-            Sequence(ids[:-1], None, num_answer)
-            if question.picture is None
-            else Sequence(
-                ids[:-1], tokens[question.picture]["exact"], num_answer, tokens[question.picture].get("built")
-            )
-            for question, ids, num_answer in asked
-        ]
+        pictures, tokens = _encode_pictures(reference, drawn, shown, manifest, advance)
+        sequences = [_sequence(question, ids, num_answer, tokens, manifest) for question, ids, num_answer in asked]
         heads = _other_heads(formats.get(HEAD), manifest.decoder.compute)
         logits = reference.logits(sequences, manifest.prompt.image_token_id, advance, heads)
     for one, streams in zip(drawn, tokens, strict=True):
@@ -159,20 +155,38 @@ def make_probes(checkpoint: Checkpoint, folder: Path, manifest: Manifest, advanc
     )
 
 
+def _sequence(
+    question: Question, ids: Array, num_answer: int, tokens: list[dict[str, Array]], manifest: Manifest
+) -> Sequence:
+    """Return all but the last token of a probe, after which nothing is asked, with the rows of what it shows."""
+    if question.picture is None:
+        return Sequence(ids[:-1], None, num_answer)
+    mine = tokens[question.picture]
+    return Sequence(_one_placeholder(ids[:-1], manifest), mine["exact"], num_answer, mine.get("built"))
+
+
+def _one_placeholder(ids: Array, manifest: Manifest) -> Array:
+    """Return ids in which the image token stands for videos too, as the reference takes them."""
+    return np.where(np.isin(ids, placeholder_ids(manifest)), np.int32(manifest.prompt.image_token_id), ids)
+
+
 def _encode_pictures(
-    reference: ReferencePass, drawn: list[Drawn], manifest: Manifest, advance: Advance
+    reference: ReferencePass,
+    drawn: list[Drawn],
+    shown: list[tuple[Medium, ...]],
+    manifest: Manifest,
+    advance: Advance,
 ) -> tuple[list[ProbePicture], list[dict[str, Array]]]:
     """Digests of what a bundle's networks should make of each picture, and its image tokens. All tiles go together."""
-    seen = [load_picture(one.image) for one in drawn]
-    tiles = [normalize(tile(picture, manifest.image), manifest.image) for picture in seen]
+    tiles = [normalize(media_tiles(media, manifest.image), manifest.image) for media in shown]
     patches = reference.patch_features(np.concatenate(tiles), advance)
     features = reference.image_features(patches)
     newline, stream = reference.newline(), "built" if "built" in features else "exact"
     pictures, all_tokens, start = [], [], 0
-    for one, picture, pixels in zip(drawn, seen, tiles, strict=True):
+    for one, media, pixels in zip(drawn, shown, tiles, strict=True):
         mine = slice(start, start + len(pixels))
         start = mine.stop
-        plan = packing_plan(picture.size_hw, manifest.image)
+        plan = media_plan(media, manifest.image)
         tokens = {name: pack(value[mine], newline, plan) for name, value in features.items()}
         png = io.BytesIO()
         one.image.save(png, "PNG", optimize=True)
@@ -180,7 +194,16 @@ def _encode_pictures(
         vision, projector = (digest(value[mine].reshape(-1, value.shape[-1])) for value in given)
         own = tokens[stream]
         pictures.append(
-            ProbePicture(one.name, png.getvalue(), vision, projector, digest(own), newline_digest(own, plan))
+            ProbePicture(
+                one.name,
+                png.getvalue(),
+                vision,
+                projector,
+                digest(own),
+                newline_digest(own, plan),
+                one.shows,
+                one.count,
+            )
         )
         all_tokens.append(tokens)
     return pictures, all_tokens

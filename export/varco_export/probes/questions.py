@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from varco_runtime.bundle.settings import MediaSettings
 from varco_runtime.markup.questions import ground_prompt
 from varco_runtime.markup.regions import MARKUP_TOKENS, Box, Parsed, Region
 from varco_runtime.markup.writer import render
@@ -30,11 +31,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture, and where its things are."""
+    """A picture, and where its things are. `shows` and `count`: what it is seen as, of `probes.file.ProbePicture`."""
 
     name: str
     image: Image.Image
     regions: tuple[Region, ...]
+    shows: str = "picture"
+    count: int = 1
 
 
 def draw_pictures(tile_px: int) -> list[Drawn]:
@@ -50,6 +53,16 @@ def draw_pictures(tile_px: int) -> list[Drawn]:
     pen = ImageDraw.Draw(image)
     regions = [*_draw_shapes(pen, width, height), *_draw_words(pen, width, height)]
     return [Drawn("shapes and words", image, tuple(regions))]
+
+
+def draw_media(tile_px: int, facts: MediaSettings) -> list[Drawn]:
+    """The picture by itself and, where the checkpoint takes that, as two pictures and as a video of two frames."""
+    one, *_ = drawn = draw_pictures(tile_px)
+    if facts.max_images != 1:
+        drawn.append(dataclasses.replace(one, name="shapes, words", shows="pictures", count=2))
+    if facts.video_token is not None:
+        drawn.append(dataclasses.replace(one, name="shapes, then words", shows="video", count=2))
+    return drawn
 
 
 def _draw_shapes(pen: ImageDraw.ImageDraw, width: int, height: int) -> Iterator[Region]:
@@ -80,7 +93,19 @@ def questions(drawn: list[Drawn]) -> list[Question]:
         "대한민국의 수도는 어디인가요? Answer in one sentence.",
         "대한민국의 수도는 서울입니다. Seoul lies on the Han River, and 9 million people live there.",
     )
-    return [chat, *(_ground(index, one) for index, one in enumerate(drawn))]
+    return [chat, *(_QUESTIONS[one.shows](index, one) for index, one in enumerate(drawn))]
+
+
+def _compare(picture: int, drawn: Drawn) -> Question:
+    """What two pictures have in common."""
+    answer = "The first picture shows a circle, a square and a bar; the second one shows words. They share nothing."
+    return Question("compare", picture, "Compare the two pictures.", answer)
+
+
+def _watch(picture: int, drawn: Drawn) -> Question:
+    """What happens in a video."""
+    answer = "First there are a circle, a square and a bar, and then there are the words EXIT 24, MENU and OPEN."
+    return Question("video", picture, "What happens in the video?", answer)
 
 
 def _ground(picture: int, drawn: Drawn) -> Question:
@@ -104,3 +129,7 @@ def encode_answer(text: str, tokenizer: Tokenizer) -> list[int]:
         known = tokenizer.added_token_ids.get(piece)
         ids += [known] if known is not None else tokenizer.encode_plain(piece) if piece else []
     return ids
+
+
+_QUESTIONS = {"picture": _ground, "pictures": _compare, "video": _watch}
+"""By what a picture is seen as."""

@@ -3,7 +3,8 @@
 This is a second description of the network, on purpose. The probes that come out of it judge the exporter's graphs; a
 reference made from the same description (`vision.py`, `decoder.py`) would repeat its mistakes and confirm them. What
 it shares with the rest is reading tensors and the runtime's tiles and packing plan, which transformers checks in tests,
-as it checks this file. Source: transformers `modeling_siglip.py`, `modeling_llava_onevision.py`, `modeling_qwen2.py`.
+as it checks this file. Source: transformers `modeling_siglip.py`, `modeling_llava_onevision.py`, `modeling_qwen2.py`,
+`modeling_qwen3.py`.
 
 All sequences go through a layer together, so that every weight is read, and rounded, once for all streams of
 activations. There are up to four:
@@ -37,6 +38,8 @@ from varco_runtime.probes.file import DISTURBANCE
 
 VISION, PROJECTOR, HEAD = "vision_tower.", "multi_modal_projector", "lm_head"
 """How the names of the linears of a network begin."""
+ROWS = "language_model.embed_tokens"
+"""The token rows, where they are rounded."""
 BLOCK_BYTES = 8 << 20
 """Of a weight at a time, as stored."""
 
@@ -160,7 +163,8 @@ class ReferencePass:
         decoder = [one for name, one in self._formats.items() if not name.startswith((VISION, PROJECTOR))]
         if sees or any(one.rounds_weight or one.cuts_off for one in decoder):
             tokens = [one.image_tokens if one.built_tokens is None else one.built_tokens for one in sequences]
-            given = [self._embed(one.ids, own, image_token_id) for one, own in zip(sequences, tokens, strict=True)]
+            pairs, rounding = zip(sequences, tokens, strict=True), self._formats.get(ROWS)
+            given = [self._embed(one.ids, own, image_token_id, rounding) for one, own in pairs]
             streams["built"] = np.concatenate(given)
         start = streams.get("built", x)
         if any(one.activations != "float" for one in decoder):
@@ -187,12 +191,16 @@ class ReferencePass:
             for index in range(len(sequences))
         ]
 
-    def _embed(self, ids: Array, image_tokens: Array | None, image_token_id: int) -> Array:
+    def _embed(
+        self, ids: Array, image_tokens: Array | None, image_token_id: int, format: LinearFormat | None = None
+    ) -> Array:
         table = self._checkpoint.tensor("language_model.embed_tokens.weight")
         rows = np.empty((len(ids), table.shape[1]), np.float32)
         is_image = ids == image_token_id
         for token in np.unique(ids[~is_image]):
             rows[ids == token] = table.rows(int(token), int(token) + 1)
+        if format is not None:
+            rows = format.weight(rows)
         if image_tokens is not None:
             rows[is_image] = image_tokens
         return rows
@@ -205,9 +213,15 @@ class ReferencePass:
         projected = {}
         for part in "qkv":
             projected[part] = self._linears(normed, f"{layer}.self_attn.{part}_proj")
-            bias = self._vector(f"{layer}.self_attn.{part}_proj.bias")
-            for y in projected[part].values():
-                y += bias
+            if config.qkv_bias:
+                bias = self._vector(f"{layer}.self_attn.{part}_proj.bias")
+                for y in projected[part].values():
+                    y += bias
+            if config.qk_norm and part != "v":
+                norm = self._vector(f"{layer}.self_attn.{part}_norm.weight")
+                for y in projected[part].values():
+                    heads = y.reshape(len(y), -1, config.head_dim)
+                    heads[:] = rms_norm(heads, norm, config.rms_norm_eps)
         attended = {}
         for name in streams:
             q, k, v = (projected[part].pop(name) for part in "qkv")

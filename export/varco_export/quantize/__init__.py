@@ -1,24 +1,30 @@
-"""`varco quantize`: a checkpoint becomes a GPTQ or FP8 checkpoint in the compressed-tensors format.
+"""`varco quantize`: a checkpoint becomes a GPTQ or FP8 checkpoint in the compressed-tensors format, or a rotated one.
 
-    calibration -> inputs_embeds -> [layer: measure -> quantize -> save -> run on] x N -> the rest -> OUT
+    (rotated) -> calibration -> inputs_embeds -> [layer: measure -> quantize -> save -> run on] x N -> head -> OUT
 
-The arithmetic is llm-compressor's (Hessians, GPTQ, scales, packing); the loop is this folder's, because it has to hold
-one decoder layer at a time, calibrate with pictures through the project's own preprocessing, and survive a kill:
+The format is compressed-tensors'; the loop holds one decoder layer at a time, calibrates with pictures through the
+project's own preprocessing, and survives a kill:
 
-    options.py       what is asked for                      calibration.py   FOLDER -> samples -> token ids
+    options.py       what is asked for                      run.py           one run, and what it holds out
+    hadamard.py      orthogonal matrices in factors         rotated.py       a checkpoint turned as it is read
+    calibration.py   FOLDER -> samples -> token ids         drawn.py         the same without a folder; texts.py
     pictures.py      pictures -> image tokens               embeddings.py    samples -> inputs_embeds
-    activations.py   every sample's hidden states, on disk  layer.py         one Qwen2 decoder layer from the checkpoint
-    linear.py        one linear: Hessian, GPTQ, packing     scheme.py        the names of all this in compressed-tensors
-    shard.py         safetensors, written as it is produced work.py          the folder that a killed run continues from
-    asset.py         config.json and the other small files  quantizer.py     the one file that knows all stages
+    activations.py   every sample's hidden states, on disk  layer.py         one decoder layer from the checkpoint
+    layers.py        layer by layer                         linear.py        one linear: Hessian, rounding, packing
+    feedback.py      GPTQ                                   grid.py          numbers to round to, and their scales
+    head.py          last norm, head, KL of the whole       scheme.py        the names of all this in compressed-tensors
+    rest.py          what is no layer; the index            shard.py         safetensors, written as it is produced
+    work.py          the folder a killed run goes on from   report.py        quantization.json
+    asset.py         config.json and other small files      quantizer.py     the one file that knows all stages
 
 A layer is measured with the outputs of the quantized layers before it, and itself unquantized, as llm-compressor's
-sequential pipeline does. Activations are kept on disk in fp32 and read one sample at a time.
+sequential pipeline does. Activations are kept on disk in fp32 and read one sample at a time; those of the samples held
+out also as the original's layers give them.
 
 Memory, for L parameters in a decoder layer, hidden width h, MLP width m and at most S tokens in a sample, in floats of
-4 bytes: L (the layer) plus the larger of 3 h^2 + 2 m^2 + 4 S m (measuring) and 3 m^2 + 2 h m (quantizing down_proj);
-before the first layer the vision tower instead; and some 0.8 GB of libraries and their buffers. A 14B and the largest
-picture: 4.9 GB and that. Disk: the result, and 2 T h floats for T calibration tokens.
+4 bytes: L (the layer) plus the larger of 3 h^2 + m^2 + 4 S m (measuring) and 3 m^2 + 2 h m (quantizing down_proj; or
+2 m^2 + 5 h m); before the first layer the vision tower instead; and some 0.8 GB of libraries and buffers. A 14B and
+the largest picture: 4.9 GB and that. Disk: the result, and 2 T h floats for T calibration tokens.
 
 Nothing here imports llm-compressor before it is needed; torch is imported by whatever computes.
 """

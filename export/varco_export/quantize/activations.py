@@ -21,13 +21,14 @@ def write_activations(path: Path, samples: Iterable[Array]) -> None:
     sync(path.parent)  # before what it replaces is removed
 
 
-def read_activations(path: Path, lengths: Sequence[int], width: int) -> Iterator[Array]:
+def read_activations(path: Path, lengths: Sequence[int], width: int, some: slice = slice(None)) -> Iterator[Array]:
     """Yield the samples of a file that `write_activations` wrote.
 
     Args:
         path: The file.
         lengths: Tokens of each sample, S.
         width: Features of a token, D.
+        some: Which of the samples, a run of them; all by default.
 
     Raises:
         ExportError: The file has another size.
@@ -38,6 +39,8 @@ def read_activations(path: Path, lengths: Sequence[int], width: int) -> Iterator
             f"{path} has {path.stat().st_size} bytes, expected {expected_bytes}. Remove the folder {path.parent} and "
             "start again."
         )
+    first, last, _ = some.indices(len(lengths))
     with path.open("rb") as file:
-        for length in lengths:
+        file.seek(sum(lengths[:first]) * width * 4)
+        for length in lengths[first:last]:
             yield np.fromfile(file, np.float32, length * width).reshape(length, width)

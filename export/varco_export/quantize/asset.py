@@ -32,7 +32,7 @@ def write_assets(
     checkpoint: Checkpoint,
     prompts: PromptAssets,
     options: QuantizeOptions,
-    quantization_config: dict[str, Any],
+    quantization_config: dict[str, Any] | None,
     calibration: str,
 ) -> None:
     """Write everything but the weights and their index.
@@ -42,7 +42,7 @@ def write_assets(
         checkpoint: The original.
         prompts: Its tokenizer, template and settings.
         options: How it was quantized.
-        quantization_config: The entry of that name in config.json.
+        quantization_config: The entry of that name in config.json; None for a plain checkpoint.
         calibration: A sentence about what it was calibrated with, or nothing.
     """
     _copy(checkpoint.folder, folder)
@@ -50,7 +50,8 @@ def write_assets(
         config = dict(checkpoint.config.raw)
     else:
         config = _to_transformers(folder, checkpoint, prompts)
-    config["quantization_config"] = quantization_config
+    if quantization_config is not None:
+        config["quantization_config"] = quantization_config
     write_json(folder / "config.json", config)
     readme = read_head(checkpoint.folder / "README.md", MAX_SETTINGS_BYTES)
     (folder / "README.md").write_text(_annotated(readme, checkpoint, options, calibration), encoding="utf-8")
@@ -174,16 +175,37 @@ def _annotated(readme: str, checkpoint: Checkpoint, options: QuantizeOptions, ca
     front = re.match(r"\ufeff?---\r?\n.*?\r?\n---\r?\n", readme, re.DOTALL)
     head = front[0] if front else f"---\nlicense: {checkpoint.provenance['license']}\n---\n"
     body = readme[front.end() :] if front else readme
-    scale = "a scale per row" if options.columns_per_scale is None else f"groups of {options.columns_per_scale}"
-    names = {
-        "gptq": f"GPTQ, {options.num_bits} bits, {scale}, symmetric",
-        "rtn": f"rounding to the nearest, {options.num_bits} bits, {scale}, symmetric",
-        "fp8": f"FP8 (E4M3) weights with {scale}, activations in FP8 with a scale per token as they come",
-    }
+    what = "Rotated" if options.method == "none" else "Quantised"
     note = (
-        f"\n> **Quantised** by varco-edge {__version__} from `{checkpoint.provenance['source']}`: "
-        f"{names[options.method]}, compressed-tensors `{options.format}`.{calibration} The language model's linears "
-        "are quantised; vision tower, projector, embedding and output head are as they were. The licence of the "
-        "original applies.\n\n"
+        f"\n> **{what}** by varco-edge {__version__} from `{checkpoint.provenance['source']}`: {_how(options)}."
+        f"{calibration} {_touched(options)} The licence of the original applies.\n\n"
     )
     return head + note + body.lstrip("\r\n")
+
+
+def _how(options: QuantizeOptions) -> str:
+    """Return what was done, for people."""
+    scale = "a scale per row" if options.columns_per_scale is None else f"groups of {options.columns_per_scale}"
+    kind = "symmetric" if options.symmetric else "with zero points"
+    names = {
+        "gptq": f"GPTQ, {options.num_bits} bits, {scale}, {kind}, compressed-tensors `{options.format}`",
+        "rtn": f"rounding to the nearest, {options.num_bits} bits, {scale}, {kind}, compressed-tensors "
+        f"`{options.format}`",
+        "fp8": f"FP8 (E4M3) weights with {scale}, activations in FP8 with a scale per token as they come, "
+        f"compressed-tensors `{options.format}`",
+        "none": "nothing is rounded but to the type that it was stored in",
+    }
+    turned = f", after a rotation of its residual stream (seed {options.seed})" if options.is_rotated else ""
+    return names[options.method] + turned
+
+
+def _touched(options: QuantizeOptions) -> str:
+    """Return which parts were changed, for people."""
+    if options.method == "none":
+        return "The vision tower is as it was."
+    head = "" if options.lm_head == "plain" else f", and its output head in {options.lm_head}"
+    if options.is_rotated:
+        return f"The language model's linears are quantised{head}; the vision tower is as it was."
+    others = "vision tower, projector, embedding"
+    others += " and output head are" if options.lm_head == "plain" else " are"
+    return f"The language model's linears are quantised{head}; {others} as they were."

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError, InputError, PromptError
 from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.picture.packing import num_image_tokens
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.prompter import IMAGE, Message, Prompter
 
 LINES = "calibration.jsonl"
 DEFAULT_PROMPTS = ("Describe this image.", OCR_PROMPT, ground_prompt("Describe the image in detail."))
@@ -37,7 +39,7 @@ Item = TypeVar("Item")
 class Sample:
     """A picture or none, a prompt, and what is to be answered if that is known. `where` names it in an error."""
 
-    image: Path | None
+    image: Path | Image.Image | None
     prompt: str
     answer: str | None
     where: str
@@ -88,7 +90,7 @@ def spread(items: Sequence[Item], limit: int) -> list[Item]:
 
 
 def encode_samples(
-    samples: Iterable[Sample], prompter: Prompter, settings: ImageSettings, max_tokens: int
+    samples: Iterable[Sample], prompter: Prompter, settings: ImageSettings, max_tokens: int | None
 ) -> list[EncodedSample]:
     """Return the token ids of every sample. Each picture is opened once, for its size.
 
@@ -96,17 +98,17 @@ def encode_samples(
         samples: What `read_samples` returns.
         prompter: Makes ids of messages.
         settings: How pictures become tiles.
-        max_tokens: Most tokens of a sample.
+        max_tokens: Most tokens of a sample; None for any number.
 
     Raises:
         InputError: A picture cannot be read, or a sample is too long; the message names it.
     """
     encoded: list[EncodedSample] = []
-    opened: tuple[Path, Picture] | None = None
+    opened: tuple[Path | Image.Image, Picture] | None = None
     for sample in samples:
         picture = None
         if sample.image is not None:
-            if opened is None or opened[0] != sample.image:
+            if opened is None or (opened[0] is not sample.image and opened[0] != sample.image):
                 opened = sample.image, _open(sample)
             picture = opened[1]
         encoded.append(_encode(sample, picture, prompter, settings, max_tokens))
@@ -114,9 +116,9 @@ def encode_samples(
 
 
 def _encode(
-    sample: Sample, picture: Picture | None, prompter: Prompter, settings: ImageSettings, max_tokens: int
+    sample: Sample, picture: Picture | None, prompter: Prompter, settings: ImageSettings, max_tokens: int | None
 ) -> EncodedSample:
-    messages = [Message("user", sample.prompt, image=picture is not None)]
+    messages = [Message("user", sample.prompt if picture is None else (IMAGE, sample.prompt))]
     if sample.answer is not None:
         messages.append(Message("assistant", sample.answer))
     try:
@@ -124,7 +126,7 @@ def _encode(
         ids = prompter.encode(messages, num_tokens, add_generation_prompt=sample.answer is None)
     except (ImageError, PromptError) as error:
         raise InputError(f"{sample.where}: {error}") from None
-    if len(ids) > max_tokens:
+    if max_tokens is not None and len(ids) > max_tokens:
         raise InputError(
             f"{sample.where} has {len(ids)} tokens, expected at most {max_tokens}, the model's maximum. Shorten it or "
             "take a smaller picture."

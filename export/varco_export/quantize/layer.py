@@ -1,18 +1,23 @@
-"""One Qwen2 decoder layer at a time: transformers' own module, in fp32, with the checkpoint's weights."""
+"""One decoder layer of Qwen2 or Qwen3 at a time: transformers' module, in fp32, with the checkpoint's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from transformers import Qwen2Config
+from transformers import Qwen2Config, Qwen3Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
 from varco_export.quantize.weights import load_weights
 from varco_runtime.dtypes import Array
+
+_QWEN2 = (Qwen2Config, Qwen2DecoderLayer, Qwen2RotaryEmbedding)
+_QWEN3 = (Qwen3Config, Qwen3DecoderLayer, Qwen3RotaryEmbedding)
 
 # Every linear of a layer by the one whose input it shares; down_proj, whose Hessian is largest, comes last.
 SHARED_INPUT = {
@@ -37,7 +42,8 @@ class Decoder:
 
     def __init__(self, text: TextConfig, device: torch.device) -> None:
         self._device = device
-        self._config = Qwen2Config(
+        make_config, self._layer, make_rotary = _QWEN3 if text.qk_norm else _QWEN2
+        self._config = make_config(
             hidden_size=text.hidden_size,
             intermediate_size=text.intermediate_size,
             num_hidden_layers=text.num_hidden_layers,
@@ -49,16 +55,15 @@ class Decoder:
             max_position_embeddings=text.max_position_embeddings,
             attn_implementation="sdpa",  # causal without a mask, and without a matrix of all pairs of tokens
         )
-        self._rotary = Qwen2RotaryEmbedding(self._config).to(device)
+        self._rotary = make_rotary(self._config).to(device)
 
-    def layer(self, checkpoint: Checkpoint, index: int) -> Qwen2DecoderLayer:
+    def layer(self, checkpoint: Checkpoint, index: int) -> torch.nn.Module:
         """Read layer `index` now."""
-        return load_weights(
-            lambda: Qwen2DecoderLayer(self._config, index), checkpoint, f"{layer_name(index)}.", self._device
-        )
+        build: Callable[[], torch.nn.Module] = partial(self._layer, self._config, index)
+        return load_weights(build, checkpoint, f"{layer_name(index)}.", self._device)
 
     @torch.no_grad()
-    def run(self, layer: Qwen2DecoderLayer, samples: Iterable[Array]) -> Iterator[Array]:
+    def run(self, layer: torch.nn.Module, samples: Iterable[Array]) -> Iterator[Array]:
         """Yield the hidden states behind the layer, `[S, D]`, of those in front of it."""
         for sample in samples:
             hidden = torch.from_numpy(sample).to(self._device)[None]  # [1, S, D]
@@ -69,7 +74,7 @@ class Decoder:
 
 @contextmanager
 def watched_inputs(
-    layer: Qwen2DecoderLayer, watch: Callable[[str, torch.nn.Linear, torch.Tensor], None]
+    layer: torch.nn.Module, watch: Callable[[str, torch.nn.Linear, torch.Tensor], None]
 ) -> Iterator[None]:
     """Call `watch(name, linear, input)` whenever one of the linears that others share their input with runs."""
     handles = []

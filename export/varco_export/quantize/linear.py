@@ -1,123 +1,155 @@
-"""One linear: its Hessian, its quantized weight by llm-compressor, and the tensors that stand for it on disk.
+"""One linear: its Hessian, its rounded weight, and the tensors that stand for it on disk.
 
-Scales are taken from the weight in the dtype it is stored in, as llm-compressor does, and GPTQ runs with the very
-scales that are saved. `Quantized.weight` is what a reader of the checkpoint computes from the saved tensors.
+Scales are rounded to the dtype they are saved in before anything is rounded with them. `Quantized.weight` is what a
+reader of the checkpoint computes from the saved tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from varco_export.quantize.feedback import Factor, best_factor, factorize, round_to_nearest, round_with_feedback
+from varco_export.quantize.grid import Fp8Grid, Grid, IntegerGrid
 from varco_export.quantize.scheme import silence
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
-
-DAMPENING = 0.01  # of the Hessian's mean diagonal; llm-compressor's default
-BLOCK_COLUMNS = 128  # columns whose error is passed on together; llm-compressor's default
 
 
 class Hessian:
     """2 X^T X of what flowed into a linear, averaged over samples: `[K, K]` in fp32."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
-        silence()
-        from llmcompressor.modifiers.gptq.helpers import make_empty_hessian
+        width, device = linear.in_features, linear.weight.device
+        self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self._num_samples = 0
 
-        self._sum: torch.Tensor = make_empty_hessian(linear)
-        self._num_samples = torch.zeros((), device=self._sum.device)
-
-    def add(self, inputs: torch.Tensor, linear: torch.nn.Linear) -> None:
+    def add(self, inputs: torch.Tensor) -> None:
         """Count in one sample's inputs [1, S, K]."""
-        from llmcompressor.modifiers.gptq.helpers import accumulate_hessian
-
-        self._sum, self._num_samples = accumulate_hessian(inputs, linear, self._sum, self._num_samples)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        self._sum.addmm_(rows.T, rows)
+        self._num_samples += 1
 
     def mean(self) -> torch.Tensor:
-        """Return the matrix, for the caller to spoil."""
-        return self._sum / self._num_samples
+        """Return the matrix; this object is empty afterwards."""
+        return self._sum.mul_(2 / max(self._num_samples, 1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What is known of a linear's inputs.
+
+    Args:
+        hessian: `[K, K]`.
+        factors: Of its inverse, by the orders of columns that are worth trying; none where it has no inverse.
+        search: Whether scales are searched.
+    """
+
+    hessian: torch.Tensor
+    factors: tuple[Factor, ...]
+    search: bool
+
+    @classmethod
+    def of(cls, hessian: torch.Tensor, group_size: int | None, search: bool) -> Measured:
+        """Factorize a Hessian.
+
+        Args:
+            hessian: `[K, K]`.
+            group_size: Columns that share a scale; None where a whole row does.
+            search: Whether scales are searched.
+        """
+        orders = (None, group_size) if search and group_size is not None else (None,)
+        found = [factorize(hessian, order) for order in orders]
+        return cls(hessian, tuple(factor for factor in found if factor is not None), search)
+
+    def decided(self, weight: torch.Tensor, grid: Grid) -> Measured:
+        """Return this with one factor, the better one for a weight `[N, K]`; the other's memory is then free."""
+        if len(self.factors) < 2:
+            return self
+        return replace(self, factors=(best_factor(weight, grid, self.factors, self.search, self.hessian),))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """A quantized linear. `tensors` are saved, by last name. `is_nearest`: its Hessian could not be inverted."""
+    """A quantized linear. `tensors` are saved, by last name."""
 
     weight: torch.Tensor
     tensors: dict[str, torch.Tensor]
-    is_nearest: bool = False
+
+
+def make_grid(scheme: QuantizationScheme, dtype: torch.dtype) -> Grid:
+    """Return the numbers that a scheme of compressed-tensors rounds weights to, with scales stored as `dtype`."""
+    arguments = scheme.weights
+    assert arguments is not None, "Bug: a scheme without weights"
+    if arguments.type == "float":
+        return Fp8Grid(dtype)
+    assert arguments.group_size is not None, "Bug: integers without groups"
+    return IntegerGrid(arguments.num_bits, arguments.group_size, arguments.symmetric, dtype)
 
 
 def quantize_linear(
-    weight: torch.Tensor, dtype: torch.dtype, scheme: QuantizationScheme, format_: str, hessian: torch.Tensor | None
+    weight: torch.Tensor, dtype: torch.dtype, scheme: QuantizationScheme, measured: Measured | None
 ) -> Quantized:
-    """Quantize a weight by GPTQ, or without a Hessian by rounding to the nearest.
+    """Round a weight by GPTQ, or where nothing is measured, or to no avail, to the nearest.
 
     Args:
-        weight: `[N, K]` in fp32, whose values are `dtype`'s.
-        dtype: The type that it is stored in, and that its scales are saved in.
+        weight: `[N, K]` in fp32, or some of its rows.
+        dtype: The type that its scales are saved in.
         scheme: What quantizes it, in the words of compressed-tensors.
-        format_: compressed-tensors' name of the layout.
-        hessian: `[K, K]` of what flows into the linear, spoiled here; None for rounding to the nearest.
+        measured: What flows into the linear, with the factor that is decided for.
     """
-    scale, zero_point = _scale_of(weight.to(dtype), scheme)
-    scale = scale.to(dtype).float()
-    is_nearest = False
-    if hessian is not None:
-        from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
+    grid = make_grid(scheme, dtype)
+    if measured is None or not measured.factors:
+        found = round_to_nearest(weight, grid)
+    else:
+        found = round_with_feedback(weight, grid, measured.factors[0], measured.search)
+    return _packed(found.weight, found.scale, found.zero_point, dtype, scheme)
 
-        moved, _, fell_back = quantize_weight(
-            weights=weight.clone()[None],
-            hessians=hessian[None],
-            scale=scale[None],
-            zero_point=zero_point[None],
-            global_scale=None,
-            quant_args=scheme.weights,
-            blocksize=BLOCK_COLUMNS,
-            percdamp=DAMPENING,
-        )
-        weight, is_nearest = moved[0], bool(fell_back[0])
-    return _packed(weight, scale, dtype, scheme, format_, is_nearest)
+
+def join_rows(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a linear from those of its rows, 32 rows and more at a time."""
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "weight_shape"}
+    if "weight_shape" in parts[0]:
+        shape = parts[0]["weight_shape"].clone()
+        shape[0] = sum(int(part["weight_shape"][0]) for part in parts)
+        joined["weight_shape"] = shape
+    return joined
 
 
 def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
     """Return the squared error of the linear's outputs over the outputs' own square, on the Hessian's samples."""
+    error, whole = output_energies(weight, quantized, hessian)
+    return error / max(whole, 1e-30)
+
+
+def output_energies(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> tuple[float, float]:
+    """Return the squared error of the outputs of some rows, and the outputs' own square, in the same unit."""
 
     def energy(matrix: torch.Tensor) -> float:
         return float(((matrix @ hessian) * matrix).sum())
 
-    return energy(weight - quantized) / max(energy(weight), 1e-30)
-
-
-def _scale_of(weight: torch.Tensor, scheme: QuantizationScheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return scales and zero points `[N, groups]` by llm-compressor's observer."""
-    silence()
-    from llmcompressor.observers import Observer
-
-    arguments = scheme.weights
-    assert arguments is not None, "Bug: a scheme without weights"
-    observer = Observer.load_from_registry(
-        arguments.observer or "memoryless_minmax", base_name="weight", args=arguments
-    )
-    observer(weight)
-    found = observer.get_qparams()
-    return found["scale"], found["zero_point"]
+    return energy(weight - quantized), energy(weight)
 
 
 def _packed(
     weight: torch.Tensor,
     scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
     dtype: torch.dtype,
     scheme: QuantizationScheme,
-    format_: str,
-    is_nearest: bool,
 ) -> Quantized:
+    silence()
     from compressed_tensors.compressors import BaseCompressor
 
-    compressor = BaseCompressor.get_value_from_registry(format_)
-    tensors = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+    assert scheme.format is not None, "Bug: a scheme without a format"
+    compressor = BaseCompressor.get_value_from_registry(scheme.format.value)
+    state = {"weight": weight, "weight_scale": scale}
+    if zero_point is not None:
+        state["weight_zero_point"] = zero_point.to(torch.int8)
+    tensors = compressor.compress(state, scheme)
     saved = compressor.decompress(tensors, scheme)["weight"]
     tensors["weight_scale"] = tensors["weight_scale"].to(dtype)
-    return Quantized(saved.float(), {name: tensor.cpu() for name, tensor in tensors.items()}, is_nearest)
+    return Quantized(saved.float(), {name: tensor.cpu() for name, tensor in tensors.items()})

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from varco_export.checkpoint.checkpoint import Checkpoint
-from varco_export.reading.tensor import TORCH_NAMES, Dtype
+from varco_export.quantize.rotated import TurnedTensor
+from varco_export.reading.tensor import TORCH_NAMES, Dtype, Tensor
+from varco_runtime.dtypes import Array
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -17,8 +19,19 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {dtype: getattr(torch, name) for dtype,
 
 
 def read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """Return a tensor in fp32, which holds every bf16 and fp16 value exactly."""
-    return torch.from_numpy(checkpoint.tensor(name).read().astype(np.float32))
+    """Return a tensor in fp32, which holds every bf16 and fp16 value exactly.
+
+    One that is turned is not rounded to its number format.
+    """
+    tensor = checkpoint.tensor(name)
+    return torch.from_numpy(exact_rows(tensor, 0, tensor.num_rows).reshape(tensor.shape))
+
+
+def exact_rows(tensor: Tensor, start: int, stop: int) -> Array:
+    """Return rows of a tensor in fp32, a turned one's not rounded to its number format."""
+    if isinstance(tensor, TurnedTensor):
+        return tensor.exact_rows(start, stop)
+    return tensor.rows(start, stop).astype(np.float32)
 
 
 def load_weights(build: Callable[[], Module], checkpoint: Checkpoint, prefix: str, device: torch.device) -> Module:

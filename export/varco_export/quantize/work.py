@@ -5,6 +5,8 @@
       run.json                  what the run was asked for, checkpoint and calibration included
       checkpoint/               the shards so far; renamed to OUT at the end
       activations-00003.bin     what flows into layer 3
+      originals-00003.bin       the same of what is held out, by the layers as they were
+      layer-00002.json          what rounding cost the linears of layer 2; head.json, the head and the whole model
 
 Unlike an export's, this folder outlives an error and a kill: a 14B takes hours. A layer is finished when its shard is
 there. Its outputs are written before, and its inputs removed after, so that whatever is lost by a kill can be computed
@@ -17,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +56,28 @@ class Work:
         """Return the path of what flows into a layer."""
         return self.folder / f"activations-{layer:05}.bin"
 
+    def originals(self, layer: int) -> Path:
+        """Return the path of what flows into a layer of the original, of the samples that are held out."""
+        return self.folder / f"originals-{layer:05}.bin"
+
     def keep_activations(self, layer: int | None) -> None:
         """Remove all activations but those that flow into `layer`."""
-        for path in self.folder.glob("activations-*"):
-            if layer is None or path != self.activations(layer):
+        kept = () if layer is None else (self.activations(layer), self.originals(layer))
+        for path in (*self.folder.glob("activations-*"), *self.folder.glob("originals-*")):
+            if path not in kept:
                 path.unlink()
+
+    def write_facts(self, name: str, facts: Mapping[str, float]) -> None:
+        """Write what was measured under a name. It is there when it is complete."""
+        with durable_file(self.folder / f"{name}.json") as file:
+            file.write(json.dumps(facts, indent=2).encode())
+        sync(self.folder)
+
+    def read_facts(self, name: str) -> dict[str, float]:
+        """Return what was measured under a name, nothing where that was not."""
+        path = self.folder / f"{name}.json"
+        found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        return found
 
     def publish(self) -> None:
         """Rename the checkpoint to OUT and remove the rest.

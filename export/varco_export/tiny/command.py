@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from varco_export.config.config_parts import LANGUAGE_MODELS
 from varco_export.reading.tensor import FLOAT_DTYPES
 from varco_export.tiny.maker import make_tiny
 from varco_export.tiny.options import SHAPES, TinyOptions
@@ -34,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "--hidden": "hidden_size",
         "--heads": "num_attention_heads",
         "--kv-heads": "num_key_value_heads",
+        "--head-dim": "head_dim",
         "--intermediate": "intermediate_size",
         "--vocab": "vocab_size",
         "--vision-layers": "num_vision_layers",
@@ -52,14 +54,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grid", dest="max_grid", type=_grid, metavar="ROWSxCOLUMNS", help="the largest tile grid")
     parser.add_argument("--dtype", choices=FLOAT_DTYPES)
     parser.add_argument("--format", choices=("hf", "llava-next"))
+    parser.add_argument("--text", choices=tuple(LANGUAGE_MODELS), help="the language model (qwen3: hf only)")
     parser.add_argument("--names", choices=("old", "new"), help="weight names of transformers 4.45 or 5 (hf only)")
     tied = parser.add_mutually_exclusive_group()
     tied.add_argument("--tied", dest="tie_word_embeddings", action="store_true")
     tied.add_argument("--untied", dest="tie_word_embeddings", action="store_false")
     parser.add_argument("--extra-vision-layer", action="store_true", help="add a last vision layer that never runs")
     parser.add_argument("--tokenizer-files", action="store_true", help="vocab.json and merges.txt, no tokenizer.json")
+    parser.add_argument("--video", action="store_true", help="for several pictures and videos: tokens and template")
     parser.add_argument("--sparse", action="store_true", help="zeros as a hole in the file, which takes no disk")
-    parser.set_defaults(tie_word_embeddings=None, extra_vision_layer=None, tokenizer_files=None, sparse=None)
+    unset = ("tie_word_embeddings", "extra_vision_layer", "tokenizer_files", "sparse", "video")
+    parser.set_defaults(**dict.fromkeys(unset))
     return parser
 
 

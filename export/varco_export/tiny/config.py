@@ -11,6 +11,7 @@ from varco_export.tiny.tokenizer import token_ids
 
 def config_json(options: TinyOptions) -> dict[str, Any]:
     """Return config.json."""
+    ids = token_ids(options.video)
     text: dict[str, Any] = {
         "hidden_size": options.hidden_size,
         "intermediate_size": options.intermediate_size,
@@ -23,9 +24,13 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
         "rms_norm_eps": 1e-6,
         "vocab_size": options.vocab_size,
         "tie_word_embeddings": options.tie_word_embeddings,
-        "bos_token_id": token_ids()["<|endoftext|>"],
-        "eos_token_id": token_ids()["<|im_end|>"],
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
     }
+    if options.head_dim is not None:
+        text["head_dim"] = options.head_dim
+    if options.text == "qwen3":
+        text |= {"attention_bias": False, "head_dim": options.to_config().text.head_dim}
     vision: dict[str, Any] = {
         "model_type": "siglip_vision_model",
         "hidden_size": options.vision_hidden_size,
@@ -46,17 +51,18 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
             "architectures": ["LlavaOnevisionForConditionalGeneration"],
             "model_type": "llava_onevision",
             "dtype" if new else "torch_dtype": dtype,
-            "image_token_id" if new else "image_token_index": token_ids()["<image>"],
-            "video_token_id" if new else "video_token_index": token_ids()["[UNK]"],
+            "image_token_id" if new else "image_token_index": ids["<image>"],
+            "video_token_id" if new else "video_token_index": ids["<video>" if options.video else "[UNK]"],
             "image_grid_pinpoints": [list(pair) for pair in pinpoints(options)],
             "projector_hidden_act": "gelu",
-            "text_config": {"model_type": "qwen2", **text},
+            "text_config": {"model_type": options.text, **text},
             "tie_word_embeddings": options.tie_word_embeddings,
             "vision_aspect_ratio": _aspect_ratio(options),
             "vision_config": {**vision, "num_hidden_layers": options.num_vision_layers + extra},
             "vision_feature_layer": -1 - extra,
             "vision_feature_select_strategy": "full",
         }
+    video = {"mm_spatial_pool_mode": "bilinear"} if options.video else {}
     return {
         "architectures": ["LlavaQwenForCausalLM"],
         "model_type": "llava_qwen",
@@ -72,6 +78,7 @@ def config_json(options: TinyOptions) -> dict[str, Any]:
         "mm_vision_select_layer": -2,
         "mm_vision_tower": "varco-edge/tiny-siglip",
         "vision_config": vision,
+        **video,
     }
 
 
@@ -111,7 +118,7 @@ def _aspect_ratio(options: TinyOptions) -> str:
 
 def generation_json(options: TinyOptions) -> dict[str, Any]:
     """Return generation_config.json."""
-    ids = token_ids()
+    ids = token_ids(options.video)
     generation: dict[str, Any] = {
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from varco_export.tiny.config import config_json, generation_json, preprocessor_json, processor_json
 from varco_export.tiny.options import TinyOptions, check_options
-from varco_export.tiny.tokenizer import CHAT_TEMPLATE, write_tokenizer
+from varco_export.tiny.tokenizer import CHAT_TEMPLATE, VIDEO_CHAT_TEMPLATE, write_tokenizer
 from varco_export.tiny.weights import write_weights
 from varco_export.writing.json_file import write_json
 from varco_runtime.errors import UsageError
@@ -50,8 +50,12 @@ def make_tiny(out: Path, options: TinyOptions = TinyOptions()) -> Path:  # noqa:
         if options.format == "hf":
             write_json(partial / "preprocessor_config.json", preprocessor_json(options))
             write_json(partial / "processor_config.json", processor_json(options))
-            write_json(partial / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-        write_tokenizer(partial, options.max_position_embeddings, options.format == "hf", options.tokenizer_files)
+            write_json(
+                partial / "chat_template.json",
+                {"chat_template": VIDEO_CHAT_TEMPLATE if options.video else CHAT_TEMPLATE},
+            )
+        is_hf = options.format == "hf"
+        write_tokenizer(partial, options.max_position_embeddings, is_hf, options.tokenizer_files, options.video)
         (partial / "README.md").write_text(_README, encoding="utf-8")
         write_weights(partial, options)
         partial.rename(out)

@@ -18,6 +18,8 @@ SPECIAL_TOKENS: tuple[str, ...] = (
     "</char>",
 )
 SPECIAL_TOKENS += ("<obj>", "</obj>", "<bbox>", "</bbox>", "<delim>", "<image>")
+VIDEO_TOKENS = (*SPECIAL_TOKENS[:4], "<image>", "<video>")
+"""Those of a model for several pictures and videos: VARCO's markup tokens would say that it was trained on one."""
 
 # Words that get a token of their own, and on the way there one for each of their beginnings.
 _WORDS = (
@@ -53,11 +55,25 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
+_VIDEO_LOOP = """\
+{%- for part in message['content'] if part['type'] == 'video' -%}
+{{- '<video>\\n' -}}
+{%- endfor -%}
+"""
+_TEXT_LOOP = "{%- for part in message['content'] if part['type'] == 'text' -%}\n"
+VIDEO_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(_TEXT_LOOP, _VIDEO_LOOP + _TEXT_LOOP)
+"""The same with videos between pictures and text, as llava-hf's template has them."""
 
-def token_ids() -> dict[str, int]:
-    """Return every token of the tokenizer and its id: bytes, merges, then the special tokens, `<image>` last."""
+
+def token_ids(video: bool = False) -> dict[str, int]:
+    """Return every token of the tokenizer and its id: bytes, merges, then the special tokens.
+
+    Args:
+        video: Whether it has `<video>`, and no markup tokens.
+    """
     vocab = _bpe()[0]
-    return vocab | {token: len(vocab) + number for number, token in enumerate(SPECIAL_TOKENS)}
+    special = VIDEO_TOKENS if video else SPECIAL_TOKENS
+    return vocab | {token: len(vocab) + number for number, token in enumerate(special)}
 
 
 def _bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -87,7 +103,7 @@ def _byte_letters() -> list[str]:
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
-def write_tokenizer(folder: Path, max_length: int, with_image_token: bool, as_files: bool) -> None:
+def write_tokenizer(folder: Path, max_length: int, with_image_token: bool, as_files: bool, video: bool = False) -> None:
     """Write the tokenizer's files.
 
     Args:
@@ -95,10 +111,13 @@ def write_tokenizer(folder: Path, max_length: int, with_image_token: bool, as_fi
         max_length: The model's maximum, as tokenizer_config.json tells it.
         with_image_token: Whether `<image>` is a token, as in transformers' format.
         as_files: Whether to write vocab.json and merges.txt instead of tokenizer.json.
+        video: Whether it is for several pictures and videos.
     """
     vocab, merges = _bpe()
-    ids = token_ids()
-    special = SPECIAL_TOKENS if with_image_token else SPECIAL_TOKENS[:-1]  # LLaVA-NeXT has no <image> token
+    ids = token_ids(video)
+    every = VIDEO_TOKENS if video else SPECIAL_TOKENS
+    # LLaVA-NeXT has no such tokens: it cuts its prompt at <image>.
+    special = every if with_image_token else tuple(token for token in every if token not in ("<image>", "<video>"))
     added = [
         {"id": ids[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False, "special": True}
@@ -114,7 +133,7 @@ def write_tokenizer(folder: Path, max_length: int, with_image_token: bool, as_fi
             },
             "additional_special_tokens": [token for token in special if token.startswith("<") and "|" not in token],
             "bos_token": None,
-            "chat_template": CHAT_TEMPLATE,
+            "chat_template": VIDEO_CHAT_TEMPLATE if video else CHAT_TEMPLATE,
             "clean_up_tokenization_spaces": False,
             "eos_token": "<|im_end|>",
             "errors": "replace",

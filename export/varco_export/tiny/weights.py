@@ -102,6 +102,8 @@ def _mean_and_std(name: str, shape: tuple[int, ...], options: TinyOptions) -> tu
     scales = options.scales
     per_input = 1 / math.sqrt(math.prod(shape[1:]))  # keeps a linear's output as large as its input
     vision = name.startswith("vision_tower.")
+    if re.search(r"\.[qk]_norm\.weight$", name):
+        return scales.query_key, scales.head_norm
     if re.search(r"norm\d?\.weight$", name):
         return 1.0, scales.norm
     if name.endswith(".bias"):

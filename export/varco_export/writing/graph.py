@@ -163,6 +163,10 @@ class Graph:
         """Return whether a weight or constant of that name is there."""
         return name in self._initializers
 
+    def weight_offset(self, name: str) -> int:
+        """Return where a weight begins in the data file, in bytes."""
+        return next(int(entry.value) for entry in self._initializers[name].external_data if entry.key == "offset")
+
     def save(self) -> dict[str, FileFacts]:
         """Write the graph file; its weights are in the data file already. Returns the facts of both files by name."""
         graph = helper.make_graph(

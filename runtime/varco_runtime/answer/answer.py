@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import UsageError
 from varco_runtime.markup.regions import Region
 from varco_runtime.picture.loading import Picture
+from varco_runtime.picture.media import Clip, Medium
+from varco_runtime.picture.packing import num_medium_tokens
+from varco_runtime.picture.tiles import num_tiles
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,8 +24,8 @@ class Usage:
     """Token counts of one answer.
 
     Args:
-        prompt_tokens: All of the prompt, the picture's included.
-        image_tokens: Those of the picture.
+        prompt_tokens: All of the prompt, those of pictures and videos included.
+        image_tokens: Those of pictures and videos.
         completion_tokens: Those of the answer.
         cached_tokens: Those of the prompt that were in the cache already.
     """
@@ -38,7 +42,7 @@ class Timings:
 
     Args:
         load_s: Loading the model.
-        preprocess_s: From the picture to its tiles; 0 where it was encoded for an earlier question.
+        preprocess_s: From pictures and videos to their tiles; 0 where they were encoded for an earlier question.
         vision_s: From the tiles to the image tokens; 0 likewise.
         prefill_s: The prompt, as far as it was not cached.
         ttft_s: From the call to the first token, `load_s` apart.
@@ -75,6 +79,57 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture or a video that was asked about.
+
+    Args:
+        kind: `image` or `video`.
+        size: Width and height in pixels, upright.
+        num_tiles: How many tiles were made of it; of a video, how many frames.
+        num_tokens: How many image tokens.
+        picture: The picture; None for a video.
+        frames: The numbers of a video's frames that were looked at, from 0; none for a picture.
+        times_s: When they are shown, in seconds; None for a picture, and where the video does not say.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    num_tiles: int
+    num_tokens: int
+    picture: Picture | None = None
+    frames: tuple[int, ...] = ()
+    times_s: tuple[float, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its entry in the JSON document's `media`."""
+        width, height = self.size
+        entry: dict[str, Any] = {
+            "kind": self.kind,
+            "size": {"width": width, "height": height},
+            "tiles": self.num_tiles,
+            "tokens": self.num_tokens,
+        }
+        if self.kind == "video":
+            times_s = None if self.times_s is None else [round(seconds, 6) for seconds in self.times_s]
+            entry |= {"frames": list(self.frames), "times_s": times_s}
+        return entry
+
+
+def shown(medium: Medium, settings: ImageSettings) -> Shown:
+    """Return what an answer says about a medium.
+
+    Args:
+        medium: A picture or a video.
+        settings: What the bundle says about pictures.
+    """
+    source = medium.asked
+    size, counts = (source.width, source.height), (num_tiles(medium, settings), num_medium_tokens(medium, settings))
+    if isinstance(source, Clip):
+        return Shown("video", size, *counts, frames=source.frames, times_s=source.times_s)
+    return Shown("image", size, *counts, picture=source)
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One finished answer.
 
@@ -83,11 +138,11 @@ class Answer:
         plain_text: The same without tags and boxes.
         token_ids: The ids that were generated.
         regions: Texts and objects, with offsets into `plain_text` and boxes of 0..1.
-        warnings: What was odd in the markup, a sentence each.
-        finish_reason: `stop`, `length`, `stop_string` or `cancelled`.
+        warnings: What was odd in the pictures or in the markup, a sentence each.
+        finish_reason: `stop`, `length`, `stop_string`, `loop` or `cancelled`.
         usage: Token counts.
         timings: Seconds.
-        picture: The picture that was asked about; None without one.
+        media: The pictures and videos of the conversation, in its order.
     """
 
     text: str
@@ -98,21 +153,34 @@ class Answer:
     finish_reason: str
     usage: Usage
     timings: Timings
-    picture: Picture | None = None
+    media: tuple[Shown, ...] = ()
 
     def __str__(self) -> str:
         return self.text
 
     @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Return the pictures of the conversation, in its order."""
+        return tuple(one.picture for one in self.media if one.picture is not None)
+
+    @property
+    def picture(self) -> Picture | None:
+        """Return the picture that was asked about; None without one, and with several."""
+        return self.pictures[0] if len(self.pictures) == 1 else None
+
+    @property
     def size(self) -> tuple[int, int] | None:
-        """Return width and height of the upright picture in pixels, to which all boxes refer; None without one."""
+        """Return width and height of the upright picture in pixels, to which all boxes refer.
+
+        None without a picture, and with several: the markup does not say which of them a box refers to.
+        """
         return None if self.picture is None else (self.picture.width, self.picture.height)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `varco run --json`.
 
         `picture` is the width and height in pixels to which `boxes` and `boxes_px` of the regions refer, after the turn
-        that EXIF asks for, or None without a picture.
+        that EXIF asks for, or None without a picture and with several. `media` are all pictures and videos.
         """
         from varco_runtime.answer.formats import to_json_regions
 
@@ -121,6 +189,7 @@ class Answer:
             "plain_text": self.plain_text,
             "token_ids": list(self.token_ids),
             "picture": None if self.size is None else {"width": self.size[0], "height": self.size[1]},
+            "media": [one.to_dict() for one in self.media],
             "regions": to_json_regions(self.regions, self.size),
             "warnings": list(self.warnings),
             "finish_reason": self.finish_reason,
@@ -128,47 +197,61 @@ class Answer:
             "timings": {name: round(seconds, 6) for name, seconds in asdict(self.timings).items()},
         }
 
-    def draw(self) -> Image.Image:
-        """Paint boxes and labels on a copy of the picture.
+    def draw(self, picture: int | None = None) -> Image.Image:
+        """Paint boxes and labels on a copy of a picture.
+
+        Args:
+            picture: Which one, from 0; it must be said where there are several.
 
         Raises:
-            UsageError: The answer has no picture.
+            UsageError: The answer has no picture, several and none was named, or not so many.
         """
         from varco_runtime.answer.draw import draw
 
-        picture, _ = self._need_picture("draw")
-        return draw(picture.image, self.regions)
+        return draw(self._chosen("draw", picture).image, self.regions)
 
-    def to_coco(self, image_id: int | str = 0, file_name: str = "") -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str = 0, file_name: str = "", picture: int | None = None) -> list[dict[str, Any]]:
         """Return COCO detection results, one per box.
 
         Args:
             image_id: The picture's id in the data set.
             file_name: Its name, for whoever reads the results.
+            picture: Which picture the boxes are taken for, as for `draw`.
 
         Raises:
-            UsageError: The answer has no picture.
+            UsageError: As for `draw`.
         """
         from varco_runtime.answer.formats import to_coco
 
-        _, size = self._need_picture("to_coco")
-        return to_coco(self.regions, size, image_id, file_name)
+        chosen = self._chosen("to_coco", picture)
+        return to_coco(self.regions, (chosen.width, chosen.height), image_id, file_name)
 
-    def to_hocr(self, title: str = "") -> str:
+    def to_hocr(self, title: str = "", picture: int | None = None) -> str:
         """Return an hOCR document of the regions.
 
         Args:
             title: What the document calls the picture.
+            picture: Which picture the boxes are taken for, as for `draw`.
 
         Raises:
-            UsageError: The answer has no picture.
+            UsageError: As for `draw`.
         """
         from varco_runtime.answer.formats import to_hocr
 
-        _, size = self._need_picture("to_hocr")
-        return to_hocr(self.regions, size, title, self.plain_text)
+        chosen = self._chosen("to_hocr", picture)
+        return to_hocr(self.regions, (chosen.width, chosen.height), title, self.plain_text)
 
-    def _need_picture(self, what: str) -> tuple[Picture, tuple[int, int]]:
-        if self.picture is None:
-            raise UsageError(f"{what} needs a picture, this answer is to text alone. Ask with an image.")
-        return self.picture, (self.picture.width, self.picture.height)
+    def _chosen(self, what: str, index: int | None) -> Picture:
+        """Return the picture that boxes are taken for."""
+        pictures = self.pictures
+        if not pictures:
+            about = "a video" if self.media else "text alone"
+            raise UsageError(f"{what} needs a picture, this answer is to {about}. Ask with an image.")
+        if index is None and len(pictures) > 1:
+            raise UsageError(
+                f"{what} does not know which of {len(pictures)} pictures the boxes refer to: the markup does not say. "
+                f"Name one: {what}(picture=0) to {what}(picture={len(pictures) - 1})."
+            )
+        if index is not None and not 0 <= index < len(pictures):
+            raise UsageError(f"{what} got picture={index}, expected 0 to {len(pictures) - 1}.")
+        return pictures[index or 0]

@@ -29,14 +29,14 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceFeatures:
-    """Projected features of one picture's tiles, on the device until the next picture."""
+    """Projected features of the tiles of a list of media, on the device until the next list."""
 
     num_tiles: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceImageTokens:
-    """Image tokens `[num_tokens, D]` of one picture, on the device until the next picture.
+    """Image tokens `[num_tokens, D]` of a list of media, on the device until the next list.
 
     Attributes:
         num_tokens: How many there are.

@@ -62,7 +62,8 @@ def open_provider(
 
 def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None, one: Slots) -> Provider:
     """The GPU; the CPU where it was asked for, or where no GPU can be used and nobody insists on one."""
-    from varco_runtime.backends.cuda.backend import CudaBackend, runs_on_cpu
+    from varco_runtime.backends.cuda.backend import CudaBackend
+    from varco_runtime.backends.cuda.on_cpu import cpu_lacks
 
     if name == "tensorrt":
         raise _mismatch("cuda", name)
@@ -74,11 +75,11 @@ def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int 
             if name == "cuda":
                 raise
             reason = str(error)
-    if not runs_on_cpu(bundle):
-        precision = bundle.manifest.decoder.precision
+    lacking = cpu_lacks(bundle)
+    if lacking is not None:
         # What is wrong with the GPU ends with its own advice, often this one.
         rest = f". {_export('cpu')}" if name == "cpu" else f", nor can the GPU: {reason}"
-        raise BackendError(f"The CPU cannot run this bundle, it has no kernels for {precision}{rest}")
+        raise BackendError(f"The CPU cannot run this bundle, it has no kernels for {lacking}{rest}")
     backend = CudaBackend(bundle, max_context, "cpu", threads)
     if name == "cpu":
         return Provider(backend, "cpu (as asked; the bundle was exported for CUDA, whose fp16 is slow here)", one)

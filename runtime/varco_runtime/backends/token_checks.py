@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from varco_runtime.backend import PromptInputs
 from varco_runtime.errors import BackendError
 
 
@@ -26,8 +23,3 @@ def check_chosen(token_id: int, vocab_size: int) -> None:
 def not_finite(position: int, advice: str) -> BackendError:
     """Return the error of a step whose logits are not finite; `advice` is its next step (`Manifest`)."""
     return BackendError(f"The decoder gave logits that are not finite at position {position}. {advice}")
-
-
-def image_rows_before(inputs: PromptInputs, start: int) -> int:
-    """Return how many of the picture's rows stand before position `start`."""
-    return int(np.count_nonzero(inputs.ids[:start] == inputs.image_token_id))

@@ -36,6 +36,8 @@ class Setup:
         seconds: What everything but loading was to take.
         picture: The picture's name.
         picture_size: Its width and height in pixels.
+        copies: How many copies of it were asked about at a time.
+        is_video: Whether they were the frames of a video.
         prompt: The question.
         check_s: Seconds of hashing the bundle before it was loaded.
         other_cores: How many cores other programs kept busy meanwhile; None where nobody knows.
@@ -52,6 +54,8 @@ class Setup:
     seconds: float
     picture: str
     picture_size: tuple[int, int]
+    copies: int
+    is_video: bool
     prompt: str
     check_s: float
     other_cores: float | None
@@ -93,6 +97,8 @@ def document(
             "picture": setup.picture,
             "width": setup.picture_size[0],
             "height": setup.picture_size[1],
+            "copies": setup.copies,
+            "is_video": setup.is_video,
             "tiles": samples.num_tiles,
             "prompt": setup.prompt,
             "image_tokens": samples.image_tokens,

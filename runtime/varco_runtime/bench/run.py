@@ -22,6 +22,7 @@ from varco_runtime.bench.workload import PROMPT, Workload
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle, digest_of
 from varco_runtime.picture.loading import Picture
+from varco_runtime.picture.media import Medium
 from varco_runtime.system.processor import usable_cores
 from varco_runtime.varco import Varco
 
@@ -41,6 +42,8 @@ class Options:
         bundle: The bundle's folder.
         picture: The picture that is asked about.
         picture_name: Its name, for the document.
+        images: How many copies of it are asked about at a time.
+        frames: The frames of a video that is asked about instead; 0 for none.
         prompt: The question.
         repetitions: How often at most.
         new_tokens: How many tokens an answer has.
@@ -48,6 +51,7 @@ class Options:
         provider: As `Varco.load` takes it.
         threads: Threads of the networks; None is all cores.
         max_context: Positions of the cache; None is the bundle's.
+        long_side: As for `Varco.ask`.
     """
 
     bundle: Path
@@ -60,6 +64,9 @@ class Options:
     provider: str = "auto"
     threads: int | None = None
     max_context: int | None = None
+    images: int = 1
+    frames: int = 0
+    long_side: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +133,12 @@ def run(
         measured = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
     budget.reserve(LEAST_SHARE * options.seconds)
     plan = Plan(options.repetitions, options.new_tokens, device, threads)
-    work = Workload(options.picture, options.prompt, bundle.manifest.image)
+    work = Workload.of(
+        options.picture, options.images, options.frames, options.prompt, bundle.manifest, options.long_side
+    )
     samples = measure(varco, work, plan, budget, progress)
+    if work.media[0].given is not None:
+        samples.notes.append(_scaling_note(work, bundle.manifest))
     if has_packed:
         samples.notes.append("Loading also packed weights for next time: load and peak memory will be less.")
     limit = measured if isinstance(measured, Limit) else None
@@ -144,9 +155,23 @@ def run(
         seconds=options.seconds,
         picture=options.picture_name,
         picture_size=(options.picture.width, options.picture.height),
+        copies=options.frames or options.images,
+        is_video=options.frames > 0,
         prompt=options.prompt,
         check_s=check_s,
         other_cores=other_load.cores(),
         device_bytes=None if free_before is None or free_after is None else max(free_before - free_after, 0),
     )
     return Result(setup, samples, summarize(samples, bundle.manifest, limit), bundle.manifest, limit)
+
+
+def _scaling_note(work: Workload, manifest: Manifest) -> str:
+    """Return what scaling the picture up costs, beside the same question without it."""
+    medium = work.media[0]
+    shown, given = medium.source, medium.asked
+    as_it_is = Workload((Medium(given, medium.tiling),), work.prompt, manifest.image)
+    return (
+        f"The picture of {given.width}x{given.height} was scaled up to {shown.width}x{shown.height}: "
+        f"{work.num_tiles} tiles and {work.plan().num_tokens} image tokens, instead of {as_it_is.num_tiles} and "
+        f"{as_it_is.plan().num_tokens} with --long-side 0."
+    )

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from varco_runtime.backend import Backend, GreedyBackend, PromptInputs, pixel_path
+from varco_runtime.backend import Backend, GreedyBackend, HoldsMedia, PromptInputs, pixel_path
 from varco_runtime.bench.networks import time_projector
 from varco_runtime.bench.samples import Samples
 from varco_runtime.bench.stopwatch import Budget, Call, Clock, watch
@@ -104,8 +104,10 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
     progress("Warming up.")
     tile = work.pixel_values()[:1].copy()
     samples.image_tokens = work.plan().num_tokens
-    samples.prompt_tokens = varco.stream(work.picture, work.prompt).num_prompt_tokens  # nothing runs before it is read
+    asked = varco.stream(work.asked, work.prompt, untrained=True, long_side=0)  # nothing runs before it is read
+    samples.prompt_tokens = asked.num_prompt_tokens
     _check_room(varco.backend, samples)
+    _check_one_run(varco.backend, samples)
     costs = _warm_up(varco, tile, budget.clock)
     if _fits(samples, costs, budget):
         progress("Asking the question as a user would.")
@@ -165,6 +167,18 @@ def _check_room(backend: Backend, samples: Samples) -> None:
         )
 
 
+def _check_one_run(backend: Backend, samples: Samples) -> None:
+    """Refuse media that a device takes in several runs: the stages are measured for all of them at once."""
+    if not isinstance(backend, HoldsMedia):
+        return
+    max_tiles, max_tokens = backend.max_media
+    if samples.num_tiles > max_tiles or samples.image_tokens > max_tokens:
+        raise ContextError(
+            f"The question makes {samples.num_tiles} tiles and {samples.image_tokens} image tokens, the device holds "
+            f"{max_tiles} and {max_tokens} at a time. Measure fewer pictures or frames."
+        )
+
+
 def _fits(samples: Samples, costs: Costs, budget: Budget) -> bool:
     """Return whether the whole question fits, if need be with fewer new tokens, which it then notes."""
     room = _ASK_SHARE * budget.left_s
@@ -190,7 +204,15 @@ def _ask(varco: Varco, work: Workload, samples: Samples, clock: Clock) -> Prompt
     """Ask the question once as a user does, and return its prompt."""
     with watch(varco.backend, clock) as calls:
         # Without drafts, so that one step is one token and the time between two steps is the loop's.
-        samples.answer = varco.ask(work.picture, work.prompt, max_new_tokens=samples.new_tokens, speculate=False)
+        samples.answer = varco.ask(
+            work.asked,
+            work.prompt,
+            max_new_tokens=samples.new_tokens,
+            speculate=False,
+            untrained=True,
+            long_side=0,  # the picture is as the model is shown it
+            stop_loops=False,
+        )
     prompt, steps = _prompt_and_steps(calls)
     samples.loop_s = [later.started - earlier.ended for earlier, later in pairwise(steps)]
     inputs: PromptInputs = prompt.args[0]

@@ -89,8 +89,8 @@ def _decoder(manifest: Manifest, rows: int | str) -> Iterator[tuple[str, Tensor]
         yield "num_logits", Tensor("int64", (1,), True)
     cache = (rows, model.num_key_value_heads, "max_context", model.head_dim)
     for name in cache_names(model.num_layers):
-        yield f"past.{name}", Tensor(compute, cache, True)
-        yield f"present.{name}", Tensor(compute, cache, False)
+        yield f"past.{name}", Tensor(manifest.kv_format, cache, True)
+        yield f"present.{name}", Tensor(manifest.kv_format, cache, False)
 
 
 def decoder_rows(session: Any) -> int | str:

@@ -21,6 +21,10 @@ from varco_runtime.bundle.protobuf import BYTES, VARINT, field, fields, varint
 
 MICROSOFT = b"com.microsoft"
 GATE_PRODUCT = b"GatedRMSNorm"
+ATTENTION, FIRST_NORM = b"GroupQueryAttention", 14
+"""And the place of its first input with a norm's weight."""
+EPSILONS = (b"epsilon", b"qk_norm_epsilon")
+"""The second is GroupQueryAttention's, of the norms of q's and k's heads (`CudaDialect.cached_attention`)."""
 _GRAPH = 7  # of a ModelProto
 _NODE, _INITIALIZER = 1, 5  # of a GraphProto
 _INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a NodeProto
@@ -50,10 +54,22 @@ def epsilons(model: bytes) -> set[float]:
         for node in _nodes(model)
         if node.operator != GATE_PRODUCT
         for name, attribute in node.attributes.items()
-        if name == b"epsilon"
+        if name in EPSILONS
         for number, _, value, _ in _fields(attribute)
         if number == _FLOAT
     }
+
+
+def normalizes_heads(model: bytes) -> bool:
+    """Return whether an attention of a serialized model normalizes the heads of q and k itself.
+
+    Args:
+        model: A graph as `varco_export` writes it.
+
+    Raises:
+        ValueError: The bytes are no model.
+    """
+    return any(node.operator == ATTENTION and len(node.inputs) > FIRST_NORM for node in _nodes(model))
 
 
 def unrounded(model: bytes) -> bytes | None:

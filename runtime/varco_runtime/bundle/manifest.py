@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from varco_runtime.bundle.bounds import OneOf, Pattern, Range
-from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, PromptSettings
+from varco_runtime.bundle.settings import (
+    NO_MEDIA_FACTS,
+    GenerationSettings,
+    ImageSettings,
+    MediaSettings,
+    PromptSettings,
+)
 from varco_runtime.dtypes import ITEM_BYTES
 
 FORMAT_VERSION = 2
@@ -44,22 +50,56 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadRows:
+    """Token rows that are those of the output head as well: int8 in symmetric blocks, as MatMulNBits reads them.
+
+    A row is its integers, 128 being zero, times the scale of their block, which is in the decoder's compute type.
+
+    Args:
+        file: The decoder's weights.
+        values_offset: Where the integers begin: `[vocab_size, blocks, block_size]`, a byte each.
+        scales_offset: Where the scales begin: `[vocab_size, blocks]`.
+        block_size: Integers of a block; the last one of a row is filled up.
+        has_nibbles: Whether an integer is two of 4 bits: a row is first the upper ones and then the lower ones, two to
+            a byte, the lower half of it first; and first 16 times its scales, then the scales.
+    """
+
+    file: str
+    values_offset: Annotated[int, Range(0, 1 << 50)]
+    scales_offset: Annotated[int, Range(0, 1 << 50)]
+    block_size: Annotated[int, Range(16, 256)]
+    has_nibbles: bool
+
+    def row_bytes(self, width: int, scale_bytes: int) -> tuple[int, int]:
+        """Return the bytes of a row's integers and of its scales."""
+        num_blocks = -(-width // self.block_size)
+        return num_blocks * self.block_size, num_blocks * (1 + self.has_nibbles) * scale_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Embedding:
     """The token embedding table: raw rows, little endian; row `rows - 1` is image_newline.
 
     A bundle whose graphs hold the token rows has none.
 
     Args:
-        file: The rows.
+        file: The rows; image_newline alone where the token rows are the head's.
         dtype: Their number format.
         rows: One for each id of the vocabulary, and the newline's.
         width: Numbers in a row.
+        head_rows: Where the token rows are if they are the head's; None: they are in `file`.
     """
 
     file: str
     dtype: Float
     rows: Annotated[int, Range(2, (1 << 22) + 1)]
     width: Annotated[int, Range(1, 1 << 16)]
+    head_rows: HeadRows | None = None
+
+    @property
+    def num_stored_rows(self) -> int:
+        """Return the number of rows in `file`."""
+        return self.rows if self.head_rows is None else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +155,10 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything `bundle.json` says."""
+    """Everything `bundle.json` says.
+
+    `kv_cache` is the number format of the keys and values that are kept, None for the decoder's.
+    """
 
     format_version: Annotated[int, Range(FORMAT_VERSION, FORMAT_VERSION)]
     model: ModelFacts
@@ -139,6 +182,18 @@ class Manifest:
     engines: tuple[EngineFacts, ...]
     files: dict[str, FileFacts]
     probes: str | None = None
+    media: MediaSettings | None = None
+    kv_cache: Float | None = None
+
+    @property
+    def media_facts(self) -> MediaSettings:
+        """Return what the bundle takes beside one picture; one of before this was known takes nothing else."""
+        return NO_MEDIA_FACTS if self.media is None else self.media
+
+    @property
+    def kv_format(self) -> str:
+        """Return the number format of the keys and values that are kept."""
+        return self.kv_cache or self.decoder.compute
 
     @property
     def components(self) -> dict[str, Component]:
@@ -173,7 +228,7 @@ class Manifest:
     def kv_bytes_per_token(self) -> int:
         """Return the bytes of keys and values that one position occupies in all layers."""
         model = self.model
-        element = ITEM_BYTES[self.decoder.compute]
+        element = ITEM_BYTES[self.kv_format]
         return 2 * model.num_layers * model.num_key_value_heads * model.head_dim * element
 
 

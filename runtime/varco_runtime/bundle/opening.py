@@ -401,7 +401,21 @@ def _read(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
 
 def digest_of(manifest: Manifest) -> str:
     """Return the digest that `bundle.json` states for this manifest."""
-    return str(json.loads(serialize(dataclasses.asdict(manifest)))["digest"])
+    return str(json.loads(serialize(_document(manifest)))["digest"])
+
+
+def _document(manifest: Manifest) -> dict[str, Any]:
+    """Return what `bundle.json` holds; a key that an earlier export did not write stays away."""
+    document = dataclasses.asdict(manifest)
+    if manifest.media is None:
+        del document["media"]
+    if manifest.image.ocr_long_side_px is None:
+        del document["image"]["ocr_long_side_px"]
+    if manifest.kv_cache is None:
+        del document["kv_cache"]
+    if manifest.embedding is not None and manifest.embedding.head_rows is None:
+        del document["embedding"]["head_rows"]
+    return document
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -413,7 +427,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         ExportError: `read_manifest` would refuse it.
         OSError: The folder or its disk refuses.
     """
-    raw = serialize(dataclasses.asdict(manifest))
+    raw = serialize(_document(manifest))
     try:
         manifest_of(json.loads(raw))
     except ValueError as error:

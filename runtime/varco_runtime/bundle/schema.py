@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
 
 from varco_runtime.bundle.bounds import OneOf, Pattern, Range
-from varco_runtime.bundle.manifest import Embedding, Manifest
+from varco_runtime.bundle.manifest import Embedding, HeadRows, Manifest
 from varco_runtime.dtypes import ITEM_BYTES
 
 MANIFEST = "bundle.json"
 MAX_FILES = 256
+BLOCK_SIZES = (32, 64, 128)
+"""Integers of an output head that share a scale."""
 MAX_DEPTH = 16
 MAX_ITEMS = 4096
 MAX_CHARS = 4096
@@ -60,6 +62,7 @@ def manifest_of(document: dict[str, Any]) -> Manifest:
             raise ValueError(f"it lists the file name {short(name)}, expected a plain relative name")
     needed = [manifest.tokenizer, manifest.chat_template]
     needed += [] if manifest.embedding is None else [manifest.embedding.file]
+    needed += [manifest.embedding.head_rows.file] if manifest.embedding and manifest.embedding.head_rows else []
     needed += [name for part in manifest.components.values() for name in (part.file, part.data)]
     needed += [engine.file for engine in manifest.engines]
     needed += [] if manifest.probes is None else [manifest.probes]
@@ -90,6 +93,13 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for name in _NETWORKS[manifest.device]:
         if name not in manifest.components:
             yield f"it has no {name} network, expected one in a bundle for {manifest.device}"
+    media, prompt = manifest.media_facts, manifest.prompt
+    if (media.video_token is None) is not (media.video_token_id is None):
+        yield f"media.video_token_id is {media.video_token_id}, expected one if there is a video_token, and only then"
+    if media.video_token == prompt.image_token and media.video_token_id != prompt.image_token_id:
+        yield f"media.video_token_id is {media.video_token_id}, expected that of the same prompt.image_token"
+    if manifest.kv_cache is not None and (manifest.device != "cpu" or manifest.kv_cache == "bf16"):
+        yield f"kv_cache is {manifest.kv_cache} for {manifest.device}, expected null, or fp32 or fp16 on a CPU"
     cache_bytes = manifest.kv_bytes_per_token * manifest.max_context
     if cache_bytes > MAX_KV_CACHE_BYTES:
         yield f"a full context takes {cache_bytes} bytes of keys and values, expected at most {MAX_KV_CACHE_BYTES}"
@@ -114,9 +124,29 @@ def _embedding_faults(manifest: Manifest, embedding: Embedding) -> Iterator[str]
             f"embedding has {embedding.rows} rows of {embedding.width}, expected {model.vocab_size + 1} of "
             f"{model.hidden_size}: vocab_size + 1 of hidden_size"
         )
-    expected = embedding.rows * embedding.width * ITEM_BYTES[embedding.dtype]
+    if embedding.head_rows is not None:
+        yield from _head_rows_faults(manifest, embedding.head_rows)
+    expected = embedding.num_stored_rows * embedding.width * ITEM_BYTES[embedding.dtype]
     if manifest.files[embedding.file].size != expected:
         yield f"{embedding.file} has {manifest.files[embedding.file].size} bytes, expected {expected} by its shape"
+
+
+def _head_rows_faults(manifest: Manifest, head: HeadRows) -> Iterator[str]:
+    model, decoder = manifest.model, manifest.decoder
+    if manifest.device != "cpu":
+        yield f"embedding.head_rows is given for {manifest.device}, expected it in bundles for the CPU alone"
+    if head.file != decoder.data:
+        yield f"embedding.head_rows.file is {short(head.file)}, expected the decoder's weights {short(decoder.data)}"
+    if head.block_size not in BLOCK_SIZES:
+        yield f"embedding.head_rows.block_size is {head.block_size}, expected one of {BLOCK_SIZES}"
+    size = manifest.files[head.file].size
+    row_bytes = head.row_bytes(model.hidden_size, ITEM_BYTES[decoder.compute])
+    for name, offset, num_bytes in zip(
+        ("values_offset", "scales_offset"), (head.values_offset, head.scales_offset), row_bytes, strict=True
+    ):
+        end = offset + model.vocab_size * num_bytes
+        if end > size:
+            yield f"embedding.head_rows.{name} is {offset}, expected rows that end within the file of {size} bytes"
 
 
 _NETWORKS = {
@@ -125,6 +155,8 @@ _NETWORKS = {
     "cuda": ("pixels", "packing", "sampling"),
 }
 """What each device needs beside the networks that all have."""
+_LATER = frozenset({"media", "ocr_long_side_px", "head_rows", "kv_cache"})
+"""Keys that bundles of this format version may lack, because earlier exports did not write them."""
 
 
 @functools.cache
@@ -139,11 +171,12 @@ def _from_json(cls: type, value: object, where: str) -> Any:
         raise ValueError(f"{where.rstrip('.')} is {_kind(value)}, expected an object")
     hints = _hints(cls)
     for name in hints:
-        if name not in value:
+        if name not in value and name not in _LATER:
             raise ValueError(f"{where}{name} is missing, expected it there")
     if unknown := set(value) - set(hints):
         raise ValueError(f"{where.rstrip('.') or 'it'} holds {short(min(unknown))}, expected only known keys")
-    return cls(**{name: _convert(hint, value[name], f"{where}{name}") for name, hint in hints.items()})
+    given = {name: hint for name, hint in hints.items() if name in value}
+    return cls(**{name: _convert(hint, value[name], f"{where}{name}") for name, hint in given.items()})
 
 
 def _convert(hint: Any, value: Any, where: str, bound: Range | OneOf | Pattern | None = None) -> Any:

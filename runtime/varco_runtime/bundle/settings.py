@@ -10,6 +10,8 @@ from typing import Annotated
 
 from varco_runtime.bundle.bounds import OneOf, Range
 
+MAX_LONG_SIDE_PX = 8192
+"""The longest side that a picture is scaled up to: its square is within the pixels that any picture may have."""
 Pixels = Annotated[int, Range(1, 1 << 16)]
 Mean = Annotated[float, Range(-1e6, 1e6)]
 Std = Annotated[float, Range(1e-6, 1e6)]
@@ -27,6 +29,8 @@ class ImageSettings:
         mean: What is subtracted from each channel, after `rescale_factor`.
         std: What each channel is then divided by.
         rescale_factor: What a pixel's level is multiplied by first: 1 / 255 brings it to 0..1.
+        ocr_long_side_px: The length to which the long side of a smaller picture is brought before its text is read;
+            None: a picture stays as it is. Bundles of before this was known do not have it.
     """
 
     tile_px: Annotated[int, Range(1, 1 << 12)]
@@ -36,6 +40,7 @@ class ImageSettings:
     mean: tuple[Mean, Mean, Mean]
     std: tuple[Std, Std, Std]
     rescale_factor: Annotated[float, Range(1e-9, 1e6)]
+    ocr_long_side_px: Annotated[int, Range(1, MAX_LONG_SIDE_PX)] | None = None
 
     @property
     def patches_per_side(self) -> int:
@@ -64,6 +69,27 @@ class PromptSettings:
     image_token_id: Annotated[int, Range(-(1 << 22), 1 << 22)]  # LLaVA-NeXT's is -200
     content_format: Annotated[str, OneOf("parts", "string")]
     markup_tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSettings:
+    """What a checkpoint takes beside one picture. A bundle of before this was known has none of it.
+
+    Args:
+        max_images: The most pictures of a conversation that it was trained for; None: as many as fit.
+        video_token: The placeholder text that stands for a video, which may be that of a picture; None: no video.
+        video_token_id: The id repeated once per token of a video; None: no video.
+        no_video: Why it takes no video, as the end of a sentence; None where it does.
+    """
+
+    max_images: Annotated[int, Range(1, 1 << 10)] | None
+    video_token: str | None
+    video_token_id: Annotated[int, Range(-(1 << 22), 1 << 22)] | None
+    no_video: str | None
+
+
+NO_MEDIA_FACTS = MediaSettings(1, None, None, "its export did not look for videos; export the checkpoint again")
+"""One picture and no video: what holds for a bundle without such facts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from varco_runtime.backend import Backend, Progress
-from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
 from varco_runtime.generation.loop import Decoding
-from varco_runtime.generation.prefix_cache import Memory
-from varco_runtime.picture.loading import Picture
+from varco_runtime.generation.prefix_cache import Memory, Span
+from varco_runtime.media_encoder import MediaEncoder, Place, VisionTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,24 +20,14 @@ class Model:
     Args:
         backend: The device.
         memory: What its slots hold, and what is kept of earlier pictures.
-        image: How pictures are cut.
+        encoder: Makes image tokens of media.
         image_token_id: The id that stands for a picture in prompts.
     """
 
     backend: Backend
     memory: Memory
-    image: ImageSettings
+    encoder: MediaEncoder
     image_token_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPicture:
-    """A picture's image tokens, in the backend's own memory, and the seconds that they took."""
-
-    digest: str
-    tokens: Any
-    preprocess_s: float = 0.0
-    vision_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -50,15 +38,16 @@ class Job:
 
     Args:
         ids: The prompt's token ids.
-        picture: What is asked about, or None.
+        places: Its media, and where they stand.
+        spans: The positions of all media, by their keys.
         decode: Makes the decoding of an answer from the job, whose `logits` and `slot` are known then; None where the
             logits are all that is wanted.
         num_logits: How many of the prompt's last logits are wanted.
 
     Attributes:
-        progress: Called while the picture and the prompt are read.
+        progress: Called while the media and the prompt are read.
         slot: Where it works; None before.
-        encoded: Its picture, once it is encoded.
+        vision: Seconds that its media took.
         num_cached: How many of the prompt's positions were in the cache already.
         prefill_s: Seconds that the others took.
         logits: The prompt's last logits `[num_logits, vocab]` fp32.
@@ -70,13 +59,14 @@ class Job:
     """
 
     ids: list[int]
-    picture: Picture | None
+    places: tuple[Place, ...] = ()
+    spans: tuple[Span, ...] = ()
     decode: Callable[[Job], Decoding] | None = None
     num_logits: int = 1
     progress: Progress | None = None
     slot: int | None = None
     work: Iterator[float] | None = None
-    encoded: EncodedPicture | None = None
+    vision: VisionTimes = field(default_factory=VisionTimes)
     num_cached: int = 0
     prefill_s: float = 0.0
     logits: Array | None = None

@@ -80,7 +80,7 @@ class Scheduler:
         if not self.waiting or not free:
             return None
         job = self.waiting[0]
-        job.slot = self._model.memory.slot_for(job.ids, None if job.picture is None else job.picture.digest, free)
+        job.slot = self._model.memory.slot_for(job.ids, job.spans, free)
         self.slots[job.slot] = job
         self.waiting.popleft()
         return job

@@ -1,38 +1,52 @@
-"""The cache of earlier prompts, so that a question about a picture seen before computes none of it again.
+"""The cache of earlier prompts, so that a question about media seen before computes none of them again.
 
-Kept are the ids of the sequence in each slot of the key/value cache, and for other pictures, whichever slot they came
-to, their image tokens and the keys and values of their prompts.
+Kept are the ids of the sequence in each slot of the key/value cache with the media that stand in it, and for other
+conversations, whichever slot they came to, the image tokens of each medium and the keys and values of their prompts. A
+medium is known by its key, its digest and how it is tiled: a conversation that begins with the same media shares the
+prompt up to the first difference.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 from varco_runtime.backend import Backend, BatchingBackend, KeepsPrefixes, num_slots_of
 
 DEFAULT_MEMORY_MB = 512
-"""For pictures other than the present one: some seven 0.5B prompts of 3,000 positions, or image tokens alone."""
+"""For media other than the present ones: some seven 0.5B prompts of 3,000 positions, or image tokens alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The positions `start` .. `end - 1` of a prompt, where the image tokens of the medium `key` stand."""
+
+    start: int
+    end: int
+    key: Hashable
 
 
 @dataclass(slots=True)
 class Sequence:
-    """What a slot of the key/value cache holds: these ids, with this picture's tokens where the ids say image."""
+    """What a slot of the key/value cache holds: these ids, and in these spans image tokens, in order."""
 
     ids: list[int] = field(default_factory=list)
-    digest: str | None = None
+    spans: tuple[Span, ...] = ()
 
-    def common_prefix(self, ids: list[int], digest: str | None, image_token_id: int) -> int:
+    def common_prefix(self, ids: list[int], spans: tuple[Span, ...]) -> int:
         """Return how many leading positions of a new prompt need not be computed.
 
         The last position always is computed, for its logits.
         """
         limit = min(len(self.ids), len(ids) - 1)
-        same = next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
-        if self.digest != digest and image_token_id in ids[:same]:
-            same = ids.index(image_token_id)
-        return same
+        for index in range(max(len(self.spans), len(spans))):
+            both = [one[index] for one in (self.spans, spans) if index < len(one)]
+            if len(both) == 1 or both[0] != both[1]:
+                limit = min(limit, *(span.start for span in both))
+                break
+        return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +58,23 @@ class _Kept:
 
 
 class Memory:
-    """The sequence of each slot, and a bounded store of other pictures, the least recently used dropped first.
+    """The sequence of each slot, and a bounded store of other media, the least recently used dropped first.
 
     One slot is selected at a time: `sequence`, `prepare` and the backend's own methods are about that one.
 
-    The image tokens of the latest picture are kept whatever their size. A backend that is no `KeepsPrefixes` holds one
-    picture at a time in its own memory, so that nothing else is kept for it.
+    The image tokens of the latest media are kept whatever their size. A backend that is no `KeepsPrefixes` holds one
+    list of media at a time in its own memory, so that nothing else is kept for it.
 
     Args:
         backend: Holds the key/value cache.
-        image_token_id: The id that stands for a picture in prompts.
         max_bytes: Bytes of the store, 0 for none.
     """
 
-    def __init__(self, backend: Backend, image_token_id: int, max_bytes: int) -> None:
+    def __init__(self, backend: Backend, max_bytes: int) -> None:
         self._backend = backend
-        self._image_token_id = image_token_id
         self._max_bytes = max_bytes if isinstance(backend, KeepsPrefixes) else 0
-        self._latest: tuple[str, Any] | None = None
-        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self._latest: dict[Hashable, Any] = {}
+        self._kept: OrderedDict[tuple[str, Hashable], _Kept] = OrderedDict()
         self._sequences = [Sequence() for _ in range(num_slots_of(backend))]
         self._slot = 0
         self._selected: int | None = 0
@@ -95,14 +107,12 @@ class Memory:
     def sequence(self, sequence: Sequence) -> None:
         self._sequences[self._slot] = sequence
 
-    def slot_for(self, ids: list[int], digest: str | None, free: list[int]) -> int:
-        """Return the free slot that holds the longest beginning of a prompt; of equals the one that holds least."""
+    def slot_for(self, ids: list[int], spans: tuple[Span, ...], free: list[int]) -> int:
+        """Return the free slot that holds the longest beginning of a prompt; of equals the first.
 
-        def rank(slot: int) -> tuple[int, int, int]:
-            held = self._sequences[slot]
-            return -held.common_prefix(ids, digest, self._image_token_id), len(held.ids), slot
-
-        return min(free, key=rank)
+        A step of several answers runs over all slots up to the last one in use.
+        """
+        return min(free, key=lambda slot: (-self._sequences[slot].common_prefix(ids, spans), slot))
 
     # -- the store's size -------------------------------------------------------------------------------------------
 
@@ -113,63 +123,67 @@ class Memory:
 
     # -- image tokens -----------------------------------------------------------------------------------------------
 
-    def image_tokens(self, digest: str) -> Any | None:
-        """Return the image tokens of a picture seen before, or None."""
-        if self._latest is None or self._latest[0] != digest:
-            kept = self._kept.get(("tokens", digest))
+    def image_tokens(self, key: Hashable) -> Any | None:
+        """Return the image tokens of a medium seen before, or None."""
+        if key not in self._latest:
+            kept = self._kept.get(("tokens", key))
             if kept is None:
                 return None
-            self._latest = (digest, kept.value)
-        self._touch("tokens", digest)
-        return self._latest[1]
+            self._latest[key] = kept.value
+        self.touch(key)
+        return self._latest[key]
 
-    def make_room(self) -> None:
-        """Drop the latest picture's tokens, unless they are in the store, before a new picture is encoded."""
-        self._latest = None
+    def make_room(self, keys: Collection[Hashable]) -> None:
+        """Drop the latest media's tokens but for those of `keys`, before a new medium is encoded.
 
-    def keep_image_tokens(self, digest: str, tokens: Any) -> None:
-        """Keep the image tokens of the latest picture, in the store too if it has room."""
-        self._latest = (digest, tokens)
+        What the store holds stays there.
+        """
+        self._latest = {key: tokens for key, tokens in self._latest.items() if key in keys}
+
+    def keep_image_tokens(self, key: Hashable, tokens: Any) -> None:
+        """Keep the image tokens of one of the latest media, in the store too if it has room."""
+        self._latest[key] = tokens
         if self._max_bytes:
-            self._keep("tokens", digest, tokens, tokens.nbytes)
+            self._keep("tokens", key, tokens, tokens.nbytes)
+
+    def touch(self, key: Hashable) -> None:
+        """Take note that a medium is in use."""
+        self._touch("tokens", key)
 
     # -- keys and values --------------------------------------------------------------------------------------------
 
-    def prepare(self, ids: list[int], digest: str | None, num_logits: int) -> int:
+    def prepare(self, ids: list[int], spans: tuple[Span, ...], num_logits: int) -> int:
         """Make the selected slot hold as much of a new prompt as is known, and return how many positions that is.
 
         The last `num_logits` positions are left to compute.
 
-        A picture's prompt that would be overwritten is copied out first; one that was copied out before is copied back
+        A prompt with media that would be overwritten is copied out first; one that was copied out before is copied back
         where it holds more than the slot does, and so is what another slot holds.
         """
-        same = self.sequence.common_prefix(ids, digest, self._image_token_id)
-        kept = self._kept.get(("prefix", digest)) if digest is not None else None
-        known = 0 if kept is None else kept.value[0].common_prefix(ids, digest, self._image_token_id)
+        same = self.sequence.common_prefix(ids, spans)
+        known, kept = self._longest_kept(ids, spans)
         self._keep_prefix(same)
         if kept is not None and known > same:
             sequence, prefix = kept.value
             self.sequence = Sequence()  # should the copy fail halfway
             assert isinstance(self._backend, KeepsPrefixes)
             self._backend.restore_prefix(prefix)
-            self._touch("prefix", sequence.digest)
+            self._touch("prefix", _keys(sequence.spans))
             same = known
-        same = max(same, self._copied_from_other(ids, digest, same))
+        same = max(same, self._copied_from_other(ids, spans, same))
         same = min(same, len(ids) - num_logits)
         # Only what is certain to be in the cache is claimed, should prefill fail halfway.
-        self.sequence = Sequence(ids[:same], digest)
+        self.sequence = Sequence(ids[:same], tuple(span for span in spans if span.start < same))
         return same
 
-    def _copied_from_other(self, ids: list[int], digest: str | None, same: int) -> int:
+    def _copied_from_other(self, ids: list[int], spans: tuple[Span, ...], same: int) -> int:
         """Copy the longest beginning of a prompt that another slot holds, if that is more than `same` positions.
 
         Returns how many positions that is, 0 where no slot holds more.
         """
         here = self._slot
         shared = {
-            slot: sequence.common_prefix(ids, digest, self._image_token_id)
-            for slot, sequence in enumerate(self._sequences)
-            if slot != here
+            slot: sequence.common_prefix(ids, spans) for slot, sequence in enumerate(self._sequences) if slot != here
         }
         other = max(shared, key=lambda slot: shared[slot], default=here)
         if shared.get(other, 0) <= same or not isinstance(self._backend, KeepsPrefixes):
@@ -183,20 +197,32 @@ class Memory:
         self._backend.restore_prefix(prefix)
         return shared[other]
 
+    def _longest_kept(self, ids: list[int], spans: tuple[Span, ...]) -> tuple[int, _Kept | None]:
+        """Return how much of a new prompt the kept one holds that holds most of it, and that one."""
+        best: tuple[int, _Kept | None] = (0, None)
+        for (kind, _), kept in self._kept.items():
+            if kind != "prefix" or not spans or kept.value[0].spans[0] != spans[0]:
+                continue
+            known = kept.value[0].common_prefix(ids, spans)
+            if known > best[0]:
+                best = known, kept
+        return best
+
     def _keep_prefix(self, same: int) -> None:
-        """Copy what the cache holds of a picture's prompt, up to its last image token, if that will be overwritten."""
-        ids, digest = self.sequence.ids, self.sequence.digest
-        if not self._max_bytes or digest is None or self._image_token_id not in ids[same:]:
+        """Copy what the cache holds of a prompt with media, up to the last one, if that will be overwritten."""
+        sequence = self.sequence
+        spans = tuple(span for span in sequence.spans if span.end <= len(sequence.ids))
+        if not self._max_bytes or not spans or spans[-1].end <= same:
             return
-        end = len(ids) - ids[::-1].index(self._image_token_id)
-        kept = self._kept.get(("prefix", digest))
-        if kept is not None and kept.value[0].ids == ids[:end]:
+        end, keys = spans[-1].end, _keys(spans)
+        kept = self._kept.get(("prefix", keys))
+        if kept is not None and kept.value[0].ids == sequence.ids[:end]:
             return
         assert isinstance(self._backend, KeepsPrefixes)
         if end * self._backend.prefix_bytes_per_position > self._max_bytes:
             return
         prefix = self._backend.copy_prefix(end)
-        self._keep("prefix", digest, (Sequence(ids[:end], digest), prefix), prefix.nbytes)
+        self._keep("prefix", keys, (Sequence(sequence.ids[:end], spans), prefix), prefix.nbytes)
 
     def forget_sequence(self) -> None:
         """Take the cache for empty: what a failed step left in it is not trusted."""
@@ -204,14 +230,18 @@ class Memory:
 
     # -- the store --------------------------------------------------------------------------------------------------
 
-    def _keep(self, kind: str, digest: str, value: Any, num_bytes: int) -> None:
-        self._kept.pop((kind, digest), None)
+    def _keep(self, kind: str, key: Hashable, value: Any, num_bytes: int) -> None:
+        self._kept.pop((kind, key), None)
         if num_bytes > self._max_bytes:
             return
-        self._kept[kind, digest] = _Kept(value, num_bytes)
+        self._kept[kind, key] = _Kept(value, num_bytes)
         while self.num_bytes > self._max_bytes:
             self._kept.popitem(last=False)
 
-    def _touch(self, kind: str, digest: str | None) -> None:
-        if digest is not None and (kind, digest) in self._kept:
-            self._kept.move_to_end((kind, digest))
+    def _touch(self, kind: str, key: Hashable) -> None:
+        if (kind, key) in self._kept:
+            self._kept.move_to_end((kind, key))
+
+
+def _keys(spans: tuple[Span, ...]) -> tuple[Hashable, ...]:
+    return tuple(span.key for span in spans)

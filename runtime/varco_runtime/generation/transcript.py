@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
 from varco_runtime.answer.answer import Piece
+from varco_runtime.generation.repetition import LoopDetector
 from varco_runtime.generation.stopping import StopStrings
 from varco_runtime.markup.parser import StreamParser
 from varco_runtime.markup.regions import Parsed, Region
@@ -21,6 +23,7 @@ class Transcript:
         tokenizer: Makes text of tokens.
         eos_token_ids: The tokens that end an answer.
         stop: The strings that end an answer.
+        stop_loops: Whether an answer that goes round in a circle is ended.
 
     Raises:
         UsageError: The stop strings are out of bounds.
@@ -28,14 +31,18 @@ class Transcript:
     Attributes:
         token_ids: All tokens, the one that ended the answer included.
         token_times: When each of them came, on the clock of `time.perf_counter`.
-        finish_reason: Why the answer ended, `stop`, `stop_string` or what `finish` was told; None before.
+        finish_reason: Why the answer ended, `stop`, `stop_string`, `loop` or what `finish` was told; None before.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Collection[int], stop: tuple[str, ...]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, eos_token_ids: Collection[int], stop: tuple[str, ...], stop_loops: bool = False
+    ) -> None:
         self._decoder = StreamDecoder(tokenizer)
         self._eos = eos_token_ids
         self._stop = StopStrings(stop)
         self._parser = StreamParser()
+        self._loops = LoopDetector() if stop_loops else None
+        self._warnings: tuple[str, ...] = ()
         self.token_ids: list[int] = []
         self.token_times: list[float] = []
         self._texts: list[str] = []
@@ -48,7 +55,12 @@ class Transcript:
         if token in self._eos:
             self.finish_reason = "stop"
             return Piece("", "", ())
-        return self._advance(self._stop.feed(self._decoder.feed(token)))
+        piece = self._advance(self._stop.feed(self._decoder.feed(token)))
+        if self._loops is not None and self.finish_reason is None and not self._parser.is_in_thought:
+            loop = self._loops.feed(piece.plain_text, piece.regions)
+            if loop is not None:
+                self._warnings, self.finish_reason = (loop,), "loop"
+        return piece
 
     def finish(self, reason: str) -> Piece:
         """Return what was held back; `reason` is the finish reason unless the answer ended by itself."""
@@ -64,7 +76,8 @@ class Transcript:
     @property
     def parsed(self) -> Parsed:
         """Return plain text, regions and warnings; final after `finish`."""
-        return self._parser.parsed
+        parsed = self._parser.parsed
+        return replace(parsed, warnings=self._warnings + parsed.warnings)
 
     def _advance(self, text: str, final: bool = False) -> Piece:
         if self._stop.stopped:

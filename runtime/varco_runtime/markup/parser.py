@@ -21,7 +21,8 @@ in `warnings`, with its offset in the markup:
   box that is read has an area, and can be asked about;
 - white space between a region and its box stays in the text, and the box still counts;
 - a box with nothing in front becomes an "object" without text, so that its place is not lost.
-A region without a box is legal and no warning. Quads may also be separated by commas or white space alone.
+A region without a box is legal and no warning. Quads may also be separated by commas or white space alone. Regions may
+follow each other on one line or on lines of their own. A thought in front of the answer is left out (`thought.py`).
 
 The grammar has no escape. `writer.py` breaks a tag that stands in the text itself with a `<delim>`: reading drops it
 again (with a warning), so plain text and regions always survive.
@@ -45,6 +46,7 @@ from varco_runtime.markup.regions import (
     Parsed,
     Region,
 )
+from varco_runtime.markup.thought import Thought
 
 MAX_WARNINGS = 50
 MAX_QUAD_CHARS = 128
@@ -104,6 +106,7 @@ class StreamParser:
     """
 
     def __init__(self) -> None:
+        self._thought = Thought()
         self._held = ""
         self._held_at = 0
         self._pieces: list[str] = []
@@ -122,6 +125,11 @@ class StreamParser:
         more = (f"The markup was odd in {self._num_unlisted} more places.",) if self._num_unlisted else ()
         return Parsed("".join(self._pieces), tuple(self._regions), (*self._warnings, *more))
 
+    @property
+    def is_in_thought(self) -> bool:
+        """Return whether a thought has begun in front of the answer and not ended."""
+        return self._thought.is_open
+
     def feed(self, piece: str) -> list[Event]:
         """Read on.
 
@@ -132,6 +140,11 @@ class StreamParser:
             Plain text (`str`) and finished regions (`Region`), in order.
         """
         assert not self._finished, "Bug: feed() after finish()."
+        piece, num_left_out = self._thought.feed(piece)
+        self._held_at += num_left_out  # nothing is held back yet where a thought is left out
+        return self._read(piece)
+
+    def _read(self, piece: str) -> list[Event]:
         text = self._held + piece
         position = 0
         for match in TAG.finditer(text):
@@ -147,6 +160,9 @@ class StreamParser:
         """End the text, and return what was still held back; nothing where it has ended already."""
         if self._finished:
             return []
+        if self._thought.is_open:
+            self._warn("<think> is never closed; the answer ends within it.")
+        self._events += self._read(self._thought.finish())
         self._finished = True
         if self._box is not None:
             self._warn(f"<bbox> at {self._box.at} is never closed.")

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from varco_runtime.errors import InputError
 from varco_runtime.markup.regions import CLOSING, OPENING, TAG, Parsed, Region, quad_text
+from varco_runtime.markup.thought import THINK
 
 
 def render(parsed: Parsed) -> str:
@@ -31,7 +32,10 @@ def render(parsed: Parsed) -> str:
         out.append(OPENING[region.kind] + _break_tags(region.text) + CLOSING[region.kind])
         out.append(f"<bbox>{boxes}</bbox>" if boxes else "")
         done = region.end
-    return "".join([*out, _break_tags(plain[done:])])
+    written = "".join([*out, _break_tags(plain[done:])])
+    start = len(written) - len(written.lstrip())
+    # Text that begins like a thought is not to be read as one.
+    return written.replace(THINK, f"<<delim>{THINK[1:]}", 1) if written.startswith(THINK, start) else written
 
 
 def _check_regions(parsed: Parsed) -> None:

@@ -29,7 +29,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
@@ -51,6 +51,7 @@ _REFUSED = {  # Pillow images that their caller opened and did not load
     "EPS": "runs Ghostscript",
     "IPTC": "may wrap a file of any format, EPS included",
 }
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
 _UPRIGHT = {
@@ -80,12 +81,14 @@ class Picture:
         width: Its width in pixels.
         height: Its height in pixels.
         digest: The sha256 (hex) of its size and pixels, the key under which features and cached prefixes are kept.
+        is_animated: Whether it is the first frame of an animation.
     """
 
     image: Image.Image = field(compare=False, repr=False)
     width: int
     height: int
     digest: str
+    is_animated: bool = field(default=False, compare=False)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -195,7 +198,8 @@ def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...
         try:
             if isinstance(source, Image.Image):
                 return _picture(_upright_rgb(*_pixels(source, name)))
-            return _picture(_upright_rgb(*_pixels_of_file(source, name, formats)))
+            pixels, is_animated = _pixels_of_file(source, name, formats)
+            return replace(_picture(_upright_rgb(*pixels)), is_animated=is_animated)
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -215,13 +219,22 @@ def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...
 
 def _pixels_of_file(
     file: io.BytesIO, name: str, formats: tuple[str, ...]
-) -> tuple[Image.Image, int, Mapping[int, Any]]:
+) -> tuple[tuple[Image.Image, int, Mapping[int, Any]], bool]:
+    """Return what `_pixels` returns, and whether the file is an animation."""
     with Image.open(file, formats=formats) as image:  # gone when this returns, and the decoder's memory with it
         if image.format == "JPEG2000" and image.width * image.height >= jpeg2000.MIN_PIXELS:
             apart = jpeg2000.decode_apart(file.getvalue())
             if apart is not None:
-                return apart, 1, {}
-        return _pixels(image, name)
+                return (apart, 1, {}), False
+        return _pixels(image, name), _is_animated(image)
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Tell whether frames follow the one that was decoded; what cannot be told is no animation."""
+    try:
+        return image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second frame says nothing about the first one
+        return False
 
 
 def _pixels(image: Image.Image, name: str) -> tuple[Image.Image, int, Mapping[int, Any]]:

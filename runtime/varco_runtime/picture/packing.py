@@ -1,6 +1,10 @@
-"""Projected patches become image tokens: the tokens' side of LLaVA-OneVision's "anyres", from sizes alone.
+"""Projected patches become image tokens: the tokens' side of LLaVA-OneVision, from sizes alone.
 
     tiles -> (vision tower, projector) -> pack -> image tokens
+
+One plan covers all media of a list, one behind the other (`media_plan`). A picture of one tile keeps all its patches
+and ends with a newline. A video's frames are pooled, 27x27 patches to 14x14, and one newline follows the last of them.
+Below is "anyres", for one picture on a base tile and a grid.
 
 The vision tower makes P x P patches of each tile. Of the grid's patches those that show padding are cut off, a large
 rest is shrunk bilinearly, and every row ends with the newline vector. All of this is linear, so each image token is a
@@ -13,6 +17,7 @@ width) throughout, as in transformers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +26,7 @@ import numpy.typing as npt
 
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import ImageError
+from varco_runtime.picture.media import Clip, Medium
 from varco_runtime.picture.tiles import TilePlan, tile_plan
 
 SHRUNK_SIDE = 1.1
@@ -32,7 +38,7 @@ _PACK_ROWS = 64  # image tokens blended at a time: 1.3 MB of float32 at 5,120 wi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackingPlan:
-    """How the image tokens of one picture are made of its projected patch rows.
+    """How the image tokens of pictures and videos are made of their projected patch rows.
 
     Token n is `sum(weights[n, k] * rows[indices[n, k]] for k in range(4))`, where `rows` are the projected patches
     (tile * patches_per_tile + patch) with the newline vector behind them, at `newline_row`. A token that is one plain
@@ -41,7 +47,7 @@ class PackingPlan:
     Args:
         indices: The rows of each token, int32 [N, 4].
         weights: Their weights, float32 [N, 4].
-        grid_hw: Rows and columns of the grid's tokens, newlines not counted.
+        grid_hw: Rows and columns of the grid's tokens, newlines not counted; those of the last medium of several.
         newline_row: The index of the newline vector, behind all projected patches.
     """
 
@@ -126,6 +132,89 @@ def packing_plan(size_hw: tuple[int, int], settings: ImageSettings) -> PackingPl
         grid_hw=window.shrunk_hw,
         newline_row=newline_row,
     )
+
+
+def num_medium_tokens(medium: Medium, settings: ImageSettings) -> int:
+    """Return the number of a medium's image tokens, newlines included.
+
+    Args:
+        medium: A picture or a video, or a part of one.
+        settings: What the bundle says about pictures.
+
+    Raises:
+        ImageError: The picture is too thin for any patch.
+        BundleError: The settings are beyond what the formulas here cover.
+    """
+    source = medium.source
+    if isinstance(source, Clip):
+        return len(source.tiles) * pooled_side(settings) ** 2 + (medium.tiling == "frames")
+    return settings.patches_per_tile + 1 if medium.tiling == "one" else num_image_tokens(source.size_hw, settings)
+
+
+def media_plan(media: Sequence[Medium], settings: ImageSettings) -> PackingPlan:
+    """Return which projected patch rows make each image token of media, one medium behind the other.
+
+    Args:
+        media: At least one picture or video, in the order of their tiles.
+        settings: What the bundle says about pictures.
+
+    Raises:
+        ImageError: A picture is too thin for any patch.
+        BundleError: The settings are beyond what the formulas here cover.
+    """
+    plans = [_plan(medium, settings) for medium in media]
+    if len(plans) == 1:
+        return plans[0]
+    newline_row = sum(plan.newline_row for plan in plans)
+    indices, first = [], 0
+    for plan in plans:
+        indices.append(
+            np.where(plan.indices == plan.newline_row, np.int32(newline_row), plan.indices + np.int32(first))
+        )
+        first += plan.newline_row
+    weights = np.concatenate([plan.weights for plan in plans])
+    return PackingPlan(np.concatenate(indices), weights, plans[-1].grid_hw, newline_row)
+
+
+def pooled_side(settings: ImageSettings) -> int:
+    """Return how many tokens stand along a side of a video's frame: half of its patches, rounded up."""
+    return -(-settings.patches_per_side // 2)
+
+
+def _plan(medium: Medium, settings: ImageSettings) -> PackingPlan:
+    if isinstance(medium.source, Clip):
+        return _frames_plan(len(medium.source.tiles), medium.tiling == "frames", settings)
+    return _one_tile_plan(settings) if medium.tiling == "one" else packing_plan(medium.source.size_hw, settings)
+
+
+def _one_tile_plan(settings: ImageSettings) -> PackingPlan:
+    """Return all patches of one tile in order, and a newline.
+
+    Source: transformers 5.17 `pack_image_features`, the branch of features without a grid.
+    """
+    side, patches = settings.patches_per_side, settings.patches_per_tile
+    indices = np.repeat(np.arange(patches + 1, dtype=np.int32)[:, None], 4, axis=1)
+    weights = np.tile(np.array([1, 0, 0, 0], np.float32), (patches + 1, 1))
+    return PackingPlan(indices, weights, (side, side), patches)
+
+
+def _frames_plan(num_frames: int, ends: bool, settings: ImageSettings) -> PackingPlan:
+    """Return frames pooled to half of their patches along each side, and a newline where the video ends.
+
+    Source: transformers 5.17 `apply_pooling`; LLaVA-NeXT `get_2dPool` in its mode bilinear.
+    """
+    side, patches, pooled = settings.patches_per_side, settings.patches_per_tile, pooled_side(settings)
+    pair, part = _bilinear(side, pooled)  # [pooled, 2], for rows and columns alike
+    frame = (pair * side)[:, None, :, None] + pair[None, :, None, :]  # [pooled, pooled, 2, 2]
+    weight = part[:, None, :, None] * part[None, :, None, :]
+    firsts = np.arange(num_frames, dtype=np.int32) * patches
+    indices = (firsts[:, None, None] + frame.reshape(1, -1, 4)).astype(np.int32).reshape(-1, 4)
+    weights = np.tile(weight.reshape(-1, 4), (num_frames, 1))
+    newline_row = num_frames * patches
+    if ends:
+        indices = np.concatenate([indices, np.full((1, 4), newline_row, np.int32)])
+        weights = np.concatenate([weights, np.array([[1, 0, 0, 0]], np.float32)])
+    return PackingPlan(indices, weights, (pooled, pooled), newline_row)
 
 
 def pack(

@@ -1,9 +1,10 @@
-"""A picture becomes tiles: the pixels' side of LLaVA-OneVision's "anyres", from sizes alone.
+"""Pictures and videos become tiles: the pixels' side of LLaVA-OneVision, from sizes alone.
 
-    picture -> tile -> normalize -> `pixel_values` of the vision tower
+    media -> media_tiles -> normalize -> `pixel_values` of the vision tower
 
-A picture becomes a base tile (the whole picture squashed into one square) and a grid of tiles (the picture scaled into
-the best of the checkpoint's resolutions, centred on black).
+One picture becomes a base tile (the whole picture squashed into one square) and a grid of tiles (the picture scaled
+into the best of the checkpoint's resolutions, centred on black): "anyres". One of several becomes one tile, padded to
+a square with gray. Each frame of a video becomes one tile, squashed.
 
 Formulas: transformers 5.17, `image_processing_pil_llava_onevision.py`. Sizes are (height, width) throughout, as there.
 """
@@ -20,9 +21,13 @@ from PIL import Image
 
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import BundleError, ImageError
+from varco_runtime.picture.bounds import MAX_PIXELS
 from varco_runtime.picture.loading import Picture
+from varco_runtime.picture.media import Clip, Medium
 
 LEVELS = 256
+PADDING = (127, 127, 127)
+"""What pads one of several pictures to a square: LLaVA-NeXT's `int(255 * mean)` for a mean of 0.5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,79 @@ def tile(picture: Picture, settings: ImageSettings) -> npt.NDArray[np.uint8]:
     grid = grid.transpose(0, 2, 4, 1, 3)  # [rows, cols, 3, side, side]
     tiles[1:].reshape(grid.shape)[...] = grid
     return tiles
+
+
+def num_tiles(medium: Medium, settings: ImageSettings) -> int:
+    """Return the number of a medium's tiles.
+
+    Args:
+        medium: A picture or a video.
+        settings: What the bundle says about pictures.
+    """
+    if isinstance(medium.source, Clip):
+        return len(medium.source.tiles)
+    return 1 if medium.tiling == "one" else tile_plan(medium.source.size_hw, settings).num_tiles
+
+
+def media_tiles(media: Sequence[Medium], settings: ImageSettings) -> npt.NDArray[np.uint8]:
+    """Return the tiles of media, one medium behind the other: uint8 [T, 3, tile_px, tile_px].
+
+    Args:
+        media: At least one picture or video.
+        settings: What the bundle says about pictures.
+    """
+    parts = [_tiles(medium, settings) for medium in media]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _tiles(medium: Medium, settings: ImageSettings) -> npt.NDArray[np.uint8]:
+    if isinstance(medium.source, Clip):
+        return np.ascontiguousarray(medium.source.tiles.transpose(0, 3, 1, 2))
+    if medium.tiling == "one":
+        _check_settings(settings)
+        return padded_tile(medium.source, settings.tile_px).transpose(2, 0, 1)[None].copy()
+    return tile(medium.source, settings)
+
+
+def padded_tile(picture: Picture, side_px: int) -> npt.NDArray[np.uint8]:
+    """Return a picture padded to a square with gray and scaled to one tile, uint8 [side_px, side_px, 3].
+
+    Source: LLaVA-NeXT `mm_utils.expand2square`, then its processor's bicubic resize; transformers pads alike.
+
+    Args:
+        picture: The picture.
+        side_px: The side of the tile.
+    """
+    side = max(picture.size_hw)
+    if side * side > MAX_PIXELS:
+        return _thin_padded_tile(picture, side_px)
+    canvas = Image.new("RGB", (side, side), PADDING)
+    canvas.paste(picture.image, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return np.asarray(canvas.resize((side_px, side_px), Image.Resampling.BICUBIC))
+
+
+def _thin_padded_tile(picture: Picture, side_px: int) -> npt.NDArray[np.uint8]:
+    """Return `padded_tile` of a picture whose square would take gigabytes: only what the kernel sees is padded.
+
+    The long side is scaled first, the short side then on a canvas that reaches a kernel's width into the padding.
+    """
+    wide = picture.width >= picture.height
+    long, short = max(picture.size_hw), min(picture.size_hw)
+    scaled = picture.image.resize((side_px, short) if wide else (short, side_px), Image.Resampling.BICUBIC)
+    scale = long / side_px
+    start = (long - short) // 2
+    # The tile's rows (or columns) that a picture's pixel reaches: a bicubic kernel is two of them wide to each side.
+    first, last = max(0, int(start / scale) - 3), min(side_px, int((start + short) / scale) + 4)
+    low, high = max(0, int((first - 3) * scale)), min(long, int((last + 3) * scale) + 1)
+    size = (side_px, high - low) if wide else (high - low, side_px)
+    canvas = Image.new("RGB", size, PADDING)
+    canvas.paste(scaled, (0, start - low) if wide else (start - low, 0))
+    span = first * scale - low, last * scale - low
+    box = (0.0, span[0], float(side_px), span[1]) if wide else (span[0], 0.0, span[1], float(side_px))
+    shown = canvas.resize((side_px, last - first) if wide else (last - first, side_px), Image.Resampling.BICUBIC, box)
+    tile_ = np.full((side_px, side_px, 3), PADDING, np.uint8)
+    tile_[(slice(first, last),) if wide else (slice(None), slice(first, last))] = np.asarray(shown)
+    return tile_
 
 
 def _resized(picture: Picture, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -14,17 +14,27 @@ from typing import Any
 
 from varco_runtime.bundle.graph_nodes import epsilons
 from varco_runtime.bundle.opening import Bundle
-from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, PromptSettings
+from varco_runtime.bundle.settings import GenerationSettings, ImageSettings, MediaSettings, PromptSettings
 from varco_runtime.errors import BundleError
 
 MAX_SHOWN_CHARS = 60
 
 
-def settings_facts(image: ImageSettings, prompt: PromptSettings, generation: GenerationSettings) -> dict[str, Any]:
-    """Return every setting by a name such as `generation.eos_token_ids`, its value as JSON has it."""
+_CHOSEN = frozenset({"ocr_long_side_px"})
+"""Settings that whoever exports chooses: no checkpoint says anything of them."""
+
+
+def settings_facts(
+    image: ImageSettings, prompt: PromptSettings, generation: GenerationSettings, media: MediaSettings
+) -> dict[str, Any]:
+    """Return every setting of a checkpoint by a name such as `generation.eos_token_ids`, its value as JSON has it."""
     facts = {}
-    for group, settings in (("image", image), ("prompt", prompt), ("generation", generation)):
+    groups: dict[str, ImageSettings | PromptSettings | GenerationSettings | MediaSettings]
+    groups = {"image": image, "prompt": prompt, "generation": generation, "media": media}
+    for group, settings in groups.items():
         for field in dataclasses.fields(settings):
+            if field.name in _CHOSEN:
+                continue
             facts[f"{group}.{field.name}"] = json.loads(json.dumps(getattr(settings, field.name)))
     return facts
 
@@ -43,7 +53,7 @@ def text_facts(tokenizer_json: str, chat_template: str) -> dict[str, str]:
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
     """Return the facts of a bundle whose files have been checked. Raises `BundleError` for a graph that is none."""
     manifest = bundle.manifest
-    facts = settings_facts(manifest.image, manifest.prompt, manifest.generation)
+    facts = settings_facts(manifest.image, manifest.prompt, manifest.generation, manifest.media_facts)
     facts |= text_facts(bundle.text(manifest.tokenizer), bundle.text(manifest.chat_template))
     if manifest.embedding is not None:
         facts["embedding"] = manifest.files[manifest.embedding.file].sha256

@@ -22,6 +22,8 @@ MAX_BYTES = 4 << 20
 MAX_PICTURES = 8
 MAX_PROBES = 16
 MAX_ENTRIES = 64
+MAX_COUNT = 8
+SHOWS = ("picture", "pictures", "video")
 MAX_DEPTH = 4
 MAX_TOKENS = 1 << 15
 DISTURBANCE = 1e-6
@@ -35,7 +37,8 @@ _SEED = 20241105
 class ProbePicture:
     """A drawn picture and digests `[3, 128]` of what the networks should make of it, their weights rounded as they are.
 
-    In files of version 1 they are those of the exact networks.
+    In files of version 1 they are those of the exact networks. `shows`: what the picture is seen as, one of `SHOWS`: by
+    itself, or cut from left to right into `count` pictures or frames of equal width.
     """
 
     name: str
@@ -44,6 +47,8 @@ class ProbePicture:
     projector: Array
     image_tokens: Array
     newlines: Array
+    shows: str = "picture"
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +154,7 @@ def to_json(probes: Probes) -> bytes:
                 "name": picture.name,
                 "png": base64.b64encode(picture.png).decode(),
                 **{name: _packed(getattr(picture, name)) for name in _DIGESTS},
+                **({} if picture.shows == "picture" else {"shows": picture.shows, "count": picture.count}),
             }
             for picture in probes.pictures
         ],
@@ -198,7 +204,12 @@ def probes_of(document: dict[str, Any], manifest: Manifest) -> Probes:
 
 def _picture_of(entry: dict[str, Any]) -> ProbePicture:
     digests = {name: _unpacked(entry[name], np.float32, (NUM_GROUPS, GROUP_SIZE)) for name in _DIGESTS}
-    return ProbePicture(str(entry["name"]), base64.b64decode(entry["png"], validate=True), **digests)
+    shows, count = entry.get("shows", "picture"), entry.get("count", 1)
+    if shows not in SHOWS or type(count) is not int or not 1 <= count <= MAX_COUNT:
+        raise ValueError(f"a picture that shows {shows!r} of {count!r}")
+    return ProbePicture(
+        str(entry["name"]), base64.b64decode(entry["png"], validate=True), **digests, shows=shows, count=count
+    )
 
 
 def _probe_of(entry: dict[str, Any], num_pictures: int, vocab_size: int) -> Probe:

@@ -36,12 +36,14 @@ from typing import Any
 import numpy as np
 
 from varco_runtime.backend import Backend, NormalizesPixels, PromptInputs, ShowsFeatures, StopsRounding
+from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import BundleError, ImageError, PromptError, one_line
-from varco_runtime.picture.loading import Picture, load_picture
-from varco_runtime.picture.packing import num_image_tokens, packing_plan
-from varco_runtime.picture.tiles import normalize, tile
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.media import Medium
+from varco_runtime.picture.packing import media_plan, num_medium_tokens
+from varco_runtime.picture.tiles import media_tiles, normalize
 from varco_runtime.probes.digest import digest, digest_error, newline_digest
 from varco_runtime.probes.facts import bundle_facts, differences
 from varco_runtime.probes.file import DISTURBANCE, MAX_BYTES, NUM_TOP, Probe, ProbePicture, Probes, kept_ids, probes_of
@@ -58,7 +60,8 @@ from varco_runtime.probes.limits import (
     TIGHT_FEATURE_LIMIT,
     TIGHT_LOGIT_LIMIT,
 )
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.probes.media import probe_message, shown_media
+from varco_runtime.prompt.prompter import Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 NUM_STEPS = 8
@@ -179,7 +182,7 @@ class Limits:
         exact_tower = probes.vision == "fp32" or not rounds
         tight_tower = probes.is_tight and on_cpu and manifest.vision.compute == "fp32" and exact_tower
         self.features = TIGHT_FEATURE_LIMIT if tight_tower else FEATURE_LIMITS[probes.vision]
-        compute = manifest.decoder.compute
+        compute = manifest.kv_format  # attention computes in it
         if not probes.is_tight:
             coarse = FORMER_NOISE_FACTOR * min(noise.text, FORMER_MAX_NOISE) if rounds else 0.0
             self.text = max(LOGIT_LIMITS[compute], coarse)
@@ -214,9 +217,9 @@ def _grades(run: _Run) -> list[Check]:
     ]
 
 
-def _load(probe: ProbePicture) -> Picture:
+def _media(probe: ProbePicture, bundle: Bundle) -> tuple[Medium, ...]:
     try:
-        return load_picture(probe.png)
+        return shown_media(load_picture(probe.png), probe.shows, probe.count, bundle.manifest.image)
     except ImageError as error:
         raise BundleError(
             f"The picture {probe.name!r} of the bundle's probes cannot be used: {error} Export the bundle again."
@@ -228,9 +231,9 @@ def _encode_picture(
 ) -> tuple[Any, int]:
     """The picture's tokens in the backend's memory and their number; adds to `errors` by component."""
     settings = bundle.manifest.image
-    picture = _load(probe)
-    plan = packing_plan(picture.size_hw, settings)
-    tiles = tile(picture, settings)
+    media = _media(probe, bundle)
+    plan = media_plan(media, settings)
+    tiles = media_tiles(media, settings)
     pixel_values = normalize(tiles, settings)
     if not isinstance(backend, ShowsFeatures):
         return backend.pack(backend.encode(pixel_values), plan), plan.num_tokens
@@ -253,26 +256,33 @@ def _matrix(array: Array) -> Array:
 
 def _answer(probe: Probe, tokens: Any, num_tokens: int, bundle: Bundle, backend: Backend, max_steps: int) -> Array:
     """The logits `[num_answer, vocab]` that choose each token of the answer."""
-    image_token_id = bundle.manifest.prompt.image_token_id
     ids = probe.ids[:-1].astype(np.int64)  # nothing follows the last token
-    if np.count_nonzero(ids == image_token_id) != num_tokens:  # counted as wrong ids; there is nothing to compare
+    is_image = np.isin(ids, placeholder_ids(bundle.manifest))
+    if np.count_nonzero(is_image) != num_tokens:  # counted as wrong ids; there is nothing to compare
         return np.full((probe.num_answer, bundle.manifest.model.vocab_size), np.nan, np.float32)
     num_steps = min(max_steps, probe.num_answer - 1)
     split = len(ids) - num_steps
-    prompt = PromptInputs(ids[:split], image_token_id, tokens)
-    rows = [*backend.prefill(prompt, 0, probe.num_answer - num_steps)]
-    rows += [backend.decode_step(int(ids[position]), position).copy() for position in range(split, len(ids))]
-    return np.stack(rows)
+    rows = np.where(is_image, np.cumsum(is_image) - 1, -1)
+    image_token_id = bundle.manifest.prompt.image_token_id
+    prompt = PromptInputs(ids[:split], image_token_id, tokens, rows[:split])
+    logits = [*backend.prefill(prompt, 0, probe.num_answer - num_steps)]
+    logits += [backend.decode_step(int(ids[position]), position).copy() for position in range(split, len(ids))]
+    return np.stack(logits)
+
+
+def placeholder_ids(manifest: Manifest) -> list[int]:
+    """Return the ids that stand for image tokens in prompts."""
+    video_token_id = manifest.media_facts.video_token_id
+    return [manifest.prompt.image_token_id, *([] if video_token_id is None else [video_token_id])]
 
 
 def _wrong_ids(probe: Probe, bundle: Bundle, probes: Probes, prompter: Prompter) -> int:
     """How many ids of the prompt this runtime would write otherwise."""
-    num_tokens = 0
-    if probe.picture is not None:
-        num_tokens = num_image_tokens(_load(probes.pictures[probe.picture]).size_hw, bundle.manifest.image)
+    media = () if probe.picture is None else _media(probes.pictures[probe.picture], bundle)
+    counts = [num_medium_tokens(medium, bundle.manifest.image) for medium in media]
     expected = probe.ids[: -probe.num_answer].tolist()
     try:
-        got = prompter.encode([Message("user", probe.prompt, image=probe.picture is not None)], num_tokens)
+        got = prompter.encode_media([probe_message(probe.prompt, media)], counts).ids
     except PromptError:
         return len(expected)
     return abs(len(got) - len(expected)) + sum(1 for a, b in zip(got, expected, strict=False) if a != b)
@@ -281,7 +291,7 @@ def _wrong_ids(probe: Probe, bundle: Bundle, probes: Probes, prompter: Prompter)
 def _prompter(bundle: Bundle) -> Prompter:
     manifest = bundle.manifest
     tokenizer = Tokenizer.from_json(bundle.text(manifest.tokenizer))
-    return Prompter(bundle.text(manifest.chat_template), manifest.prompt, tokenizer)
+    return Prompter(bundle.text(manifest.chat_template), manifest.prompt, tokenizer, manifest.media_facts)
 
 
 def logit_error(scored: list[Scored], last: int | None = None) -> float:

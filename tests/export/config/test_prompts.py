@@ -14,7 +14,7 @@ from tests.makers.tiny_tokenizer import MARKUP, SPECIAL, tiny_document
 from varco_export.config import tokenizer_file
 from varco_export.config.prompts import LLAVA_NEXT_IMAGE_ID, QWEN_1_5, PromptAssets, load_prompts
 from varco_runtime.errors import CheckpointError
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.prompter import Message, Placeholder, Prompter
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 TEXT_TEMPLATE = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -148,7 +148,7 @@ def test_other_llava_next_checkpoints_use_qwen_1_5_whatever_their_tokenizer_brin
 def test_qwen_1_5_writes_llava_nexts_conversation(tmp_path: Path) -> None:
     assets = load(checkpoint(tmp_path, SPECIAL), "llava_next", image_token_id=None)
     tokenizer = Tokenizer.from_json(assets.tokenizer_json)
-    messages = [Message("user", "Hi", True), Message("assistant", "Yes"), Message("user", "So?")]
+    messages = [Message("user", (Placeholder.IMAGE, "Hi")), Message("assistant", "Yes"), Message("user", "So?")]
     ids = Prompter(assets.chat_template, assets.prompt, tokenizer).encode(messages, 1)
     assert tokenizer.decode(ids) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n\nHi<|im_end|>\n"

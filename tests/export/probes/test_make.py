@@ -22,6 +22,7 @@ from varco_export.progress import Silent
 from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
 from varco_runtime.errors import BundleError, CheckpointError, ExportError
+from varco_runtime.picture import packing
 from varco_runtime.picture.packing import packing_plan
 from varco_runtime.probes.file import Noise
 from varco_runtime.probes.replay import read_probes
@@ -166,3 +167,44 @@ def test_probes_that_do_not_fit_the_context_are_left_out(probe_checkpoint: Path,
     assert read_manifest(none).probes is None
     with pytest.raises(ExportError, match="holds 16 tokens, fewer than any probe needs"):
         add_probes(probe_checkpoint, none, Silent())
+
+
+# --- several pictures and video ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def media_probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for several pictures and videos, with probes, of an odd number of patches, which pooling blends."""
+    options = dataclasses.replace(OPTIONS, video=True, image_size=100)
+    checkpoint = make_tiny(tmp_path_factory.mktemp("media") / "tiny", options)
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("media") / "bundle", probes=True, decoder="int8")
+
+
+def test_a_bundle_for_several_pictures_and_videos_has_a_probe_of_each(media_probed: Path) -> None:
+    probes = read_probes(Bundle.open(media_probed))
+    assert [probe.task for probe in probes.probes] == ["chat", "ground", "compare", "video"]
+    assert [picture.shows for picture in probes.pictures] == ["picture", "pictures", "video"]
+    assert failed(checks_of(media_probed)) == []
+
+
+def test_a_bundle_for_one_picture_has_none_of_them(probed: Callable[[str], Path]) -> None:
+    probes = read_probes(Bundle.open(probed("int4")))
+    assert [probe.task for probe in probes.probes] == ["chat", "ground"]
+
+
+@pytest.mark.parametrize("name", ["_frames_plan", "_one_tile_plan"])
+def test_a_wrong_packing_of_several_fails(name: str, media_probed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest patch instead of the blend, or patches that are too weak."""
+    make = getattr(packing, name)
+
+    def wrong(*arguments: Any) -> packing.PackingPlan:
+        plan: packing.PackingPlan = make(*arguments)
+        weights = plan.weights.copy()
+        if name == "_frames_plan":
+            weights[:, 0], weights[:, 1:] = 1, 0
+        else:
+            weights[:-1] *= 0.9
+        return dataclasses.replace(plan, weights=weights)
+
+    monkeypatch.setattr(packing, name, wrong)
+    assert "image tokens" in failed(checks_of(media_probed))

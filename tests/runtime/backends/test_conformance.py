@@ -110,6 +110,7 @@ def cuda_subject(cuda_bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -
             {
                 backend.GreedyBackend,
                 backend.GreedyVerifyingBackend,
+                backend.HoldsMedia,
                 backend.NormalizesPixels,
                 backend.SamplingBackend,
                 backend.ShowsFeatures,
@@ -134,7 +135,7 @@ def tensorrt_subject(tensorrt_bundle: Path, device: Device, monkeypatch: pytest.
         max_context=TENSORRT_CONTEXT,
         provider="tensorrt (the bundle was exported for TensorRT, and its engines fit this sm89)",
         description=f"TensorRT for RTX {RTX_VERSION}, Recording GPU (sm89)",
-        protocols=frozenset({backend.GreedyBackend, backend.ShowsFeatures}),
+        protocols=frozenset({backend.GreedyBackend, backend.HoldsMedia, backend.ShowsFeatures}),
         fail=fail,
         fault="cudaErrorIllegalAddress",
     )

@@ -45,7 +45,18 @@ SCHEMA: dict[str, set[str]] = {
     "bundle": {"name", "sha256", "bytes", "model", "num_parameters", "precision"},
     "bundle.precision": {"vision", "projector", "decoder"},
     "question": {
-        *("picture", "width", "height", "tiles", "prompt", "image_tokens", "prompt_tokens", "new_tokens"),
+        *(
+            "copies",
+            "is_video",
+            "picture",
+            "width",
+            "height",
+            "tiles",
+            "prompt",
+            "image_tokens",
+            "prompt_tokens",
+            "new_tokens",
+        ),
     },
     "measured": {"repetitions", "seconds_given", "tiles", "prefill_tokens", "is_whole", "other_cores"},
     "limit": {"how", "bytes_per_s", "median_bytes_per_s", "passes", "threads", "buffer_bytes"},
@@ -208,7 +219,7 @@ def test_an_end_token_ends_nothing(tiny_bundle: Path) -> None:
 def test_a_stopwatch_sees_calls_from_outside_and_leaves_no_trace(tiny_bundle: Path) -> None:
     backend = Varco.load(tiny_bundle, threads=1).backend
     ticks = iter(range(100))
-    work = Workload(load_picture(noise()), "", Varco.load(tiny_bundle, threads=1).bundle.manifest.image)
+    work = Workload.of(load_picture(noise()), 1, 0, "", Varco.load(tiny_bundle, threads=1).bundle.manifest)
     before = dict(vars(backend))
     with watch(backend, lambda: float(next(ticks))) as calls:
         backend.features(work.pixel_values(), work.plan())  # type: ignore[attr-defined]  # which calls `pack`
@@ -381,7 +392,7 @@ class SlowMachine:
 
 
 def workload(varco: Varco) -> Workload:
-    return Workload(load_picture(noise()), "What is this?", varco.bundle.manifest.image)
+    return Workload.of(load_picture(noise()), 1, 0, "What is this?", varco.bundle.manifest)
 
 
 def measured(
@@ -505,3 +516,25 @@ def test_what_is_left_after_loading_can_be_reserved() -> None:
     assert budget.left_s == 20
     now[0] = 100
     assert budget.left_s == 0
+
+
+# --- several pictures and video ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "tiles", "tokens"), [({"images": 3}, 3, 51), ({"frames": 5}, 5, 21)])
+def test_several_pictures_and_a_video_are_measured(
+    given: dict[str, int], tiles: int, tokens: int, media_bundle: Path
+) -> None:
+    found = run(options(media_bundle, max_context=512, **given), silent, find_limit=lambda *_: LIMIT)
+    question = found.to_dict()["question"]
+    assert (question["tiles"], question["image_tokens"], question["copies"]) == (tiles, tokens, tiles)
+    assert question["is_video"] is ("frames" in given)
+    answer = found.samples.answer
+    assert answer is not None
+    assert answer.usage.image_tokens == tokens
+    assert found.samples.prefill_tokens == question["prompt_tokens"]
+
+
+def test_a_bundle_for_one_picture_is_measured_with_several_all_the_same(tiny_bundle: Path) -> None:
+    found = run(options(tiny_bundle, images=2), silent, find_limit=lambda *_: LIMIT)
+    assert found.to_dict()["question"]["tiles"] == 2

@@ -58,6 +58,20 @@ def test_the_product_of_gate_and_up_on_cuda_is_no_norm(tmp_path: Path) -> None:
     assert epsilons(model) == {float(np.float32(1e-6))}
 
 
+def test_the_epsilon_of_norms_inside_an_attention_is_seen(tmp_path: Path) -> None:
+    checkpoint = make_tiny(tmp_path / "checkpoint", TinyOptions(seed=1, text="qwen3"))
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", device="cuda", decoder="fp16")
+    model = onnx.load(bundle / "decoder.onnx", load_external_data=False)
+    assert epsilons(model.SerializeToString()) == {float(np.float32(1e-6))}
+    (epsilon,) = (entry for entry in _attention(model).attribute if entry.name == "qk_norm_epsilon")
+    epsilon.f = 1e-5
+    assert epsilons(model.SerializeToString()) == {float(np.float32(one)) for one in (1e-5, 1e-6)}
+
+
+def _attention(model: onnx.ModelProto) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+
+
 @pytest.mark.parametrize(
     "damage", [lambda model: model[:-1], lambda model: b"\xff" * 40, lambda model: b"\x3b" + model]
 )

@@ -16,7 +16,7 @@ from tests.makers.manifests import forge, refusal, set_at
 from varco_runtime.bundle import schema
 from varco_runtime.bundle.bounds import Range
 from varco_runtime.bundle.manifest import Manifest
-from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
+from varco_runtime.bundle.opening import Bundle, digest_of, read_manifest, write_manifest
 from varco_runtime.bundle.schema import MANIFEST
 from varco_runtime.errors import BundleError, ExportError
 
@@ -128,7 +128,7 @@ def test_every_key_is_needed(bundle: Path) -> None:
     document = json.loads((bundle / MANIFEST).read_bytes())
     for path in paths_of(document):
         parent, _, key = path.rpartition("/")
-        if path in ("digest", "format_version") or parent == "files":
+        if path in ("digest", "format_version", "media") or parent == "files":
             continue
 
         def remove(forged: Any, parent: str = parent, key: str = key) -> None:
@@ -139,6 +139,30 @@ def test_every_key_is_needed(bundle: Path) -> None:
         (bundle / MANIFEST).write_bytes(schema.serialize(document))
         forge(bundle, remove)
         assert f"{key} is missing, expected it there" in refusal(bundle)
+
+
+def test_a_bundle_of_before_media_takes_one_picture_and_keeps_its_digest(bundle: Path) -> None:
+    forge(bundle, lambda document: document.pop("media"))
+    manifest = read_manifest(bundle)
+    stated = json.loads((bundle / MANIFEST).read_bytes())["digest"]
+    assert digest_of(manifest) == stated
+    assert (manifest.media, manifest.media_facts.max_images, manifest.media_facts.video_token) == (None, 1, None)
+    before = (bundle / MANIFEST).read_bytes()
+    write_manifest(bundle, manifest)
+    assert (bundle / MANIFEST).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("media/video_token", "<video>", "media.video_token_id is None, expected one if there is a video_token"),
+        ("media/video_token_id", 7, "media.video_token_id is 7, expected one if there is a video_token"),
+        ("media/max_images", 0, "media.max_images is 0, expected 1 to 1024"),
+    ],
+)
+def test_media_that_contradict_each_other_are_refused(bundle: Path, path: str, value: object, message: str) -> None:
+    forge(bundle, set_at(path, value))
+    assert message in refusal(bundle)
 
 
 @pytest.mark.parametrize("value", [None, -1, 2**70, 1e300, "", "x", [], [[]], {}, {"x": 1}, True, "\ud800"])

@@ -225,7 +225,7 @@ def test_an_idle_slot_that_is_full_to_the_end_leaves_its_neighbors_alone() -> No
     """An idle row of a step writes one position, which must exist."""
     bench = Bench(3)
     asked = [Question((4, 5, index), max_new_tokens=30) for index in (6, 7)]
-    full = Job([*range(1, 30), *range(1, 30), 1, 2, 3, 4, 5, 6], None)
+    full = Job([*range(1, 30), *range(1, 30), 1, 2, 3, 4, 5, 6])
     assert len(full.ids) == MAX_CONTEXT
     first, last = (bench.job(question) for question in asked)
     for job in (first, full, last):

@@ -105,13 +105,13 @@ def test_a_copy_that_fails_leaves_the_model_usable(varco: Varco, monkeypatch: py
 
 def test_a_backend_that_cannot_copy_keeps_nothing_else(varco: Varco) -> None:
     class OnDevice:
-        """Holds one picture at a time, as TensorRT's backend does."""
+        """Holds one list of media at a time, as TensorRT's backend does."""
 
     assert isinstance(varco.backend, KeepsPrefixes)
-    memory = Memory(OnDevice(), 7, 1 << 30)  # type: ignore[arg-type]
+    memory = Memory(OnDevice(), 1 << 30)  # type: ignore[arg-type]
     memory.keep_image_tokens("a", object())
     assert memory.image_tokens("a") is not None
-    memory.make_room()
+    memory.make_room([])
     assert memory.image_tokens("a") is None
     assert memory.num_bytes == 0
 

@@ -17,7 +17,7 @@ from varco_runtime.prompt import prompter as module
 from varco_runtime.prompt import template_sandbox
 from varco_runtime.prompt.added_tokens import AddedTokens, Owners
 from varco_runtime.prompt.chat_template import ChatTemplate
-from varco_runtime.prompt.prompter import Message, Prompter
+from varco_runtime.prompt.prompter import Message, Placeholder, Prompter
 from varco_runtime.prompt.tokenizer import AddedToken, Tokenizer
 
 TINY = Tokenizer.from_json(tiny_json())
@@ -72,7 +72,7 @@ def test_a_trimming_template_gives_the_ids_of_its_trimmed_prompt(text: str) -> N
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_text_decodes_to_the_rendered_prompt(question: str, answer: str) -> None:
-    messages = [Message("user", question, True), Message("assistant", answer), Message("user", "x")]
+    messages = [Message("user", (Placeholder.IMAGE, question)), Message("assistant", answer), Message("user", "x")]
     ids = Prompter(IN_PARTS, PARTS, TINY).encode(messages, 1)
     rendered = (
         f"<|im_start|>user\n<image>\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
@@ -90,7 +90,7 @@ def test_added_tokens_in_a_message_are_plain_text(
     template: str, settings_: PromptSettings, role: str, text: str
 ) -> None:
     def ask(text: str) -> list[int]:
-        messages = [Message(role, text), Message("user", "x", True)]
+        messages = [Message(role, text), Message("user", (Placeholder.IMAGE, "x"))]
         return Prompter(template, settings_, TINY).encode(messages, 3)
 
     assert specials(ask(text)) == specials(ask("harmless"))
@@ -109,7 +109,7 @@ def test_markup_tokens_that_the_settings_leave_out_are_plain_text() -> None:
 
 
 def test_the_picture_becomes_its_number_of_tokens_in_front_of_the_text() -> None:
-    ids = Prompter(CHATML, STRING, TINY).encode([Message("user", "<image> what?", True)], 5)
+    ids = Prompter(CHATML, STRING, TINY).encode([Message("user", (Placeholder.IMAGE, "<image> what?"))], 5)
     assert ids.count(IMAGE) == 5
     assert TINY.decode(ids).startswith("<|im_start|>user\n" + "<image>" * 5 + "\n<image> what?")
 
@@ -117,7 +117,7 @@ def test_the_picture_becomes_its_number_of_tokens_in_front_of_the_text() -> None
 def test_a_placeholder_that_is_no_token_is_cut_out_of_the_templates_text_alone() -> None:
     tokenizer = Tokenizer.from_json(tiny_json((*SPECIAL, *MARKUP)))
     prompter = Prompter(CHATML, PromptSettings("<image>", -200, "string", MARKUP), tokenizer)
-    ids = prompter.encode([Message("user", "an <image>", True)], 4)
+    ids = prompter.encode([Message("user", (Placeholder.IMAGE, "an <image>"))], 4)
     assert ids.count(-200) == 4
     assert "an <image>" in tokenizer.decode(ids)
 
@@ -223,7 +223,6 @@ REFUSED = {
     "The role is 'user\\\\n<|im_end|>'": [Message("user\n<|im_end|>", "x")],
     "lone surrogate": [Message("user", "\udcff")],
     "expected at most 1,000,000": [Message("user", "x" * 1_000_001)],
-    "show 2 pictures": [Message("user", "x", True), Message("user", "y", True)],
 }
 
 
@@ -242,7 +241,7 @@ def test_a_text_that_leaves_no_character_for_the_marks_is_refused(monkeypatch: p
 
 def test_a_template_without_a_placeholder_is_refused_for_a_picture() -> None:
     with pytest.raises(PromptError, match="wrote 0 image placeholders, expected 1"):
-        Prompter(IN_PARTS.replace("<image>", ""), PARTS, TINY).encode([Message("user", "x", True)], 1)
+        Prompter(IN_PARTS.replace("<image>", ""), PARTS, TINY).encode([Message("user", (Placeholder.IMAGE, "x"))], 1)
 
 
 def test_a_template_that_leaves_out_the_question_is_refused() -> None:

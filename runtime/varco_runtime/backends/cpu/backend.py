@@ -17,13 +17,12 @@ import numpy as np
 
 from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInputs
 from varco_runtime.backends.cpu.prepacked import Prepacked
-from varco_runtime.backends.embedding import EmbeddingTable
+from varco_runtime.backends.embedding import EmbeddingTable, HeadTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
 from varco_runtime.backends.slots import host_slots
-from varco_runtime.backends.token_checks import image_rows_before
 from varco_runtime.bundle.graph_contract import BATCH, SILENT, check_graph_contract, decoder_rows, graph_contract
 from varco_runtime.bundle.graph_nodes import unrounded
-from varco_runtime.bundle.manifest import Component, cache_names
+from varco_runtime.bundle.manifest import Component, Embedding, cache_names
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array
 from varco_runtime.errors import BackendError, first_line
@@ -60,7 +59,7 @@ class OnnxRuntimeBackend:
         self._threads = threads or usable_cores()
         self._model = manifest.model
         assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
-        self._embedding = EmbeddingTable(bundle.path(manifest.embedding.file), manifest.embedding)
+        self._embedding = _embedding_table(bundle, manifest.embedding)
         self._newline = self._embedding.newline
         self._vision = self._session(bundle, "vision")
         self._projector = self._session(bundle, "projector")
@@ -140,7 +139,7 @@ class OnnxRuntimeBackend:
         return stopped
 
     def _allocate(self) -> None:
-        model, dtype = self._model, self._decoder_type
+        model, dtype = self._model, np.dtype(STORAGE[self._bundle.manifest.kv_format])
         shape = (self._num_slots, model.num_key_value_heads, self._max_context, model.head_dim)
         value = self._ort.OrtValue.ortvalue_from_numpy
         # np.zeros maps its pages when they are first written: a short context costs no memory for a long one.
@@ -262,12 +261,11 @@ class OnnxRuntimeBackend:
 
     def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
         """Rows `[1, end - start, D]` for the decoder."""
-        ids = inputs.ids[start:end]
-        is_image = ids == inputs.image_token_id
-        rows = self._embedding.rows(np.where(is_image, 0, ids))
+        media_rows = inputs.rows(start, end)
+        is_image = media_rows >= 0
+        rows = self._embedding.rows(np.where(is_image, 0, inputs.ids[start:end]))
         if inputs.image_tokens is not None:
-            before = image_rows_before(inputs, start)
-            rows[is_image] = inputs.image_tokens[before : before + int(np.count_nonzero(is_image))]
+            rows[is_image] = inputs.image_tokens[media_rows[is_image]]
         return rows[None].astype(self._decoder_type, copy=False)
 
     def _prefill_chunk(self, embeds: Array, position: int, num_logits: int) -> Array:
@@ -340,6 +338,16 @@ class OnnxRuntimeBackend:
     def _set_lengths(self, total: int) -> None:
         self._seqlens_k[0] = total - 1
         self._total_length[...] = total
+
+
+def _embedding_table(bundle: Bundle, facts: Embedding) -> EmbeddingTable:
+    """Return the token rows, which may be the output head's."""
+    model, head = bundle.manifest.model, facts.head_rows
+    table = None
+    if head is not None:
+        dtype = bundle.manifest.decoder.compute
+        table = HeadTable(bundle.path(head.file), head, model.vocab_size, model.hidden_size, dtype)
+    return EmbeddingTable(bundle.path(facts.file), facts, table)
 
 
 def _load_failure(path: Path, error: Exception) -> str:

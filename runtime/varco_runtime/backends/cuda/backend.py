@@ -36,7 +36,7 @@ from varco_runtime.backends.cuda.vision import CudaVision
 from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens, Sizes
 from varco_runtime.backends.embedding import EmbeddingTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
-from varco_runtime.backends.token_checks import check_chosen, check_tokens, image_rows_before, not_finite
+from varco_runtime.backends.token_checks import check_chosen, check_tokens, not_finite
 from varco_runtime.bundle.graph_contract import check_graph_contract, decoder_rows, graph_contract
 from varco_runtime.bundle.manifest import Embedding, Manifest
 from varco_runtime.bundle.opening import Bundle
@@ -59,7 +59,7 @@ NO_TOKEN = -1
 class CudaBackend:
     """One loaded bundle. See `Backend` for the methods. Raises `BackendError` or `MissingExtraError`: one line.
 
-    `place` is `cuda`, or `cpu` for a bundle that `runs_on_cpu`.
+    `place` is `cuda`, or `cpu` for a bundle of which `cpu_lacks` nothing.
     """
 
     def __init__(
@@ -89,6 +89,10 @@ class CudaBackend:
     @property
     def max_context(self) -> int:
         return self._max_context
+
+    @property
+    def max_media(self) -> tuple[int, int]:
+        return self._sizes.picture_tiles, self._sizes.image_tokens
 
     @property
     def description(self) -> str:
@@ -210,20 +214,18 @@ class CudaBackend:
         return found
 
     def _token_inputs(self, inputs: PromptInputs, start: int, end: int) -> dict[str, Array]:
-        """Return which token or which row of the picture stands at each position."""
-        ids = inputs.ids[start:end]
-        is_image = ids == inputs.image_token_id
-        token_ids = np.where(is_image, 0, ids).astype(np.int64)
+        """Return which token or which row of the media stands at each position."""
+        rows = inputs.rows(start, end)
+        is_image = rows >= 0
+        token_ids = np.where(is_image, 0, inputs.ids[start:end]).astype(np.int64)
         self._check_tokens(int(token_ids.min()), int(token_ids.max()))
-        image_rows = np.zeros(len(ids), np.int64)
+        image_rows = np.where(is_image, rows, 0).astype(np.int64)
         if inputs.image_tokens is None:
-            is_image = np.zeros_like(is_image)
+            is_image, image_rows = np.zeros_like(is_image), np.zeros_like(image_rows)
         else:
-            assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of an earlier picture"
-            before = image_rows_before(inputs, start)
-            image_rows[is_image] = before + np.arange(int(np.count_nonzero(is_image)))
+            assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of earlier media"
             num_rows = inputs.image_tokens.num_tokens
-            assert image_rows.max() < num_rows, f"Bug: row {image_rows.max()} of a picture of {num_rows} tokens"
+            assert image_rows.max() < num_rows, f"Bug: row {image_rows.max()} of {num_rows} image tokens"
         return {"token_ids": token_ids[None], "image_rows": image_rows[None], "is_image": is_image[None, :, None]}
 
     # -- decode -------------------------------------------------------------------------------------------------------
@@ -308,12 +310,6 @@ def _token_rows(bundle: Bundle, facts: Embedding) -> TokenRows:
     """Return rows of tokens `[..., width]` in the compute type, for a decoder that does not hold them."""
     table, compute = EmbeddingTable(bundle.path(facts.file), facts), bundle.manifest.decoder.compute
     return lambda token_ids: to_stored(table.rows(token_ids), compute)
-
-
-def runs_on_cpu(bundle: Bundle) -> bool:
-    """Tell whether the CPU has kernels, or conversions to such, for all operators: there are none for bf16 and FP8."""
-    components = bundle.manifest.components.values()
-    return all(part.compute != "bf16" and "fp8" not in part.precision for part in components)
 
 
 def _shortage(manifest: Manifest, sizes: Sizes, gpu: GpuFacts | None, during: str) -> ShortageError:

@@ -19,7 +19,7 @@ from varco_runtime.picture.packing import PackingPlan
 
 
 class CudaVision:
-    """Vision tower, projector and packing. It holds one picture at a time, its tokens in `image_tokens`."""
+    """Vision tower, projector and packing. It holds one list of media at a time, its tokens in `image_tokens`."""
 
     def __init__(
         self, device: Device, manifest: Manifest, sizes: Sizes, networks: dict[str, Network], buffers: dict[str, Buffer]

@@ -25,7 +25,7 @@ from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
 from varco_runtime.backends.tensorrt.memory import DeviceMemory, sizes_of
 from varco_runtime.backends.tensorrt.step import DECODE, DecodeStep, bind_caches
 from varco_runtime.backends.tensorrt.vision import TensorRtVision
-from varco_runtime.backends.token_checks import check_chosen, check_tokens, image_rows_before, not_finite
+from varco_runtime.backends.token_checks import check_chosen, check_tokens, not_finite
 from varco_runtime.bundle.manifest import cache_names
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import ITEM_BYTES, Array
@@ -63,6 +63,10 @@ class TensorRtBackend:
     @property
     def max_context(self) -> int:
         return self._max_context
+
+    @property
+    def max_media(self) -> tuple[int, int]:
+        return self._vision.max_media
 
     @property
     def target(self) -> str:
@@ -165,24 +169,24 @@ class TensorRtBackend:
         return np.concatenate(rows)
 
     def _embed(self, inputs: PromptInputs, start: int, end: int) -> None:
-        """Embeddings of the positions `start` .. `end`: all looked up, then the picture's rows copied over its span."""
-        ids = inputs.ids[start:end]
-        is_image = ids == inputs.image_token_id
-        token_ids = np.where(is_image, 0, ids).astype(np.int64)
+        """Embeddings of the positions `start` .. `end`: all looked up, then media's rows copied over their spans."""
+        media_rows = inputs.rows(start, end)
+        token_ids = np.where(media_rows >= 0, 0, inputs.ids[start:end]).astype(np.int64)
         self._check_tokens(int(token_ids.min()), int(token_ids.max()))
         self._cuda.upload(self._buffers["token_ids"], token_ids)
-        self._embedding.shape("token_ids", 1, len(ids))
+        self._embedding.shape("token_ids", 1, end - start)
         self._embedding.run()
         if inputs.image_tokens is None:
             return
-        assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of an earlier picture"
+        assert self._vision.holds(inputs.image_tokens), "Bug: image tokens of earlier media"
+        num_rows = inputs.image_tokens.num_tokens
+        assert media_rows.max() < num_rows, f"Bug: row {media_rows.max()} of {num_rows} image tokens"
         row_bytes = self._manifest.model.hidden_size * ITEM_BYTES[self._manifest.decoder.compute]
-        row = image_rows_before(inputs, start)
-        for first, last in _runs(is_image):
+        for first, last in _runs(media_rows):
             num_bytes = (last - first) * row_bytes
             target = self._buffers["inputs_embeds"].part(first * row_bytes, num_bytes)
+            row = int(media_rows[first])
             self._cuda.copy(target, inputs.image_tokens.rows.part(row * row_bytes, num_bytes))
-            row += last - first
 
     def _prefill_chunk(self, start: int, end: int, num_logits: int) -> None:
         """One run of the prefill profile over the positions `start` .. `end`, with the last `num_logits` logits."""
@@ -256,7 +260,11 @@ class TensorRtBackend:
         check_tokens(least, greatest, self._manifest.model.vocab_size)
 
 
-def _runs(mask: Array) -> list[tuple[int, int]]:
-    """First and last + 1 of every stretch of true values."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
+def _runs(rows: Array) -> list[tuple[int, int]]:
+    """First and last + 1 of every stretch of positions whose rows follow each other; -1 is no row."""
+    is_row = rows >= 0
+    continues = np.zeros(len(rows), np.bool_)
+    continues[1:] = is_row[:-1] & (rows[1:] == rows[:-1] + 1)
+    firsts = np.flatnonzero(is_row & ~continues)
+    lasts = np.flatnonzero(is_row & ~np.append(continues[1:], False))
+    return [(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]

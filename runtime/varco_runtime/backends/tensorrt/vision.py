@@ -15,7 +15,7 @@ from varco_runtime.picture.packing import PackingPlan
 
 
 class TensorRtVision:
-    """Vision tower, projector and packing. It holds one picture at a time."""
+    """Vision tower, projector and packing. It holds one list of media at a time."""
 
     def __init__(
         self,
@@ -42,6 +42,11 @@ class TensorRtVision:
         for name in ("image_features", "indices", "weights", "image_tokens"):
             self._packing.bind(name, buffers[name])
         self._picture: DeviceFeatures | DeviceImageTokens | None = None
+
+    @property
+    def max_media(self) -> tuple[int, int]:
+        """The most tiles and the most image tokens at a time."""
+        return self._sizes.picture_tiles, self._max_tokens
 
     def encode(self, pixel_values: Array) -> DeviceFeatures:
         """Tiles `[T, 3, S, S]` in batches of the engine's size, one behind the other into the picture's features.

@@ -1,0 +1,253 @@
+"""What rounding does to a real language model: KL to the unrounded one on documents, by way of rounding.
+
+    python -m benchmarks.rounding CHECKPOINT NOISY --block 128 --head    # NOISY, the reference, is made once
+
+The documents are those of the machine (licences, READMEs), 24 of 512 tokens to calibrate and four others to evaluate.
+Layers are rounded one after the other by the functions of `varco quantize`; a row whose length no block divides ends
+with a short one, which no checkpoint format holds. One pass gives several figures: with the head as it is, with an int4
+head, and with that and inputs of all linears rounded to int8 by the block, as a CPU's fast recipe does.
+
+Each linear's weight first gets uniform noise within one step of blocks of 32: weights that were stored in 4 bits would
+else meet some ways of rounding by accident. The model with that noise is the reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from benchmarks.machine import describe_machine
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.config.prompts import prompts_of
+from varco_export.quantize.feedback import best_factor, round_to_nearest, round_with_feedback
+from varco_export.quantize.grid import Fp8Grid, Grid, IntegerGrid
+from varco_export.quantize.head import Divergence, normed
+from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, watched_inputs
+from varco_export.quantize.linear import Hessian, Measured
+from varco_export.quantize.rotated import rotated, untied
+from varco_export.quantize.texts import texts_of
+from varco_export.quantize.weights import exact_rows
+from varco_runtime.dtypes import Array
+from varco_runtime.prompt.tokenizer import Tokenizer
+
+EVALUATE = (
+    "/usr/share/common-licenses/MPL-2.0",
+    "/usr/share/common-licenses/LGPL-2.1",
+    "/usr/share/perl/*/perl5db.pl",
+    "/usr/lib/python3*/_pydecimal.py",
+)
+CALIBRATE = (
+    "/usr/share/common-licenses/*",
+    "/usr/share/doc/*/README*",
+    "/usr/share/doc/*/NEWS*",
+    "/usr/share/doc/*/copyright",
+)
+NUM_TOKENS = 512
+HEAD_ROWS = 4096
+
+
+def write_noisy(source: Path, out: Path) -> Path:
+    """Copy a checkpoint and give the decoder's linears noise of one step of blocks of 32, unless that is done."""
+    if out.exists():
+        return out
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("*.safetensors"))
+    generator = np.random.RandomState(0)
+    for path in sorted(source.glob("*.safetensors")):
+        tensors = load_file(path)
+        for name in sorted(tensors):
+            if "language_model" in name and name.endswith("_proj.weight"):
+                blocks = tensors[name].astype(np.float32).reshape(len(tensors[name]), -1, 32)
+                step = (blocks.max(-1, keepdims=True) - blocks.min(-1, keepdims=True)) / 15
+                noisy = blocks + (generator.rand(*blocks.shape).astype(np.float32) - 0.5) * step
+                tensors[name] = noisy.reshape(tensors[name].shape).astype(tensors[name].dtype)
+        save_file(tensors, partial / path.name)
+    partial.replace(out)
+    return out
+
+
+def documents(patterns: Sequence[str], count: int, tokenizer: Tokenizer, avoid: set[Path]) -> list[Array]:
+    """Return token ids of files, a fifth into each of them; the files are added to `avoid`."""
+    found: list[Array] = []
+    for path in (Path(name) for pattern in patterns for name in sorted(glob.glob(pattern))):
+        if len(found) == count:
+            break
+        if not path.is_file() or path.suffix == ".gz" or path.resolve() in avoid or path.stat().st_size < 4000:
+            continue
+        avoid.add(path.resolve())
+        text = path.read_text(errors="ignore")
+        ids = tokenizer.encode_plain(text[len(text) // 5 :][:6000])[:NUM_TOKENS]
+        if len(ids) == NUM_TOKENS:
+            found.append(np.array(ids))
+    return found
+
+
+@contextmanager
+def rounded_inputs(layer: torch.nn.Module, round_: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[None]:
+    """Round what flows into every linear."""
+    linears = [layer.get_submodule(name) for name in LINEARS] if round_ else []
+    handles = [one.register_forward_pre_hook(lambda _, inputs: (round_(inputs[0]),)) for one in linears]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def to_int8(block: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that rounds inputs to int8 by blocks of each row."""
+
+    def round_(x: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % block))
+        blocks = padded.reshape(*x.shape[:-1], -1, block)
+        scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        return ((blocks / scale).round() * scale).reshape(padded.shape)[..., : x.shape[-1]]
+
+    return round_
+
+
+def to_fp8(x: torch.Tensor) -> torch.Tensor:
+    """Return inputs rounded to float8 E4M3 by each token's largest entry."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+class Pass:
+    """One pass through the model: calibration, the original, and the rounded one with its variants."""
+
+    def __init__(self, checkpoint: Checkpoint, given: argparse.Namespace) -> None:
+        self._checkpoint, self._given = checkpoint, given
+        self.orders: list[bool] = []
+        self.grid: Grid = (
+            Fp8Grid(torch.float16) if given.fp8 else IntegerGrid(4, given.block, not given.zeros, torch.float16)
+        )
+        self.inputs = {"": to_fp8} if given.fp8 else {"": None, ", int8 inputs": to_int8(given.block)}
+
+    def rounded(self, weight: torch.Tensor, measured: Measured | None) -> torch.Tensor:
+        """Return a weight as the options round it."""
+        if measured is None:
+            return round_to_nearest(weight, self.grid).weight
+        factor = best_factor(weight, self.grid, measured.factors, measured.search, measured.hessian)
+        self.orders.append(factor.keeps_groups)
+        return round_with_feedback(weight, self.grid, factor, measured.search).weight
+
+    def measure(self, hessian: Hessian) -> Measured | None:
+        """Return what a Hessian tells; None where it is not asked."""
+        if self._given.nearest:
+            return None
+        return Measured.of(hessian.mean(), self.grid.group_size, not self._given.minmax)
+
+    def run(self, calibration: list[Array], evaluation: list[Array]) -> dict[str, float]:
+        """Return KL by variant."""
+        text, cpu = self._checkpoint.config.text, torch.device("cpu")
+        table = self._checkpoint.tensor("language_model.embed_tokens.weight").read().astype(np.float32)
+        decoder = Decoder(text, cpu)
+        seen = [table[ids] for ids in calibration]
+        original = [table[ids] for ids in evaluation]
+        streams = {name: list(original) for name in self.inputs}
+        for index in range(text.num_hidden_layers):
+            began = time.monotonic()
+            layer = decoder.layer(self._checkpoint, index)
+            hessians: dict[str, Hessian] = {}
+
+            def watch(
+                name: str, linear: torch.nn.Linear, x: torch.Tensor, found: dict[str, Hessian] = hessians
+            ) -> None:
+                found.setdefault(name, Hessian(linear)).add(x)
+
+            if not self._given.nearest:
+                with watched_inputs(layer, watch):
+                    for _ in decoder.run(layer, seen):
+                        pass
+            original = list(decoder.run(layer, original))
+            for shared in dict.fromkeys(SHARED_INPUT.values()):
+                measured = None if self._given.nearest else self.measure(hessians.pop(shared))
+                for name in (one for one in LINEARS if SHARED_INPUT[one] == shared):
+                    weight = layer.get_submodule(name).weight
+                    weight.copy_(self.rounded(weight.clone(), measured))
+            if not self._given.nearest:
+                seen = list(decoder.run(layer, seen))
+            for name, round_ in self.inputs.items():
+                with rounded_inputs(layer, round_):
+                    streams[name] = list(decoder.run(layer, streams[name]))
+            print(f"layer {index}: {time.monotonic() - began:.0f} s", flush=True)
+        return self._divergences(seen, original, streams)
+
+    def _divergences(
+        self, seen: list[Array], original: list[Array], streams: dict[str, list[Array]]
+    ) -> dict[str, float]:
+        def states(samples: list[Array]) -> torch.Tensor:
+            return normed(self._checkpoint, torch.from_numpy(np.concatenate(samples)))
+
+        theirs, ours = states(original), {name: states(samples) for name, samples in streams.items()}
+        found = {name: Divergence.of_tokens(len(theirs)) for name in ours}
+        measured = None
+        if self._given.head:
+            found |= {f"{name}, int4 head": Divergence.of_tokens(len(theirs)) for name in ours}
+            if not self._given.nearest:
+                width = theirs.shape[1]
+                hessian = Hessian(torch.nn.Linear(width, 1))
+                for sample in seen:
+                    hessian.add(normed(self._checkpoint, torch.from_numpy(sample)))
+                measured = self.measure(hessian)
+        head = self._checkpoint.tensor("lm_head.weight")
+        for start in range(0, head.shape[0], HEAD_ROWS):
+            rows = torch.from_numpy(exact_rows(head, start, min(start + HEAD_ROWS, head.shape[0])))
+            logits = theirs @ rows.T
+            rounded = self.rounded(rows, measured) if self._given.head else rows
+            for name, hidden in ours.items():
+                found[name].add(logits, hidden @ rows.T)
+                if self._given.head:
+                    round_ = self.inputs[name]
+                    found[f"{name}, int4 head"].add(logits, (round_(hidden) if round_ else hidden) @ rounded.T)
+        return {name: divergence.mean() for name, divergence in found.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="KL of ways of rounding a real language model.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("noisy", type=Path)
+    parser.add_argument("--block", type=int, default=128)
+    parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("--rotate", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--heads", action=argparse.BooleanOptionalAction, default=True, help="turn heads' values too")
+    parser.add_argument("--minmax", action="store_true", help="scales that reach to the largest weight")
+    parser.add_argument("--nearest", action="store_true", help="round to the nearest")
+    parser.add_argument("--zeros", action="store_true", help="zero points")
+    parser.add_argument("--fp8", action="store_true", help="FP8 weights and inputs")
+    parser.add_argument("--head", action="store_true", help="an int4 head too")
+    parser.add_argument("--drawn", type=int, default=0, metavar="N", help="calibrate with N of the project's texts")
+    given = parser.parse_args(arguments)
+    torch.set_grad_enabled(False)
+    checkpoint = Checkpoint.open(write_noisy(given.checkpoint, given.noisy))
+    tokenizer = Tokenizer.from_json(prompts_of(checkpoint.folder, checkpoint.config).tokenizer_json)
+    avoid: set[Path] = set()
+    evaluation = documents(EVALUATE, 4, tokenizer, avoid)
+    calibration = documents(CALIBRATE, given.documents, tokenizer, avoid)
+    if given.drawn:
+        rng = random.Random(0)
+        calibration = [np.array(tokenizer.encode_plain(texts_of(rng, 12))[:NUM_TOKENS]) for _ in range(given.drawn)]
+    turned = rotated(checkpoint, 0, given.heads) if given.rotate else untied(checkpoint)
+    one = Pass(turned, given)
+    found = one.run(calibration, evaluation)
+    options = {name: value for name, value in vars(given).items() if name not in ("checkpoint", "noisy")}
+    print(describe_machine())
+    print(f"{len(calibration)} texts to calibrate, {len(evaluation)} to evaluate; {options}")
+    print(f"groups in runs: {sum(one.orders)} of {len(one.orders)}")
+    for name, kl in found.items():
+        print(f"RESULT KL {kl:.4f}{name}")
+
+
+if __name__ == "__main__":
+    main()
