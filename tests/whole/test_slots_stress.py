@@ -128,4 +128,5 @@ def test_ctrl_c_ends_a_process_whose_threads_are_answered(tiny_bundle: Path, att
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert said.rstrip().endswith("KeyboardInterrupt")
-    assert process.returncode == -signal.SIGINT
+    # Python ends itself by the signal, or with 1 where another thread ran an `exec` in between.
+    assert process.returncode in (-signal.SIGINT, 1)

@@ -124,30 +124,31 @@ class _Round:
 
 
 def _ask_at_once(varco: Varco, options: Options, count: int) -> _Round:
-    start, errors = threading.Barrier(count + 1), list[BaseException]()
+    began, errors = list[float](), list[BaseException]()
+    start = threading.Barrier(count, lambda: began.append(time.perf_counter()))
     times: list[list[float]] = [[] for _ in range(count)]
     lengths = [0] * count
 
     def ask(index: int) -> None:
-        stream = varco.stream(options.picture, f"{options.prompt} ({index})", max_new_tokens=options.new_tokens)
-        start.wait()
         try:
+            stream = varco.stream(options.picture, f"{options.prompt} ({index})", max_new_tokens=options.new_tokens)
+            start.wait()
             answer = stream.run()
             times[index] = stream.token_times
             lengths[index] = answer.usage.prompt_tokens + answer.usage.completion_tokens
         except BaseException as error:
-            errors.append(error)
+            start.abort()  # nobody waits for one that cannot begin
+            if not isinstance(error, threading.BrokenBarrierError):
+                errors.append(error)
 
     threads = [threading.Thread(target=ask, args=(index,)) for index in range(count)]
     for thread in threads:
         thread.start()
-    start.wait()
-    started = time.perf_counter()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-    relative = [[at - started for at in one] for one in times]
+    relative = [[at - began[0] for at in one] for one in times]
     return _Round(relative, max(one[-1] for one in relative), max(lengths))
 
 
