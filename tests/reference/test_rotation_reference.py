@@ -44,6 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "LLaVA-NeXT, tied": {"format": "llava-next", "tie_word_embeddings": True},
     "one head for all": {"num_key_value_heads": 1},
     "no Hadamard matrix": wide(944, 59, 1),
+    "Qwen3, heads of another size": {"text": "qwen3", "head_dim": 32},
 }
 LARGE: dict[str, dict[str, Any]] = {
     "896": wide(896, 14, 2),

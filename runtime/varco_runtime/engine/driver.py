@@ -6,10 +6,16 @@ whoever finds no token of its own waiting runs the next step for all of them.
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 
 from varco_runtime.engine.job import Job
 from varco_runtime.engine.scheduler import Scheduler
+
+_LONGEST_STEP_S = 60.0
+"""How long the end of a process waits for a step under way."""
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
@@ -24,6 +30,17 @@ class Engine:
         self._changed = threading.Condition()  # over a lock that a signal's handler may take again
         self._driver: Job | None = None
         """The job whose thread is running a step."""
+        self._is_closed = False
+        _ENGINES.add(self)
+
+    def close(self) -> None:
+        """Let daemon threads begin no more steps, and wait for the one under way.
+
+        A daemon thread that is in a network's run when the interpreter ends would take the process down with it.
+        """
+        with self._changed:
+            self._is_closed = True
+            self._changed.wait_for(lambda: self._driver is None, timeout=_LONGEST_STEP_S)
 
     def next_token(self, job: Job) -> int | None:
         """Return the next token of a job's answer, None behind the last one; the first call lets it wait for a slot.
@@ -61,7 +78,7 @@ class Engine:
     def _may_drive(self, job: Job) -> bool:
         """Return True once this thread is to run a step, False once the job's state has changed instead."""
         with self._changed:
-            while self._driver is not None:
+            while self._driver is not None or (self._is_closed and threading.current_thread().daemon):
                 if job.tokens or job.has_left:
                     return False
                 self._changed.wait()
@@ -86,3 +103,9 @@ class Engine:
         job.cancelled = True
         if self._driver is job:
             self._stop_driving()
+
+
+@atexit.register
+def _close_all() -> None:
+    for engine in list(_ENGINES):
+        engine.close()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from varco_runtime.errors import VideoError
 from varco_runtime.picture import MAX_PIXELS, MAX_SIDE_PX
@@ -46,6 +45,6 @@ class ArrayReader:
     def times_s(self) -> None:
         return None
 
-    def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
+    def pictures(self, numbers: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
         for number in numbers:
-            yield Image.fromarray(np.ascontiguousarray(self.array[number]))
+            yield self.array[number]

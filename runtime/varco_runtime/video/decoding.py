@@ -14,19 +14,14 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, BinaryIO
 
-from PIL import Image
+import numpy as np
+import numpy.typing as npt
 
 from varco_runtime.errors import VideoError
 from varco_runtime.video.budget import Budget
 from varco_runtime.video.container import check_size, opened
 from varco_runtime.video.packets import PacketIndex, grouped_packets, index_packets
 from varco_runtime.video.reader import FramesDifferError
-
-_TURNS = {  # of the frame, counterclockwise
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
-}
 
 
 class FileReader:
@@ -84,8 +79,8 @@ class FileReader:
     def _seconds(self, times: Sequence[int]) -> list[float]:
         return [(time - times[0]) * self._time_base.numerator / self._time_base.denominator for time in times]
 
-    def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
-        """Yield the frames of these numbers, which rise: upright, mode "RGB".
+    def pictures(self, numbers: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield the frames of these numbers, which rise: upright, RGB, each until the next one.
 
         Raises:
             FramesDifferError: One does not come at its packet's time; all were counted by decoding.
@@ -141,8 +136,9 @@ class FileReader:
             yield frame
 
 
-def upright(frame: Any) -> Image.Image:
-    """Return a decoded frame in RGB, turned as the phone that took it was held."""
-    image: Image.Image = frame.to_image()
-    turn = _TURNS.get(round(frame.rotation / 90) * 90 % 360)
-    return image if turn is None else image.transpose(turn)
+def upright(frame: Any) -> npt.NDArray[np.uint8]:
+    """Return a decoded frame in RGB, turned as the phone that took it was held: a view, uint8 [H, W, 3]."""
+    rgb = frame.reformat(format="rgb24")
+    rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, rgb.planes[0].line_size)  # padded at their ends
+    pixels = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+    return np.rot90(pixels, round(frame.rotation / 90))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from varco_runtime.errors import VideoError
+
+Frame: TypeAlias = "Image.Image | npt.NDArray[np.uint8]"
+"""A frame: an image of mode "RGB", or an array uint8 [H, W, 3]."""
 
 
 class FramesDifferError(VideoError):
@@ -25,8 +30,8 @@ class Reader(Protocol):
     def times_s(self) -> Sequence[float] | None:
         """When each is shown, in seconds after the first one, rising; None where the video does not say."""
 
-    def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
-        """Yield the frames of these numbers, which rise: upright, mode "RGB".
+    def pictures(self, numbers: Sequence[int]) -> Iterator[Frame]:
+        """Yield the frames of these numbers, which rise: upright, RGB, each until the next one.
 
         Raises:
             FramesDifferError: One does not come; `num_frames` and `times_s` are other ones from now on.

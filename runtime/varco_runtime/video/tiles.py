@@ -13,6 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from varco_runtime.video.reader import Frame
+
+_BAND_BYTES = 2**18
+_TALL = 100  # above it Pillow scales along columns first
+
 
 @dataclass(frozen=True, slots=True)
 class VideoTiles:
@@ -35,17 +40,34 @@ class VideoTiles:
     digest: str
 
 
-def squash(image: Image.Image, edge: int) -> npt.NDArray[np.uint8]:
+def squash(frame: Frame, edge: int) -> npt.NDArray[np.uint8]:
     """Return a frame as one tile, whatever its proportions.
 
     Args:
-        image: The frame, mode "RGB".
+        frame: The frame: an array uint8 [H, W, 3], or an image of mode "RGB".
         edge: Width and height of the tile in pixels.
 
     Returns:
         The tile, uint8 [edge, edge, 3].
     """
-    return np.asarray(image.resize((edge, edge), Image.Resampling.BICUBIC))
+    if isinstance(frame, Image.Image):
+        return np.asarray(frame.resize((edge, edge), Image.Resampling.BICUBIC))
+    height, width = frame.shape[:2]
+    if height > _TALL * width:
+        return squash(Image.fromarray(np.ascontiguousarray(frame)), edge)
+    # Pillow scales along rows first, then along columns: done in bands, the first half gives the same bits and no whole
+    # copy of the frame, of which Pillow would make one of 4 bytes per pixel.
+    narrow = np.empty((height, edge, 3), np.uint8)
+    num_rows = max(1, _BAND_BYTES // (3 * width))
+    for top in range(0, height, num_rows):
+        band = Image.fromarray(np.ascontiguousarray(frame[top : top + num_rows]))
+        narrow[top : top + num_rows] = np.asarray(band.resize((edge, band.height), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(narrow).resize((edge, edge), Image.Resampling.BICUBIC))
+
+
+def size_of(frame: Frame) -> tuple[int, int]:
+    """Return a frame's width and height in pixels."""
+    return frame.size if isinstance(frame, Image.Image) else (frame.shape[1], frame.shape[0])
 
 
 def digest_of(tiles: npt.NDArray[np.uint8]) -> str:

@@ -18,7 +18,7 @@ from varco_runtime.video.budget import Budget
 from varco_runtime.video.choice import choose_frames
 from varco_runtime.video.opening import opened_file, opened_path
 from varco_runtime.video.reader import FramesDifferError, Reader
-from varco_runtime.video.tiles import VideoTiles, digest_of, squash
+from varco_runtime.video.tiles import VideoTiles, digest_of, size_of, squash
 
 VideoSource: TypeAlias = "str | os.PathLike[Any] | bytes | bytearray | memoryview | BinaryIO | npt.NDArray[np.uint8]"
 
@@ -104,9 +104,10 @@ def _tiles(reader: Reader, frames: int, fps: float | None, edge: int) -> VideoTi
     numbers = choose_frames(reader.num_frames, reader.times_s, frames, fps)
     tiles = np.empty((len(numbers), edge, edge, 3), np.uint8)
     size = (0, 0)
-    for place, image in enumerate(reader.pictures(numbers)):
-        size = size if place else image.size
-        tiles[place] = squash(image, edge)
+    for place, frame in enumerate(reader.pictures(numbers)):
+        size = size if place else size_of(frame)
+        tiles[place] = squash(frame, edge)
+        del frame  # before the next one is decoded
     tiles.setflags(write=False)
     times_s = None if reader.times_s is None else tuple(reader.times_s[number] for number in numbers)
     return VideoTiles(tiles, numbers, times_s, size, reader.num_frames, digest_of(tiles))

@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.makers.refusals import refusal
 from tests.makers.videos import drawn_video
@@ -13,6 +14,7 @@ from varco_runtime import Video
 from varco_runtime.errors import VideoError
 from varco_runtime.video import VideoTiles
 from varco_runtime.video.choice import choose_frames
+from varco_runtime.video.tiles import squash
 
 
 def tiles_hash(seen: VideoTiles) -> str:
@@ -69,3 +71,10 @@ def test_an_array_of_another_shape_or_type_is_refused(array: np.ndarray, got: st
 )
 def test_numbers_that_cannot_be_are_refused(options: dict) -> None:
     assert "Expected a" in refusal(lambda: Video("clip.mp4", **options), VideoError)
+
+
+@pytest.mark.parametrize("size_wh", [(1, 1), (7, 900), (900, 7), (384, 250), (250, 384), (384, 384), (701, 433)])
+def test_a_tile_scaled_in_bands_is_the_one_that_pillow_makes_of_the_whole(size_wh: tuple[int, int]) -> None:
+    width, height = size_wh
+    frame = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    assert np.array_equal(squash(frame, 384), squash(Image.fromarray(frame), 384))
