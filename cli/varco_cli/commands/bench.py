@@ -61,6 +61,12 @@ def bench(
     openvino_device: OpenVinoDeviceOption = "auto",
     precision: PrecisionOption = "auto",
     kv_cache_precision: KvCacheOption = "auto",
+    slots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto", help="Measure 1, 2, 4, ... N answers at once instead of the stages.", show_default=False
+        ),
+    ] = None,
     long_side: Annotated[
         int | None,
         typer.Option(metavar="PX", help="As for varco run; matters for the prompt <ocr>.", show_default=False),
@@ -97,6 +103,9 @@ def bench(
         frames=frames,
         long_side=long_side,
     )
+    if slots is not None:
+        _measure_at_once(options, int(slots) if slots.isdecimal() else slots, as_json, out)
+        return
     sizes = {name: facts.size for name, facts in read_manifest(options.bundle).files.items()}
     with HashProgress(sizes) as hashing:
         result = run(options, _progress, hashing)
@@ -107,6 +116,34 @@ def bench(
         write_document(document)
     else:
         _print(options, result)
+
+
+def _measure_at_once(options: Options, slots: int | str, as_json: bool, out: Path | None) -> None:
+    """Measure several answers at once, and print or write what was found."""
+    from varco_runtime.bench.at_once import measure_at_once
+
+    report = measure_at_once(options, slots, _progress)
+    document = json.dumps(report.to_dict() | _machine(), indent=2, ensure_ascii=False)
+    if out is not None:
+        _write(out, document)
+    if as_json:
+        write_document(document)
+        return
+    header = ("answers at once", "tokens/s", "limit", "answers/s", "first token", "p99", "gap", "gap p99")
+    rows = [
+        (
+            str(row.answers),
+            f"{row.tokens_per_s:,.1f}",
+            "unknown" if row.limit_tokens_per_s is None else f"{row.limit_tokens_per_s:,.1f}",
+            f"{row.answers_per_s:,.2f}",
+            *(f"{1000 * s:,.1f} ms" for s in (row.ttft_p50_s, row.ttft_p99_s, row.gap_p50_s, row.gap_p99_s)),
+        )
+        for row in report.rows
+    ]
+    title = f"{options.bundle.resolve().name} on {report.device}: {report.new_tokens} tokens each, one picture"
+    print_table(title, header, rows, right=tuple(range(8)))
+    if report.slots_line:
+        note(report.slots_line)
 
 
 def _check(repetitions: int, new_tokens: int, seconds: float, out: Path | None) -> None:

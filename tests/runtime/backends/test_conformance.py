@@ -80,6 +80,7 @@ def cpu_subject(tiny_bundle: Path, cpu: Varco, monkeypatch: pytest.MonkeyPatch) 
         description=f"onnxruntime {onnxruntime.__version__}, CPU, 1 thread",
         protocols=frozenset(
             {
+                backend.BatchingBackend,
                 backend.KeepsPrefixes,
                 backend.ReportsProgress,
                 backend.ShowsFeatures,
