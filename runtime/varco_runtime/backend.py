@@ -3,8 +3,9 @@
 A `Backend` encodes tiles, packs image tokens, prefills a prompt and takes one decode step. What only some devices can
 do is a protocol of its own, which the loop looks for with `isinstance`.
 
-Positions are counted from 0; a backend holds the keys and values of one sequence. Rewinding is free: prefilling or
-decoding at an earlier position overwrites what stood there, and nothing after it is seen.
+Positions are counted from 0; a backend holds the keys and values of one sequence, a `BatchingBackend` those of one in
+each of its slots. Rewinding is free: prefilling or decoding at an earlier position overwrites what stood there, and
+nothing after it is seen.
 """
 
 from __future__ import annotations
@@ -214,6 +215,36 @@ class KeepsPrefixes(Protocol):
 
     def restore_prefix(self, prefix: Array) -> None:
         """Put a copy back where it came from."""
+
+
+@runtime_checkable
+class BatchingBackend(Protocol):
+    """A backend with several key/value caches, its slots, that takes a step of several answers in one run.
+
+    Its features are arrays of their own, so that a picture may be encoded tile by tile.
+    """
+
+    @property
+    def num_slots(self) -> int:
+        """Return the number of slots, at least 1."""
+
+    def select_slot(self, slot: int) -> None:
+        """Let every method that prefills, decodes or copies for one sequence work in this slot from here on."""
+
+    def decode_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> Array:
+        """Put one token into each of the first slots, and return the logits `[n, vocab]` fp32 after them.
+
+        They are valid until the next call. Which slot is selected makes no difference.
+
+        Args:
+            token_ids: The tokens of slots 0 .. n-1, at most `num_slots`.
+            positions: Where each of them goes in its slot.
+        """
+
+
+def num_slots_of(backend: Backend) -> int:
+    """Return how many sequences a backend holds."""
+    return backend.num_slots if isinstance(backend, BatchingBackend) else 1
 
 
 Progress = Callable[[str, int, int], None]

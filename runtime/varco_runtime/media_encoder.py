@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from varco_runtime.backend import Backend, HoldsMedia, KeepsPrefixes, pixel_path
+from varco_runtime.backend import Backend, BatchingBackend, HoldsMedia, KeepsPrefixes, pixel_path
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.generation.prefix_cache import Memory, Span
 from varco_runtime.picture.media import Medium
@@ -23,6 +24,16 @@ class Place:
 
     medium: Medium
     span: Span
+
+
+class Pace(Protocol):
+    """How many tiles run at once, while answers under way wait for them."""
+
+    def num_tiles(self, num_left: int) -> int:
+        """Return how many of the tiles that are left to run now."""
+
+    def tiles(self, done: int, num_tiles: int, total: int) -> AbstractContextManager[None]:
+        """Return a context in which the next tiles of a medium run, for whoever counts and reports them."""
 
 
 @dataclass(slots=True)
@@ -80,34 +91,55 @@ class MediaEncoder:
         return groups
 
     def tokens(self, places: Sequence[Place], times: VisionTimes) -> tuple[Any, dict[Hashable, int]]:
+        """Return what `tokens_in_pieces` does, all at once."""
+        pieces = self.tokens_in_pieces(places, times, None)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as last:
+                found: tuple[Any, dict[Hashable, int]] = last.value
+                return found
+
+    def tokens_in_pieces(
+        self, places: Sequence[Place], times: VisionTimes, pace: Pace | None
+    ) -> Generator[None, None, tuple[Any, dict[Hashable, int]]]:
         """Return the image tokens of a group of media, in the backend's own memory, and the first row of each.
+
+        Yields between pieces, the tiles that `pace` lets run at once.
 
         Args:
             places: A group of `groups`.
             times: Where to add the seconds that it takes.
+            pace: How many tiles run at once, on a backend that takes them in pieces; None for all.
         """
         media = {place.span.key: place.medium for place in places}
         if not isinstance(self._backend, KeepsPrefixes):
-            return self._tokens_on_device(media, times)
+            return (yield from self._tokens_on_device(media, times))
         self._memory.make_room(media)
-        found = [self._tokens_of(key, medium, times) for key, medium in media.items()]
+        found = []
+        for key, medium in media.items():
+            found.append((yield from self._tokens_of(key, medium, times, pace)))
         ends = np.cumsum([len(tokens) for tokens in found])
         rows = {key: int(end) - len(tokens) for key, end, tokens in zip(media, ends, found, strict=True)}
         return (found[0] if len(found) == 1 else np.concatenate(found)), rows
 
-    def _tokens_of(self, key: Hashable, medium: Medium, times: VisionTimes) -> Any:
+    def _tokens_of(
+        self, key: Hashable, medium: Medium, times: VisionTimes, pace: Pace | None
+    ) -> Generator[None, None, Any]:
         tokens = self._memory.image_tokens(key)
         if tokens is None:
-            tokens = self._encode([medium], times)
+            tokens = yield from self._encode([medium], times, pace)
             self._memory.keep_image_tokens(key, tokens)
         return tokens
 
-    def _tokens_on_device(self, media: dict[Hashable, Medium], times: VisionTimes) -> tuple[Any, dict[Hashable, int]]:
+    def _tokens_on_device(
+        self, media: dict[Hashable, Medium], times: VisionTimes
+    ) -> Generator[None, None, tuple[Any, dict[Hashable, int]]]:
         """Return what the device holds, if that is enough; else encode the whole group."""
         rows, tokens = self._held
         if tokens is None or not media.keys() <= rows.keys():
             self._held = ({}, None)
-            tokens = self._encode(list(media.values()), times)
+            tokens = yield from self._encode(list(media.values()), times, None)
             rows, first = {}, 0
             for key, medium in media.items():
                 rows[key] = first
@@ -115,13 +147,26 @@ class MediaEncoder:
             self._held = rows, tokens
         return tokens, rows
 
-    def _encode(self, media: Sequence[Medium], times: VisionTimes) -> Any:
+    def _encode(self, media: Sequence[Medium], times: VisionTimes, pace: Pace | None) -> Generator[None, None, Any]:
         started = time.perf_counter()
         prepare, encode = pixel_path(self._backend, self._settings)
         pixels = prepare(media_tiles(media, self._settings))
         tiled = time.perf_counter()
-        features = encode(pixels)
-        tokens = self._backend.pack(features, media_plan(media, self._settings))
         times.preprocess_s += tiled - started
-        times.vision_s += time.perf_counter() - tiled
+        parts: list[Any] = []
+        done = 0
+        while done < len(pixels):
+            num_tiles = len(pixels) - done
+            if pace is not None and isinstance(self._backend, BatchingBackend):
+                yield
+                num_tiles = pace.num_tiles(num_tiles)
+            started = time.perf_counter()
+            with nullcontext() if pace is None else pace.tiles(done, num_tiles, len(pixels)):
+                parts.append(encode(pixels[done : done + num_tiles]))
+            times.vision_s += time.perf_counter() - started
+            done += num_tiles
+        started = time.perf_counter()
+        features = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        tokens = self._backend.pack(features, media_plan(media, self._settings))
+        times.vision_s += time.perf_counter() - started
         return tokens

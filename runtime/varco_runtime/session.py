@@ -1,24 +1,22 @@
-"""One loaded model with its one key/value cache: what every question about every picture goes through."""
+"""One loaded model and the engine that answers with it: what every question about every picture goes through."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-import numpy as np
-
-from varco_runtime.backend import Backend, PromptInputs, VerifyingBackend
+from varco_runtime.backend import Backend, VerifyingBackend
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.conversation import Turn, media_of
 from varco_runtime.dtypes import Array
-from varco_runtime.errors import ContextError, UsageError
+from varco_runtime.engine.driver import Engine
+from varco_runtime.engine.job import Job, Model
+from varco_runtime.engine.scheduler import DEFAULT_MAX_STALL_MS, Scheduler
+from varco_runtime.errors import ContextError
 from varco_runtime.generation.prefix_cache import Memory, Span
-from varco_runtime.generation.prefix_cache import Sequence as Cached
 from varco_runtime.generation.speculation import Chances, Drafter, StepCosts
-from varco_runtime.media_encoder import MediaEncoder, Place, VisionTimes
+from varco_runtime.media_encoder import MediaEncoder, Place
 from varco_runtime.picture.media import Clip, Medium, parts
 from varco_runtime.picture.packing import num_medium_tokens, pooled_side
 from varco_runtime.prompt.prompter import Message, Prompter
@@ -54,36 +52,25 @@ class Prompt:
         return Prompt([*self.ids, *ids], self.media, self.places)
 
 
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """A prompt that is in the cache.
-
-    Args:
-        turn: The cache is this prompt's as long as it is the session's turn.
-        logits: The last logits `[num_logits, vocab]` fp32, valid until the next call of the backend.
-        num_cached: How many of its positions were in the cache already.
-        prefill_s: Seconds that the others took, those of the media apart.
-        times: Seconds that the media took.
-    """
-
-    turn: int
-    logits: Array
-    num_cached: int
-    prefill_s: float
-    times: VisionTimes
-
-
 class Session:
-    """One loaded model, its cache, and whose turn it is to use them.
+    """One loaded model, what is kept of earlier questions, and the engine that answers.
 
     Args:
         bundle: What was loaded.
         backend: The device that it was loaded on.
         memory_bytes: Bytes for what is kept of earlier pictures, 0 for the latest picture alone.
         load_s: Seconds that loading took, for the timings of every answer.
+        max_stall_ms: How long answers under way wait at most for a new question's picture and prompt, in milliseconds.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, memory_bytes: int, load_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        memory_bytes: int,
+        load_s: float = 0.0,
+        max_stall_ms: float = DEFAULT_MAX_STALL_MS,
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.load_s = load_s
@@ -95,10 +82,8 @@ class Session:
         self.memory = Memory(backend, memory_bytes)
         self.encoder = MediaEncoder(backend, manifest.image, self.memory)
         self.chances, self.costs = Chances(), StepCosts()
-        self.lock = threading.Lock()
-        """Held by whoever uses the backend, `memory`, `chances` or `costs`, or takes a turn."""
-        self._turn = 0
-        """The number of prompts that were put into the cache: it belongs to the latest one."""
+        model = Model(backend, self.memory, self.encoder, manifest.prompt.image_token_id)
+        self.engine = Engine(Scheduler(model, max_stall_ms / 1000))
 
     # -- before a question's turn -----------------------------------------------------------------------------------
 
@@ -163,38 +148,14 @@ class Session:
             return "Ask about fewer pictures"
         return "Ask less, use a smaller picture"
 
-    # -- its turn: the caller holds the lock ------------------------------------------------------------------------
+    # -- its turn ---------------------------------------------------------------------------------------------------
 
-    def prefill(self, prompt: Prompt, num_logits: int = 1) -> Prefilled:
-        """Put a prompt into the cache, which is that prompt's from here on. The caller holds `lock`.
-
-        The turn is taken under the lock, in the order of the prefills. Were it taken before, an older question that
-        came second to the lock would overwrite the cache of a newer one, which would go on without noticing.
-        """
-        self._turn += 1
-        turn, times = self._turn, VisionTimes()
-        started = time.perf_counter()
-        logits, num_cached = self._fill_cache(prompt, num_logits, times)
-        seconds = time.perf_counter() - started - times.preprocess_s - times.vision_s
-        return Prefilled(turn, logits, num_cached, seconds, times)
-
-    def next_token(self, prefilled: Prefilled, tokens: Iterator[int]) -> int | None:
-        """Return the next token of an answer, None behind the last. The caller holds `lock`.
-
-        Raises:
-            UsageError: Another prompt was put into the cache meanwhile.
-        """
-        if self._turn != prefilled.turn:
-            raise UsageError("A newer question ended this stream. Read a stream to its end before the next question.")
-        try:
-            return next(tokens, None)
-        except Exception:
-            self.memory.forget_sequence()
-            raise
-
-    def count_token(self, token: int) -> None:
-        """Take note that a token of the answer is in the cache. The caller holds `lock`."""
-        self.memory.sequence.ids.append(token)
+    def score(self, prompt: Prompt, num_logits: int) -> Array:
+        """Return the last logits `[num_logits, vocab]` fp32 of a prompt, once it is its turn."""
+        job = Job(prompt.ids, prompt.places, prompt.spans, num_logits=num_logits)
+        self.engine.next_token(job)
+        assert job.logits is not None, "Bug: a job that ended without its logits"
+        return job.logits
 
     def drafter(self, ids: Sequence[int]) -> Drafter | None:
         """Return what drafts an answer to the prompt `ids`, None if the backend does not verify several tokens at once.
@@ -213,38 +174,8 @@ class Session:
         questions = [self.prompter.encode([Message("user", words)], 0) for words in ("a", "b")]
         opening = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*questions, strict=False))]
         if opening and len(opening) < self.backend.max_context:
-            self._fill_cache(Prompt(opening), 1, VisionTimes())
-
-    def _fill_cache(self, prompt: Prompt, num_logits: int, times: VisionTimes) -> tuple[Array, int]:
-        """Bring the cache to a prompt; return the last logits `[num_logits, vocab]` and how many positions it had.
-
-        Media whose positions are in the cache are not encoded. A device that cannot hold all others at a time takes
-        the prompt in runs: each group of media, and the prompt up to the next group.
-        """
-        ids = prompt.ids
-        start = cached = self.memory.prepare(ids, prompt.spans, num_logits)
-        for place in prompt.places:
-            self.memory.touch(place.span.key)
-        groups = self.encoder.groups([place for place in prompt.places if place.span.end > cached])
-        ends = [*(group[0].span.start for group in groups[1:]), len(ids)]
-        for index, end in enumerate(ends):
-            tokens, rows = (None, {}) if not groups else self.encoder.tokens(groups[index], times)
-            media_rows = np.full(end, -1, np.int64)
-            for place in groups[index] if groups else ():
-                span = place.span
-                media_rows[span.start : span.end] = np.arange(rows[span.key], rows[span.key] + span.end - span.start)
-            inputs = PromptInputs(np.array(ids[:end], dtype=np.int64), self._image_token_id, tokens, media_rows)
-            logits = self.backend.prefill(inputs, start, num_logits if end == len(ids) else 1)
-            start = end
-        if np.isfinite(logits[..., 0]).all():
-            self.memory.sequence = Cached(list(ids), prompt.spans)
-        else:  # nor are the caches; the sampler refuses the logits, and the next question finds nothing cached
-            self.memory.forget_sequence()
-        return logits, cached
-
-    @property
-    def _image_token_id(self) -> int:
-        return self.bundle.manifest.prompt.image_token_id
+            for _ in self.engine.scheduler.preparation.pieces(Job(opening, slot=0)):
+                pass  # whole, since no answer waits
 
 
 def _whose(prompt: Prompt) -> str:

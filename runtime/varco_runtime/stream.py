@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from varco_runtime.answer.answer import Answer, Piece, Timings, Usage, shown
-from varco_runtime.backend import Progress, reporting
+from varco_runtime.backend import Progress
 from varco_runtime.conversation import Turn
+from varco_runtime.engine.job import Job
 from varco_runtime.errors import UsageError
-from varco_runtime.generation.loop import Decoding, generate_tokens
+from varco_runtime.generation.loop import Decoding
 from varco_runtime.generation.sampling import Sampler
-from varco_runtime.generation.speculation import Drafter
 from varco_runtime.generation.transcript import Transcript
 from varco_runtime.markup.questions import OCR_PROMPT
-from varco_runtime.media_encoder import VisionTimes
 from varco_runtime.options import MAX_NEW_TOKENS, AnswerSettings, Options, answer_settings, check_names
 from varco_runtime.picture.loading import Picture
-from varco_runtime.session import Prefilled, Prompt, Session
+from varco_runtime.session import Prompt, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +66,35 @@ def start_stream(session: Session, turns: Callable[[], Sequence[Turn]], options:
     return Stream(session, Request(prompt, settings, max_new_tokens, stop_loops, started))
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """An answer whose prompt is in the cache: `tokens` computes the next token when it is asked for one."""
+def _job(session: Session, request: Request) -> Job:
+    """Return the engine's job that answers a request. It knows no stream, so that a forgotten one ends its job."""
+    ids = request.prompt.ids
+    generation, overflow_advice = session.bundle.manifest.generation, session.bundle.manifest.overflow_advice
 
-    prefilled: Prefilled
-    drafter: Drafter | None
-    tokens: Iterator[int]
+    def decode(job: Job) -> Decoding:
+        assert job.logits is not None, "Bug: an answer begins without its prompt's logits"
+        assert job.slot is not None, "Bug: an answer begins without a slot"
+        held = session.memory.sequence_in(job.slot)
+        return Decoding(
+            session.backend,
+            logits=job.logits[-1],
+            position=len(ids),
+            sampler=Sampler(request.settings.sampling, generation, ids, overflow_advice),
+            eos_token_ids=generation.eos_token_ids,
+            max_new_tokens=request.max_new_tokens,
+            on_token=held.ids.append,
+            drafter=session.drafter(ids) if request.settings.may_draft else None,
+        )
+
+    return Job(ids, request.prompt.places, request.prompt.spans, decode)
 
 
 class Stream:
     """An answer on its way: iterate over its `Piece`s, then read `answer`. `cancel` ends it early.
 
-    A newer question to the same `Varco` ends an unfinished stream. Threads that read one stream share its pieces.
-    `Varco.stream` makes streams.
+    Streams of the same `Varco` run side by side, as many as it has slots; a further one waits until another has ended.
+    Whoever waits for a piece keeps all of them going. One that nobody refers to any more is cancelled. Threads that
+    read one stream share its pieces. `Varco.stream` makes streams.
 
     Args:
         session: The model that answers.
@@ -100,29 +114,47 @@ class Stream:
         self._transcript = Transcript(
             session.tokenizer, eos_token_ids, request.settings.stop, stop_loops=request.stop_loops
         )
-        self._pieces = self._run()
+        self._job = _job(session, request)
         self._reading = threading.Lock()
         self._answer: Answer | None = None
-        self._cancelled = False
+        self._has_failed = False
+
+    def __del__(self) -> None:
+        job = getattr(self, "_job", None)
+        if job is not None:
+            job.cancelled = True  # no lock is taken here: this may run in the midst of anything
 
     def __iter__(self) -> Iterator[Piece]:
         return self
 
     def __next__(self) -> Piece:
-        with self._reading:  # a generator refuses a second thread with an error of Python's
-            return next(self._pieces)
+        with self._reading:
+            while self._answer is None and not self._has_failed:
+                try:
+                    piece = self._advance()
+                except BaseException:
+                    self._has_failed = True
+                    raise
+                if piece.text or piece.plain_text or piece.regions:
+                    return piece
+        raise StopIteration
 
     def cancel(self) -> None:
         """End the answer after the current token; `answer` then says `cancelled`. Any thread may call it.
 
-        A stream that has not begun never begins, and does not end another one.
+        A stream that has not begun never begins.
         """
-        self._cancelled = True
+        self._session.engine.cancel(self._job)
 
     @property
     def num_prompt_tokens(self) -> int:
         """Return the number of the prompt's tokens, the media's included."""
         return len(self._request.prompt.ids)
+
+    @property
+    def token_times(self) -> list[float]:
+        """Return when each token of the answer so far came, on the clock of `time.perf_counter`."""
+        return list(self._transcript.token_times)
 
     @property
     def answer(self) -> Answer:
@@ -141,53 +173,25 @@ class Stream:
             pass
         return self.answer
 
-    def _run(self) -> Iterator[Piece]:
+    def _advance(self) -> Piece:
+        """Return what the next token lets out, or at the end what was held back; sets `answer` then."""
         session, transcript = self._session, self._transcript
-        running: _Running | None = None
-        while transcript.finish_reason is None and not self._cancelled:
-            with session.lock:
-                if self._cancelled:  # while it waited for the lock
-                    break
-                if running is None:
-                    with reporting(session.backend, self.progress):
-                        running = self._begin()
-                token = session.next_token(running.prefilled, running.tokens)
-            if token is None:
-                break
-            piece = transcript.feed(token)
-            if piece.text or piece.plain_text or piece.regions:
-                yield piece
-        last = transcript.finish("cancelled" if self._cancelled else "length")
-        self._answer = self._finished(running)
-        if last.text or last.plain_text or last.regions:
-            yield last
+        if transcript.finish_reason is None and not self._job.cancelled:
+            self._job.progress = self.progress
+            token = session.engine.next_token(self._job)
+            if token is not None:
+                return transcript.feed(token)
+        was_cancelled = self._job.cancelled and transcript.finish_reason is None
+        session.engine.cancel(self._job)  # a stop string ended it, or the step was already taken
+        last = transcript.finish("cancelled" if was_cancelled else "length")
+        self._answer = self._finished()
+        return last
 
-    def _begin(self) -> _Running:
-        """Put the prompt into the cache. The caller holds the session's lock."""
-        session, request = self._session, self._request
-        ids = request.prompt.ids
-        prefilled = session.prefill(request.prompt)
-        generation = session.bundle.manifest.generation
-        drafter = session.drafter(ids) if request.settings.may_draft else None
-        decoding = Decoding(
-            session.backend,
-            logits=prefilled.logits[-1],
-            position=len(ids),
-            sampler=Sampler(request.settings.sampling, generation, ids, session.bundle.manifest.overflow_advice),
-            eos_token_ids=generation.eos_token_ids,
-            max_new_tokens=request.max_new_tokens,
-            on_token=session.count_token,
-            drafter=drafter,
-        )
-        return _Running(prefilled, drafter, generate_tokens(decoding))
-
-    def _finished(self, running: _Running | None) -> Answer:
-        """Return the whole answer; `running` is None for a stream that was cancelled before it began."""
-        request, transcript = self._request, self._transcript
-        prefilled = None if running is None else running.prefilled
-        seconds = VisionTimes() if prefilled is None else prefilled.times
-        drafter = None if running is None else running.drafter
-        num_cached = 0 if prefilled is None else prefilled.num_cached
+    def _finished(self) -> Answer:
+        """Return the whole answer, also of a stream that was cancelled before it began."""
+        request, transcript, job = self._request, self._transcript, self._job
+        seconds = job.vision
+        drafter = None if job.decoding is None else job.decoding.drafter
         times = transcript.token_times or [time.perf_counter()]
         steps = len(times) - 1
         parsed = transcript.parsed
@@ -199,13 +203,13 @@ class Stream:
             warnings=(*_media_notes(request.prompt), *parsed.warnings),
             finish_reason=transcript.finish_reason or "length",
             usage=Usage(
-                len(request.prompt.ids), request.prompt.num_media_tokens, len(transcript.token_ids), num_cached
+                len(request.prompt.ids), request.prompt.num_media_tokens, len(transcript.token_ids), job.num_cached
             ),
             timings=Timings(
                 load_s=self._session.load_s,
                 preprocess_s=seconds.preprocess_s,
                 vision_s=seconds.vision_s,
-                prefill_s=0.0 if prefilled is None else prefilled.prefill_s,
+                prefill_s=job.prefill_s,
                 ttft_s=times[0] - request.started,
                 tpot_s=(times[-1] - times[0]) / steps if steps else 0.0,
                 total_s=time.perf_counter() - request.started,

@@ -14,12 +14,15 @@ from typing import Unpack
 
 from varco_runtime.answer.answer import Answer
 from varco_runtime.backend import Backend
+from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.backends.providers import check_provider, open_provider
+from varco_runtime.backends.slots import AUTO, check_slots
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.chat import Chat
 from varco_runtime.conversation import Asked, Turn, load_media, system_turns, user_turn
 from varco_runtime.dtypes import Array
+from varco_runtime.engine.scheduler import DEFAULT_MAX_STALL_MS
 from varco_runtime.errors import ImageError, UsageError
 from varco_runtime.generation.prefix_cache import DEFAULT_MEMORY_MB
 from varco_runtime.markup.questions import OCR_PROMPT, ground_prompt, refer_prompt
@@ -34,10 +37,10 @@ THREAD_LIMIT_FLOOR = 64
 
 
 class Varco:
-    """A loaded bundle that answers questions. One question at a time: it holds one key/value cache.
+    """A loaded bundle that answers questions: as many at once as it has slots, each a key/value cache of its own.
 
-    Threads may share it. A newer question ends an unfinished answer, which then raises `UsageError`, and no answer is
-    made of another question's keys and values.
+    Threads may share it. A question that finds no free slot waits until one is; those that wait come first come first
+    served. No answer is made of another question's keys and values.
 
     ```
     varco = Varco.load("bundle")
@@ -52,6 +55,8 @@ class Varco:
         load_s: Seconds that loading took, for the timings of every answer.
         provider: What it runs on and why, for people.
         memory_mb: Megabytes for what is kept of earlier pictures, 0 for the latest picture alone.
+        max_stall_ms: As for `Varco.load`.
+        slots_line: How many answers it takes at once and why, for people; empty where that was asked for.
 
     Raises:
         BundleError: The bundle's tokenizer or chat template cannot be used.
@@ -59,6 +64,7 @@ class Varco:
     Attributes:
         session: The model that all questions share.
         provider: What it runs on and why, for people.
+        slots_line: How many answers it takes at once and why, for people; empty where that was asked for.
     """
 
     def __init__(
@@ -68,9 +74,12 @@ class Varco:
         load_s: float = 0.0,
         provider: str = "as given",
         memory_mb: int = DEFAULT_MEMORY_MB,
+        max_stall_ms: float = DEFAULT_MAX_STALL_MS,
+        slots_line: str = "",
     ) -> None:
-        self.session = Session(bundle, backend, memory_mb << 20, load_s)
+        self.session = Session(bundle, backend, memory_mb << 20, load_s, max_stall_ms)
         self.provider = provider
+        self.slots_line = slots_line
 
     @classmethod
     def load(
@@ -82,12 +91,18 @@ class Varco:
         verify: str = "quick",
         progress: Callable[[str, int], None] | None = None,
         memory_mb: int = DEFAULT_MEMORY_MB,
+        openvino_device: str = "auto",
+        precision: str = "auto",
+        kv_cache_precision: str = "auto",
+        slots: int | str = 1,
+        max_stall_ms: float = DEFAULT_MAX_STALL_MS,
     ) -> Varco:
         """Check a bundle, load it and return it, ready to answer.
 
         Args:
             bundle: The bundle's folder.
-            provider: `cpu`, `cuda`, `tensorrt`, or `auto`, what the bundle was exported for.
+            provider: `cpu`, `cuda`, `tensorrt`, `openvino` (for bundles for the CPU), or `auto`, what the bundle was
+                exported for.
             max_context: The most tokens of a prompt and its answer, at most the bundle's, which is the default. Less
                 saves memory, but not with engines, whose caches have a fixed size.
             threads: Processor threads, by default all.
@@ -95,6 +110,14 @@ class Varco:
             progress: Called with a file's name and a number of bytes, as these are hashed.
             memory_mb: Megabytes for what is kept of earlier pictures (image tokens, keys and values) on the CPU, 0
                 for the latest picture alone.
+            openvino_device: OpenVINO's device: `CPU`, `GPU` or `NPU`; `auto` is the CPU.
+            precision: What OpenVINO computes in: `fp32`, or `auto`, what is fast on the device, often bf16.
+            kv_cache_precision: OpenVINO's cache: `u8`, `fp16`, `fp32`; `auto` is fp32 beside `precision="fp32"`, else
+                fp16.
+            slots: The most answers at once, each with a key/value cache of its own; `auto` for as many as fit in half
+                of the free memory, at most 8. More than one on the CPU alone.
+            max_stall_ms: How long answers under way wait at most for a new question's picture and prompt, in
+                milliseconds, unless a single tile or the smallest chunk of a prompt takes longer.
 
         Raises:
             BundleError: The bundle is missing, incomplete, altered or of another format.
@@ -104,6 +127,12 @@ class Varco:
         """
         started = time.perf_counter()
         check_provider(provider)
+        openvino = OpenVinoSettings(openvino_device, precision, kv_cache_precision)
+        if provider != "openvino" and openvino != OpenVinoSettings():
+            raise UsageError(
+                f"openvino_device, precision and kv_cache_precision are for the provider openvino, got {provider!r}. "
+                "Load with provider='openvino', or leave them out."
+            )
         if verify not in ("quick", "full"):
             raise UsageError(f"verify={verify!r} is unknown. Expected 'quick' or 'full'.")
         for name, number in (("max_context", max_context), ("threads", threads), ("memory_mb", memory_mb)):
@@ -116,6 +145,8 @@ class Varco:
         most = max(THREAD_LIMIT_FLOOR, os.cpu_count() or 1)
         if threads is not None and threads > most:
             raise UsageError(f"threads={threads} is too many. Expected at most {most}; the cores are {usable_cores()}.")
+        check_slots(slots)
+        _check_stall(max_stall_ms)
         if memory_mb < 0:
             raise UsageError(f"memory_mb={memory_mb} is too few. Expected 0 (the latest picture alone) or more.")
         opened = Bundle.open(bundle, verify, progress)
@@ -125,8 +156,15 @@ class Varco:
                 f"max_context={max_context} is out of range. Expected 16 to {limit}, the bundle's maximum."
             )
         with opened.unchanged():
-            chosen = open_provider(opened, provider, max_context, threads)
-            varco = cls(opened, chosen.backend, provider=chosen.line, memory_mb=memory_mb)
+            chosen = open_provider(opened, provider, max_context, threads, slots, openvino)
+            varco = cls(
+                opened,
+                chosen.backend,
+                provider=chosen.line,
+                memory_mb=memory_mb,
+                max_stall_ms=max_stall_ms,
+                slots_line=chosen.slots.line if slots == AUTO else "",
+            )
         varco.session.prefill_opening()
         varco.session.load_s = time.perf_counter() - started
         return varco
@@ -140,6 +178,11 @@ class Varco:
     def backend(self) -> Backend:
         """Return the device that the bundle was loaded on."""
         return self.session.backend
+
+    @property
+    def slots(self) -> int:
+        """Return how many answers it takes at once."""
+        return self.session.memory.num_slots
 
     @property
     def load_s(self) -> float:
@@ -284,8 +327,7 @@ class Varco:
         _check_ids(token_ids, session.bundle.manifest, image is not None)
         check_long_side(long_side)
         prompt_ = session.prompt(self._turns(image, prompt, system), tiling, untrained, long_side)
-        with session.lock:
-            return session.prefill(prompt_.followed_by(token_ids[:-1]), len(token_ids)).logits
+        return session.score(prompt_.followed_by(token_ids[:-1]), len(token_ids))
 
     def chat(self, image: Asked = None, system: str | None = None, long_side: int | None = None) -> Chat:
         """Return a conversation about pictures and videos, each of which is encoded once for each way it is tiled.
@@ -301,6 +343,12 @@ class Varco:
         """
         check_long_side(long_side)
         return Chat(self.session, load_media(image, self.bundle.manifest), system, long_side)
+
+
+def _check_stall(max_stall_ms: float) -> None:
+    is_number = isinstance(max_stall_ms, int | float) and not isinstance(max_stall_ms, bool)
+    if not is_number or not 0 <= max_stall_ms < float("inf"):
+        raise UsageError(f"max_stall_ms={max_stall_ms!r} is no time. Expected milliseconds from 0.")
 
 
 def _need_picture(image: Asked, what: str) -> None:

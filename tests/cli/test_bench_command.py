@@ -36,6 +36,27 @@ def test_the_command_prints_a_table_and_writes_the_document(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "picture.png"]
 
 
+def test_several_answers_at_once_are_a_table_and_a_document(
+    tiny_bundle: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    picture, out = tmp_path / "picture.png", tmp_path / "bench.json"
+    noise().save(picture)
+    arguments = ["bench", str(tiny_bundle), str(picture), "What?", *FAST, "--slots", "3", "--out", str(out)]
+    assert main(arguments) == 0
+    printed, _ = capsys.readouterr()
+    for name in ("answers at once", "tokens/s", "limit", "first token", "gap p99"):
+        assert name in printed
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["answers"] for row in document["rows"]] == [1, 2, 3]
+    for row in document["rows"]:
+        assert row["tokens_per_s"] == pytest.approx(4 * row["answers_per_s"])
+        assert 0 < row["gap_p50_s"] <= row["gap_p99_s"]
+        assert 0 < row["ttft_p50_s"] <= row["ttft_p99_s"]
+    limits = [row["limit_tokens_per_s"] for row in document["rows"]]
+    assert limits == sorted(limits), "more rows share the weights"
+    assert (document["slots"], document["new_tokens"]) == (3, 4)
+
+
 def test_without_a_bundle_the_demo_is_measured_and_json_is_alone_on_stdout(capsys: Captured) -> None:
     assert main(["bench", *FAST, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -69,6 +90,9 @@ def test_what_scaling_up_for_ocr_costs_is_said_beside_the_picture_as_it_is(tmp_p
         (["--provider", "gpu"], 2, "The provider 'gpu' is unknown."),
         (["--threads", "0", "--seconds", "1"], 2, "threads=0 is too few."),
         (["--max-context", "5", "--seconds", "1"], 2, "max_context=5 is out of range."),
+        (["--slots", "0"], 2, "slots=0 is out of range. Expected 1 to 64, or 'auto'."),
+        (["--slots", "1.5"], 2, "slots='1.5' is no whole number. Expected 1 to 64, or 'auto'."),
+        (["--slots", "many"], 2, "slots='many' is no whole number. Expected 1 to 64, or 'auto'."),
         (["--out", "nowhere/bench.json"], 2, "--out nowhere/bench.json lies in a folder that does not exist."),
     ],
 )

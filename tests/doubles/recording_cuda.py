@@ -16,6 +16,7 @@ import bisect
 import ctypes
 import dataclasses
 import enum
+import itertools
 import types
 import weakref
 from collections.abc import Callable
@@ -88,6 +89,7 @@ class Device:
         self.pinned: dict[int, Array] = {}
         self.engine_bytes = 0
         self.streams: set[int] = set()
+        self.stream_numbers = itertools.count(1000)
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
         self.queue: list[Work] = []
@@ -254,7 +256,7 @@ class CudaCalls:
         return (CudaError.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[CudaError, int]:
-        stream = 1000 + len(self._device.streams)
+        stream = next(self._device.stream_numbers)  # never again that of a destroyed one
         self._device.streams.add(stream)
         return CudaError.cudaSuccess, stream
 

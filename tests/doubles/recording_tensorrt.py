@@ -28,6 +28,7 @@ import pytest
 
 from tests.doubles.recording_cuda import ALIGNMENT, Array, Device, cuda_runtime
 from varco_export.engines.build import profiles
+from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.bundle.manifest import EngineFacts, FileFacts
 from varco_runtime.bundle.opening import read_manifest, write_manifest
 
@@ -343,7 +344,8 @@ def _give_back(device: Device, num_bytes: int) -> None:
 def _port(value: onnx.ValueInfoProto, is_input: bool) -> Port:
     tensor = value.type.tensor_type
     data_type, dtype = TYPES[tensor.elem_type]
-    return Port(data_type, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim), is_input)
+    dims = tuple(1 if d.dim_param == BATCH else d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return Port(data_type, dtype, dims, is_input)  # an engine has one row of the decoder's batch
 
 
 _SESSIONS: dict[tuple[str, int], Any] = {}

@@ -24,7 +24,7 @@ from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime import Varco
 from varco_runtime.picture.packing import num_image_tokens
 from varco_runtime.picture.scaling import upscaled_hw
-from varco_runtime.prompt.prompter import Message
+from varco_runtime.prompt.prompter import IMAGE, Message
 
 PATCHES = 24
 NINE, SIXTEEN = (anyres(384, 16, side=side, max_grid_tiles=tiles) for side, tiles in ((6, 9), (8, 16)))
@@ -113,8 +113,8 @@ def test_the_system_sentence_of_2_0_stands_in_every_prompt(
     )
     path.write_text(json.dumps({"chat_template": template}))
     varco = Varco.load(export_bundle(folder, tmp_path / "bundle"), threads=1)
-    asked = [] if system is None else [Message("system", system)]
-    ids = varco.session.prompter.encode([*asked, Message("user", "What?", image=True)], 5)
+    asked = [] if system is None else [Message("system", (system,))]
+    ids = varco.session.prompter.encode([*asked, Message("user", (IMAGE, "What?"))], 5)
     turns = [] if system is None else [{"role": "system", "content": system}]
     oracle = Oracle(folder)
     text = oracle.tokenizer.apply_chat_template(

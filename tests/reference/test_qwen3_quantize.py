@@ -74,9 +74,9 @@ def test_the_result_loads_in_transformers_and_answers_in_a_bundle_as_there(
 
 def test_the_calibrated_decoder_sees_what_transformers_decoder_sees(source: Path, calibration: Path) -> None:
     """Outputs of the last layer, of a sample with a picture."""
-    run = _prepare(source, options_for(calibration, max_samples=1), Quiet())
+    _, run = _prepare(source, options_for(calibration), Quiet())
     checkpoint = Checkpoint.open(source)
-    (hidden,) = embed_samples(checkpoint, run.samples, run.prompts.prompt.image_token_id, CPU)
+    (hidden,) = embed_samples(checkpoint, run.samples[:1], run.prompts.prompt.image_token_id, CPU)
     decoder = Decoder(checkpoint.config.text, CPU)
     for index in range(checkpoint.config.text.num_hidden_layers):
         (hidden,) = decoder.run(decoder.layer(checkpoint, index), [hidden])

@@ -59,13 +59,29 @@ def test_a_cancelled_stream_keeps_what_it_said(varco: Varco) -> None:
     assert stream.answer.text == said
 
 
-def test_an_abandoned_stream_does_not_disturb_the_next_question(varco: Varco, image: Image.Image) -> None:
-    expected = varco.ask(image, "What is this?", max_new_tokens=12).token_ids
-    abandoned = varco.stream(image, "Something else entirely?", max_new_tokens=64)
-    next(abandoned)
-    assert varco.ask(image, "What is this?", max_new_tokens=12).token_ids == expected
-    with pytest.raises(UsageError, match="newer question"):
-        list(abandoned)
+def test_a_stream_that_nobody_reads_on_is_whole_when_the_next_question_is_answered(
+    varco: Varco, image: Image.Image
+) -> None:
+    """With one slot, the question waits for the stream, and its thread keeps the stream going meanwhile."""
+    questions = ("What is this?", "Something else entirely?")
+    expected = [varco.ask(image, question, max_new_tokens=12).token_ids for question in questions]
+    unread = varco.stream(image, questions[1], max_new_tokens=12)
+    next(unread)
+    assert varco.ask(image, questions[0], max_new_tokens=12).token_ids == expected[0]
+    assert unread.run().token_ids == expected[1]
+
+
+def test_a_stream_that_nobody_refers_to_any_more_costs_the_next_question_nothing(
+    varco: Varco, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No collection is needed: a stream is in no cycle of references."""
+    varco.ask(None, "Hello", max_new_tokens=4)
+    next(varco.stream(None, "Something else entirely?", max_new_tokens=64))
+    steps: list[int] = []
+    step = varco.backend.decode_steps  # type: ignore[attr-defined]
+    monkeypatch.setattr(varco.backend, "decode_steps", lambda ids, at: (steps.append(at), step(ids, at))[1])
+    varco.ask(None, "Hello", max_new_tokens=4, repetition_penalty=1.0)
+    assert len(steps) <= 3
 
 
 def test_a_stop_string_ends_the_answer_before_it(varco: Varco) -> None:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_cli.arguments import PROVIDERS, JsonOption, ThreadsOption
+from varco_cli.arguments import (
+    PROVIDERS,
+    JsonOption,
+    KvCacheOption,
+    OpenVinoDeviceOption,
+    PrecisionOption,
+    ThreadsOption,
+)
 from varco_cli.commands.demo import BUNDLE, draw_sign
 from varco_cli.console import note, print_facts, print_table, size_text, write, write_document
 from varco_cli.progress import HashProgress
@@ -51,6 +58,15 @@ def bench(
     max_context: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens to make room for.", show_default=False)
     ] = None,
+    openvino_device: OpenVinoDeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    kv_cache_precision: KvCacheOption = "auto",
+    slots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto", help="Measure 1, 2, 4, ... N answers at once instead of the stages.", show_default=False
+        ),
+    ] = None,
     long_side: Annotated[
         int | None,
         typer.Option(metavar="PX", help="As for varco run; matters for the prompt <ocr>.", show_default=False),
@@ -66,6 +82,7 @@ def bench(
     if bundle is None and not BUNDLE.is_dir():
         raise VarcoError("This installation carries no demo bundle. Name one: varco bench BUNDLE")
 
+    from varco_runtime.backends.openvino.settings import OpenVinoSettings
     from varco_runtime.bench.run import Options, run
     from varco_runtime.bench.workload import PROMPT
     from varco_runtime.bundle.opening import read_manifest
@@ -81,10 +98,14 @@ def bench(
         provider=provider,
         threads=threads,
         max_context=max_context,
+        openvino=OpenVinoSettings(openvino_device, precision, kv_cache_precision),
         images=images,
         frames=frames,
         long_side=long_side,
     )
+    if slots is not None:
+        _measure_at_once(options, int(slots) if slots.isdecimal() else slots, as_json, out)
+        return
     sizes = {name: facts.size for name, facts in read_manifest(options.bundle).files.items()}
     with HashProgress(sizes) as hashing:
         result = run(options, _progress, hashing)
@@ -95,6 +116,34 @@ def bench(
         write_document(document)
     else:
         _print(options, result)
+
+
+def _measure_at_once(options: Options, slots: int | str, as_json: bool, out: Path | None) -> None:
+    """Measure several answers at once, and print or write what was found."""
+    from varco_runtime.bench.at_once import measure_at_once
+
+    report = measure_at_once(options, slots, _progress)
+    document = json.dumps(report.to_dict() | _machine(), indent=2, ensure_ascii=False)
+    if out is not None:
+        _write(out, document)
+    if as_json:
+        write_document(document)
+        return
+    header = ("answers at once", "tokens/s", "limit", "answers/s", "first token", "p99", "gap", "gap p99")
+    rows = [
+        (
+            str(row.answers),
+            f"{row.tokens_per_s:,.1f}",
+            "unknown" if row.limit_tokens_per_s is None else f"{row.limit_tokens_per_s:,.1f}",
+            f"{row.answers_per_s:,.2f}",
+            *(f"{1000 * s:,.1f} ms" for s in (row.ttft_p50_s, row.ttft_p99_s, row.gap_p50_s, row.gap_p99_s)),
+        )
+        for row in report.rows
+    ]
+    title = f"{options.bundle.resolve().name} on {report.device}: {report.new_tokens} tokens each, one picture"
+    print_table(title, header, rows, right=tuple(range(8)))
+    if report.slots_line:
+        note(report.slots_line)
 
 
 def _check(repetitions: int, new_tokens: int, seconds: float, out: Path | None) -> None:

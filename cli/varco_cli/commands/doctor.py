@@ -1,4 +1,4 @@
-"""`varco doctor`: what this machine offers, what is installed, what is missing. Imports onnxruntime only."""
+"""`varco doctor`: what this machine offers, what is installed, what is missing. Imports onnxruntime and openvino."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from varco_cli.arguments import JsonOption
 from varco_cli.console import one_line, print_facts, size_text, write, write_document
 from varco_runtime import __version__
-from varco_runtime.errors import BrokenExtraError, MissingExtraError
+from varco_runtime.errors import BrokenExtraError, MissingExtraError, first_line
 from varco_runtime.extras import install_command, reinstall_command, required_packages
 from varco_runtime.system.libraries import import_onnxruntime
 from varco_runtime.system.memory import machine_memory
@@ -21,6 +21,7 @@ from varco_runtime.system.processor import cpu_name, nvidia_devices, usable_core
 
 PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
+    "openvino",
     *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers", "av"),
 )
 EXTRAS = {
@@ -28,6 +29,7 @@ EXTRAS = {
     "export": "varco export",
     "cuda": "instead of cpu: running a bundle on an NVIDIA GPU through ONNX Runtime",
     "tensorrt": "building and running TensorRT engines on RTX GPUs",
+    "openvino": "running a bundle for the CPU on OpenVINO: varco run --provider openvino",
     "quantize": "varco quantize",
     "video": "questions about video files",
 }
@@ -47,6 +49,7 @@ class Report:
     gpus: list[str]
     cuda: str
     tensorrt: list[str]
+    openvino: list[str]
     providers: list[str]
     missing_extras: dict[str, str]
     cache_folder: str
@@ -77,7 +80,8 @@ def examine() -> Report:
     if (cache := _cache_warning()) is not None:
         warnings.append(cache)
     providers, fault = _providers()
-    warnings += [fault] if fault else []
+    openvino, openvino_fault = _openvino()
+    warnings += [text for text in (fault, openvino_fault) if text]
     total, available = machine_memory()
     return Report(
         versions=versions,
@@ -89,6 +93,7 @@ def examine() -> Report:
         gpus=_gpus(),
         cuda=_cuda(providers),
         tensorrt=_tensorrt(),
+        openvino=openvino,
         providers=providers,
         missing_extras=_missing_extras(versions),
         cache_folder=str(cache_folder()),
@@ -120,6 +125,7 @@ def _print(report: Report) -> None:
             ("GPUs", "; ".join(report.gpus) or "none found"),
             ("bundles for CUDA", report.cuda),
             ("bundles for TensorRT", ", ".join(report.tensorrt) or "neither TensorRT nor cuda-python is installed"),
+            ("OpenVINO runs on", ", ".join(report.openvino) or "nothing: openvino is not installed, or not usable"),
             ("onnxruntime runs on", ", ".join(report.providers) or "nothing: onnxruntime is not usable"),
             ("cache folder", report.cache_folder),
         ],
@@ -183,6 +189,20 @@ def _providers() -> tuple[list[str], str | None]:
         return [], None
     names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     return [name for name in names if name != "Azure"], None  # Azure is a client of a remote service
+
+
+def _openvino() -> tuple[list[str], str | None]:
+    """Return the devices that the installed OpenVINO finds, and what is wrong with it or None."""
+    from varco_runtime.backends.openvino.network import available_devices, import_openvino
+
+    try:
+        return available_devices(import_openvino("Running a bundle on OpenVINO")), None
+    except BrokenExtraError as error:
+        return [], str(error)
+    except MissingExtraError:
+        return [], None
+    except RuntimeError as error:  # openvino's own, as of a plugin whose file is gone
+        return [], f"OpenVINO is installed but cannot be used: {first_line(error)}. Install it again."
 
 
 def _gpus() -> list[str]:

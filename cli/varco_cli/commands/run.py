@@ -122,6 +122,15 @@ def run(
         int | None, _option(_MACHINE, "Tokens to make room for; fewer take less memory.", "N")
     ] = None,
     threads: Annotated[int | None, _option(_MACHINE, THREADS_HELP, "N")] = None,
+    openvino_device: Annotated[
+        str, _option(_MACHINE, "OpenVINO's device; auto, the CPU, unless given.", "auto|CPU|GPU|NPU")
+    ] = "auto",
+    precision: Annotated[
+        str, _option(_MACHINE, "OpenVINO computes in what is fast there (auto), or exactly (fp32).", "auto|fp32")
+    ] = "auto",
+    kv_cache_precision: Annotated[
+        str, _option(_MACHINE, "OpenVINO's format of keys and values.", "auto|u8|fp16|fp32")
+    ] = "auto",
     no_speculate: Annotated[
         bool,
         _option(
@@ -162,7 +171,7 @@ def run(
     question = user_turn(task, prompt, text, box)
     # A picture or video that cannot be opened should say so before gigabytes are loaded.
     loaded = shown.load(bundle, untrained)
-    varco = _load(bundle, provider, max_context, threads)
+    varco = _load(bundle, provider, max_context, threads, (openvino_device, precision, kv_cache_precision))
     asked = varco.stream(loaded or None, question, **options)
     is_streamed = output == "text" and (is_terminal(sys.stdout) if stream is None else stream)
     with QuestionProgress() as progress:
@@ -268,13 +277,25 @@ def _options(**given: object) -> Options:
     return options
 
 
-def _load(bundle: Path, provider: str, max_context: int | None, threads: int | None) -> Varco:
+def _load(
+    bundle: Path, provider: str, max_context: int | None, threads: int | None, openvino: tuple[str, str, str]
+) -> Varco:
     from varco_runtime.bundle.opening import read_manifest
     from varco_runtime.varco import Varco
 
     sizes = {name: facts.size for name, facts in read_manifest(bundle).files.items()}
     with HashProgress(sizes) as progress:
-        return Varco.load(bundle, provider, max_context, threads, progress=progress)
+        device, precision, kv_cache = openvino
+        return Varco.load(
+            bundle,
+            provider,
+            max_context,
+            threads,
+            progress=progress,
+            openvino_device=device,
+            precision=precision,
+            kv_cache_precision=kv_cache,
+        )
 
 
 # --- what came back ---------------------------------------------------------------------------------------------------

@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_cli.arguments import PROVIDERS, BundleArgument, JsonOption, ThreadsOption
+from varco_cli.arguments import (
+    PROVIDERS,
+    BundleArgument,
+    JsonOption,
+    KvCacheOption,
+    OpenVinoDeviceOption,
+    PrecisionOption,
+    ThreadsOption,
+)
 from varco_cli.console import note, print_table, size_text, write_document
 from varco_cli.progress import HashProgress
 from varco_runtime.errors import BackendError, BundleError, UsageError, VarcoError
 
 if TYPE_CHECKING:
+    from varco_runtime.backends.openvino.settings import OpenVinoSettings
     from varco_runtime.bundle.manifest import Manifest
     from varco_runtime.bundle.opening import Bundle
     from varco_runtime.probes.replay import Check
@@ -29,13 +38,20 @@ def verify(
     ] = False,
     provider: Annotated[str, typer.Option(metavar=PROVIDERS, help="What to run the probes on.")] = "auto",
     threads: ThreadsOption = None,
+    openvino_device: OpenVinoDeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    kv_cache_precision: KvCacheOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Hash every file of a bundle and compare it with the manifest; with --numerics, also run its probes."""
+    from varco_runtime.backends.openvino.settings import OpenVinoSettings
     from varco_runtime.bundle.opening import Bundle
 
     if not numerics and (provider != "auto" or threads is not None):
         raise UsageError("--provider and --threads are for the probes. Add --numerics, or leave them out.")
+    openvino = OpenVinoSettings(openvino_device, precision, kv_cache_precision)
+    if not numerics and openvino != OpenVinoSettings():
+        raise UsageError("OpenVINO's options are for the probes. Add --numerics, or leave them out.")
     opened = Bundle.read(bundle)
     manifest = opened.manifest
     faults = _hash(opened)
@@ -45,7 +61,7 @@ def verify(
     if not as_json:
         _print_files(bundle, manifest, faults)
     if numerics and failure is None:
-        checks, device, num_left_out, hint = _replay(bundle, provider, threads)
+        checks, device, num_left_out, hint = _replay(bundle, provider, threads, openvino)
         grade = _grade(checks)
         failure = _failure(bundle, checks, manifest)
         rows = [{**asdict(check), "ok": check.passed} for check in checks]
@@ -107,7 +123,9 @@ def _first(faults: dict[str, str]) -> BundleError:
 # --- numerics ---------------------------------------------------------------------------------------------------------
 
 
-def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Check], str, int, str | None]:
+def _replay(
+    bundle: Path, provider: str, threads: int | None, openvino: OpenVinoSettings
+) -> tuple[list[Check], str, int, str | None]:
     """Ask the bundle its probes.
 
     Returns:
@@ -122,7 +140,15 @@ def _replay(bundle: Path, provider: str, threads: int | None) -> tuple[list[Chec
     probes = read_probes(opened)
     # Engines hold what they were built for, which may be less than the probes need, and less saves no memory.
     max_context = None if opened.manifest.device == "tensorrt" else max(16, probes.max_tokens)
-    varco = Varco.load(bundle, provider, max_context, threads)
+    varco = Varco.load(
+        bundle,
+        provider,
+        max_context,
+        threads,
+        openvino_device=openvino.device,
+        precision=openvino.precision,
+        kv_cache_precision=openvino.kv_cache,
+    )
     if varco.bundle.manifest != opened.manifest:
         raise BundleError(f"{bundle} was exchanged while it was being verified. Verify it again.")
     fitting = probes.within(varco.backend.max_context)

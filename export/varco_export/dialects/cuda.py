@@ -32,6 +32,7 @@ from varco_export.dialects.onnxruntime import OnnxRuntimeDialect
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, MICROSOFT, Shape
 from varco_runtime.backends.kernels import FUSED_BLOCK_SIZE, FUSED_ROWS
+from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.dtypes import Array
 
 TIE_STEP = 2.0**-44
@@ -66,14 +67,14 @@ class CudaDialect(OnnxRuntimeDialect):
         """
         graph, width = self.graph, table.shape[1]
         image_tokens = graph.input("image_tokens", self.precision.compute, ["num_image_tokens", width])
-        image_rows = graph.input("image_rows", "int64", [1, "sequence"])
-        is_image = graph.input("is_image", "bool", [1, "sequence", 1])
+        image_rows = graph.input("image_rows", "int64", [BATCH, "sequence"])
+        is_image = graph.input("is_image", "bool", [BATCH, "sequence", 1])
         text = self._token_rows(table)
         picture = graph.node("Gather", [image_tokens, image_rows], axis=0)
         return graph.node("Where", [is_image, picture, text])
 
     def _token_rows(self, table: Tensor) -> str:
-        token_ids = self.graph.input("token_ids", "int64", [1, "sequence"])
+        token_ids = self.graph.input("token_ids", "int64", [BATCH, "sequence"])
         return self.graph.node("Gather", [self.vector(table), token_ids], axis=0)
 
     def last_tokens(self, x: str) -> str:
@@ -84,7 +85,7 @@ class CudaDialect(OnnxRuntimeDialect):
         self._next_token()
 
     def _next_token(self) -> None:
-        """`next_token` `[1, num_logits]`: the largest logit's token, the first of equals as on the host; -1 where a
+        """`next_token` `[B, num_logits]`: the largest logit's token, the first of equals as on the host; -1 where a
         logit of the row is NaN or plus infinity, of which no largest is known.
 
         Each logit is lowered by its id's `TIE_STEP` in fp64, so no two are equal, and the largest is sought in two
@@ -97,16 +98,16 @@ class CudaDialect(OnnxRuntimeDialect):
         lowered = [graph.node("Cast", ["logits"], to=DTYPES["fp64"][0])]
         lowered.append(graph.weight("tie_steps", "fp64", (vocab_size,), [steps]))
         scores = infinite_for_nan(graph, graph.node("Sub", lowered), np.float64)
-        scores = graph.node("Reshape", [scores, graph.ints(-1, vocab_size // width, width)])
-        best, place = largest(graph, scores)  # [n, blocks, 1]
-        shape = graph.ints(-1, vocab_size // width)
-        best, block = largest(graph, graph.node("Reshape", [best, shape]))  # [n, 1]
-        place = graph.node("GatherElements", [graph.node("Reshape", [place, shape]), block], axis=1)
+        scores = graph.node("Reshape", [scores, graph.ints(0, 0, vocab_size // width, width)])
+        best, place = largest(graph, scores)  # [B, n, blocks, 1]
+        shape = graph.ints(0, 0, -1)
+        best, block = largest(graph, graph.node("Reshape", [best, shape]))  # [B, n, 1]
+        place = graph.node("GatherElements", [graph.node("Reshape", [place, shape]), block], axis=2)
         token = graph.node("Add", [graph.node("Mul", [block, graph.ints(width)]), place])
         none = graph.constant("no_token", np.array(-1, np.int64))
         token = graph.node("Where", [graph.node("Less", [best, infinity(graph, np.float64)]), token, none])
-        graph.node("Reshape", [token, graph.ints(1, -1)], output="next_token")
-        graph.output("next_token", "int64", [1, "num_logits"])
+        graph.node("Reshape", [token, graph.ints(0, -1)], output="next_token")
+        graph.output("next_token", "int64", [BATCH, "num_logits"])
 
     def cached_attention(self, qkv: str, layer: int, norms: HeadNorms | None = None) -> str:
         packed = [qkv, "", ""]
@@ -240,4 +241,4 @@ class HostRowsCudaDialect(CudaDialect):
     """The token rows come from the host, for a GPU that has no room for their table."""
 
     def _token_rows(self, table: Tensor) -> str:
-        return self.graph.input("inputs_embeds", self.precision.compute, [1, "sequence", table.shape[1]])
+        return self.graph.input("inputs_embeds", self.precision.compute, [BATCH, "sequence", table.shape[1]])

@@ -3,7 +3,7 @@
 `vision.py`, `projector.py` and `decoder.py` describe each network once, against the methods of `Dialect`. What every
 provider takes in the same form stands here; each dialect adds how it multiplies, attends and keeps its cache.
 
-Values are names of `[1, S, features]` activations unless a method says otherwise.
+Values are names of `[B, S, features]` activations unless a method says otherwise: B rows, each a sequence of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from varco_export.dialects.linear import Linear, Part
 from varco_export.precision import Precision
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph, Shape
+from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.dtypes import Array
 
 
@@ -141,11 +142,11 @@ class Dialect(ABC):
     # -- language model ---------------------------------------------------------------------------------------------
 
     def embeddings(self, table: Tensor) -> str:
-        """Return what enters the first layer, `[1, S, hidden]`.
+        """Return what enters the first layer, `[B, S, hidden]`.
 
         `table` holds the token rows, for dialects whose graph looks them up.
         """
-        return self.graph.input("inputs_embeds", self.precision.compute, [1, "sequence", table.shape[1]])
+        return self.graph.input("inputs_embeds", self.precision.compute, [BATCH, "sequence", table.shape[1]])
 
     def rms_norm(self, x: str, weight: Tensor, epsilon: float) -> str:
         """Return the RMS norm of x over its last axis."""
@@ -175,7 +176,7 @@ class Dialect(ABC):
         Past and present are separate values of the graph; the runtime binds both to the same memory.
         """
         graph, dtype = self.graph, self.precision.cache or self.precision.compute
-        shape = [1, heads.num_key_value_heads, length, heads.head_dim]
+        shape: Shape = [BATCH, heads.num_key_value_heads, length, heads.head_dim]
         for layer in range(heads.num_layers):
             for kind in ("key", "value"):
                 graph.input(f"past.{layer}.{kind}", dtype, shape)

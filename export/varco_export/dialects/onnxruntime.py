@@ -15,13 +15,14 @@ from varco_export.precision import QUANTIZED_BITS, Precision
 from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, MICROSOFT, Graph
+from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.dtypes import Array
 
 MAX_BLOCK_SIZE = 128
 
 
 class OnnxRuntimeDialect(Dialect):
-    """Fused operators of ONNX Runtime's contrib domain, batch of one, shared key/value buffers.
+    """Fused operators of ONNX Runtime's contrib domain, shared key/value buffers.
 
     Linears hold their weight as the checkpoint does, `[out, in]` (FusedMatMul with transB), so that rows stream
     through unchanged. Quantised ones are MatMulNBits.
@@ -240,7 +241,7 @@ class OnnxRuntimeDialect(Dialect):
         return normed, total
 
     def begin_cache(self, heads: AttentionHeads, cos_sin: tuple[Array, Array]) -> None:
-        self.graph.input("seqlens_k", "int32", [1])
+        self.graph.input("seqlens_k", "int32", [BATCH])
         self.graph.input("total_sequence_length", "int32", [])
         self._declare_caches(heads, "max_context", cos_sin)  # of any length: the graph names none
 

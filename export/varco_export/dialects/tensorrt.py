@@ -21,6 +21,7 @@ from varco_export.precision import QUANTIZED_BITS, Precision
 from varco_export.quantized.integers import pack as pack_values
 from varco_export.reading.tensor import Tensor
 from varco_export.writing.graph import DTYPES, Graph
+from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import ExportError
 
@@ -32,7 +33,7 @@ _SIGN = {4: np.uint8(0x88), 8: np.uint8(0x80)}
 
 
 class TensorRtDialect(Dialect):
-    """Standard operators, batch of one, caches of `max_context` positions. See `Dialect` for the methods.
+    """Standard operators, caches of `max_context` positions. See `Dialect` for the methods.
 
     Linears hold their weight as the checkpoint does, `[out, in]`, so that rows stream through unchanged; TensorRT folds
     the transposition into the product. Quantized ones are DequantizeLinear on the weight, which it folds too: the
@@ -186,14 +187,14 @@ class TensorRtDialect(Dialect):
         return self.rms_norm(total, weight, epsilon), total
 
     def begin_cache(self, heads: AttentionHeads, cos_sin: tuple[Array, Array]) -> None:
-        """Declare positions, where to write, a mask `[1, 1, S, total]` as wide as the context so far, and the caches.
+        """Declare positions, where to write, a mask `[B, 1, S, total]` as wide as the context so far, and the caches.
 
         The caches have a static length, that of the rotary tables.
         """
         graph = self.graph
-        graph.input("position_ids", "int64", [1, "sequence"])
-        graph.input("write_indices", "int64", [1])
-        graph.input("attention_mask", "bool", [1, 1, "sequence", "total"])
+        graph.input("position_ids", "int64", [BATCH, "sequence"])
+        graph.input("write_indices", "int64", [BATCH])
+        graph.input("attention_mask", "bool", [BATCH, 1, "sequence", "total"])
         self._declare_caches(heads, len(cos_sin[0]), cos_sin)
         # A slice's length must come from a tensor of static shape [1]: this one does.
         self._total = graph.node("Shape", ["attention_mask"], start=3, end=4)
@@ -215,7 +216,7 @@ class TensorRtDialect(Dialect):
         return self._from_heads(graph.node("Attention", [q, keys, values, "attention_mask"]))
 
     def _scatter(self, x: str, cache: str) -> str:
-        """Write `[1, heads, S, D]` into the cache; returns its first `total` positions."""
+        """Write `[B, heads, S, D]` into the cache; returns its first `total` positions."""
         graph = self.graph
         inputs = [f"past.{cache}", x, "write_indices"]
         whole = graph.node("TensorScatter", inputs, output=f"present.{cache}", axis=2, mode="linear")
@@ -228,7 +229,7 @@ class TensorRtDialect(Dialect):
         """Declare the logits, and each position's most likely token: the next one without a copy to the host."""
         logits = self.graph.node("Cast", [x], output="logits", to=DTYPES["fp32"][0])
         self.graph.node("ArgMax", [logits], output="next_token", axis=-1, keepdims=0)
-        self.graph.output("next_token", "int64", [1, "num_logits"])
+        self.graph.output("next_token", "int64", [BATCH, "num_logits"])
 
 
 def _round_rows(rows: Array, bits: int, block_size: int) -> tuple[Array, Array]:

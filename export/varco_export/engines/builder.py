@@ -215,9 +215,10 @@ class Builder:
         if plugins := [kind for kind in kinds if kind.startswith("PLUGIN")]:
             raise ExportError(f"{name} was parsed into {', '.join(plugins)} layers, expected none. {log.see}")
         log.check()
-        for key, tensor in tensors.items():  # a shorter context than the graph's makes shorter caches
-            if key.startswith("past."):
-                inputs[key].shape = tensor.shape
+        # A shorter context than the graph's makes shorter caches, and an engine has one row of the decoder's batch.
+        for key, tensor in tensors.items():
+            if tensor.is_input:
+                inputs[key].shape = tuple(length if isinstance(length, int) else -1 for length in tensor.shape)
 
     def _serialize(
         self,

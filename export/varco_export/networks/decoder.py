@@ -15,11 +15,12 @@ from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.model_config import TextConfig
 from varco_export.dialects.dialect import AttentionHeads, Dialect, HeadNorms
 from varco_export.dialects.linear import Linear, fold_order
+from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.dtypes import Array
 
 
 def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance: Callable[[], None]) -> None:
-    """Emit embeddings `[1, S, hidden]` and the caches to `logits` `[1, num_logits, vocab]` of the last positions.
+    """Emit embeddings `[B, S, hidden]` and the caches to `logits` `[B, num_logits, vocab]` of the last positions.
 
     Args:
         checkpoint: Where the weights are.
@@ -68,7 +69,7 @@ def emit_decoder(checkpoint: Checkpoint, ops: Dialect, max_context: int, advance
     h, _ = ops.add_rms_norm(x, residual, tensor("language_model.norm.weight"), config.rms_norm_eps)
     h = ops.linear(ops.last_tokens(h), Linear("lm_head", (weight("lm_head"),)), head=True)
     ops.logits(h)
-    graph.output("logits", "fp32", [1, "num_logits", config.vocab_size])
+    graph.output("logits", "fp32", [BATCH, "num_logits", config.vocab_size])
     advance()
 
 

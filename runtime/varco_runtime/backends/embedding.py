@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from varco_runtime.bundle.manifest import Embedding, HeadRows
+from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array, from_stored
 from varco_runtime.errors import BundleError
 
@@ -89,3 +90,18 @@ class HeadTable:
 def _nibbles(packed: Array) -> Array:
     """Return two numbers of 4 bits for each byte, the lower one first: `[n, 2 k]` of `[n, k]`."""
     return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(packed), -1)
+
+
+def embedding_table(bundle: Bundle, facts: Embedding) -> EmbeddingTable:
+    """Return a bundle's token rows, which may be the output head's.
+
+    Args:
+        bundle: A checked bundle whose host looks tokens up.
+        facts: What its manifest says of the rows.
+    """
+    model, head = bundle.manifest.model, facts.head_rows
+    table = None
+    if head is not None:
+        dtype = bundle.manifest.decoder.compute
+        table = HeadTable(bundle.path(head.file), head, model.vocab_size, model.hidden_size, dtype)
+    return EmbeddingTable(bundle.path(facts.file), facts, table)

@@ -1,7 +1,7 @@
 """What a bundle runs on, and why: its graphs or engines are made for one provider, so the bundle decides.
 
 `auto` takes what the bundle was made for; a bundle for CUDA falls back to the CPU where no GPU can be used and its
-operators allow it, and says so.
+operators allow it, and says so. A bundle for the CPU runs on OpenVINO too, if that is asked for.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from varco_runtime.backend import Backend
+from varco_runtime.backends.openvino.settings import OpenVinoSettings
+from varco_runtime.backends.slots import Slots, check_one_slot
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.errors import BackendError, UsageError
 
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 _NAMES = {"cpu": "the CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A backend, and one line for people: `cpu (the bundle was exported for the CPU)`."""
+    """A backend, one line for people: `cpu (the bundle was exported for the CPU)`, and how many answers it takes."""
 
     backend: Backend
     line: str
+    slots: Slots
 
 
 def check_provider(name: str) -> None:
@@ -30,29 +33,58 @@ def check_provider(name: str) -> None:
         raise UsageError(f"The provider {name!r} is unknown. Expected one of: {', '.join(PROVIDERS)}.")
 
 
-def open_provider(bundle: Bundle, name: str, max_context: int | None, threads: int | None) -> Provider:
+def open_provider(
+    bundle: Bundle,
+    name: str,
+    max_context: int | None,
+    threads: int | None,
+    slots: int | str = 1,
+    openvino: OpenVinoSettings | None = None,
+) -> Provider:
     """Load a checked bundle on the provider called `name`; `auto` takes the one it was exported for.
 
     Graphs for TensorRT use no operator that is fast on a CPU, so they are refused there rather than run for minutes.
-    `max_context` None is all the bundle or its engines allow. `threads` are the CPU's. Raises `BackendError`.
+    `max_context` None is all the bundle or its engines allow. `threads` are the CPU's, `openvino` is for that provider
+    alone. `slots` are the answers at once, a number or `auto`. Raises `BackendError`, and `UsageError` for more slots
+    than there can be.
     """
     device = bundle.manifest.device
+    if name == "openvino":
+        return _open_openvino(bundle, max_context, threads, openvino, check_one_slot(slots, "OpenVINO"))
     if device == "cuda":
-        return _open_cuda(bundle, name, max_context, threads)
+        one = check_one_slot(slots, _NAMES["cuda"])
+        return _open_cuda(bundle, name, max_context, threads, one)
     if name not in ("auto", device):
         raise _mismatch(device, name)
     why = _why(device, name)
     if device == "cpu":
         from varco_runtime.backends.cpu.backend import OnnxRuntimeBackend
 
-        return Provider(OnnxRuntimeBackend(bundle, max_context or bundle.manifest.max_context, threads), f"cpu ({why})")
+        host = OnnxRuntimeBackend(bundle, max_context or bundle.manifest.max_context, threads, slots)
+        return Provider(host, f"cpu ({why})", host.slots)
     from varco_runtime.backends.tensorrt.backend import TensorRtBackend
 
+    one = check_one_slot(slots, _NAMES["tensorrt"])
     backend = TensorRtBackend(bundle, max_context)
-    return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})")
+    return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})", one)
 
 
-def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None) -> Provider:
+def _open_openvino(
+    bundle: Bundle, max_context: int | None, threads: int | None, settings: OpenVinoSettings | None, one: Slots
+) -> Provider:
+    """OpenVINO, which reads bundles for the CPU."""
+    if bundle.manifest.device != "cpu":
+        raise BackendError(
+            f"The bundle was exported for {_NAMES[bundle.manifest.device]}, got the provider 'openvino', which runs "
+            f"bundles for the CPU. {_export('cpu')}"
+        )
+    from varco_runtime.backends.openvino.backend import OpenVinoBackend
+
+    backend = OpenVinoBackend(bundle, max_context or bundle.manifest.max_context, threads, settings)
+    return Provider(backend, "openvino (as asked)", one)
+
+
+def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None, one: Slots) -> Provider:
     """The GPU; the CPU where it was asked for, or where no GPU can be used and nobody insists on one."""
     from varco_runtime.backends.cuda.backend import CudaBackend
     from varco_runtime.backends.cuda.on_cpu import cpu_lacks
@@ -62,7 +94,7 @@ def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int 
     reason = "as asked"
     if name != "cpu":
         try:
-            return Provider(CudaBackend(bundle, max_context), f"cuda ({_why('cuda', name)})")
+            return Provider(CudaBackend(bundle, max_context), f"cuda ({_why('cuda', name)})", one)
         except BackendError as error:  # a missing onnxruntime, which the CPU would lack too, is not caught
             if name == "cuda":
                 raise
@@ -74,8 +106,8 @@ def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int 
         raise BackendError(f"The CPU cannot run this bundle, it has no kernels for {lacking}{rest}")
     backend = CudaBackend(bundle, max_context, "cpu", threads)
     if name == "cpu":
-        return Provider(backend, "cpu (as asked; the bundle was exported for CUDA, whose fp16 is slow here)")
-    return Provider(backend, f"cpu, slowly (the bundle was exported for CUDA, which cannot be used: {reason})")
+        return Provider(backend, "cpu (as asked; the bundle was exported for CUDA, whose fp16 is slow here)", one)
+    return Provider(backend, f"cpu, slowly (the bundle was exported for CUDA, which cannot be used: {reason})", one)
 
 
 def _why(device: str, name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from varco_runtime.backends.cpu.prepacked import num_entries
+from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.backends.providers import check_provider
 from varco_runtime.bench.limit import Limit, measure_limit
 from varco_runtime.bench.memory import free_device_bytes
@@ -51,6 +52,7 @@ class Options:
         provider: As `Varco.load` takes it.
         threads: Threads of the networks; None is all cores.
         max_context: Positions of the cache; None is the bundle's.
+        openvino: How OpenVINO computes, where `provider` is that.
         long_side: As for `Varco.ask`.
     """
 
@@ -64,6 +66,7 @@ class Options:
     provider: str = "auto"
     threads: int | None = None
     max_context: int | None = None
+    openvino: OpenVinoSettings = OpenVinoSettings()  # noqa: RUF009 - frozen
     images: int = 1
     frames: int = 0
     long_side: int | None = None
@@ -118,13 +121,23 @@ def run(
     bundle = Bundle.open(options.bundle, progress=hashing)
     check_s = clock() - started
     device = bundle.manifest.device if options.provider == "auto" else options.provider
+    memory = "cpu" if device == "openvino" and options.openvino.chosen_device == "CPU" else device
 
     progress("Measuring the memory's bandwidth.")
-    measured = find_limit(device, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
+    measured = find_limit(memory, usable_cores(), min(LIMIT_SECONDS, LIMIT_SHARE * options.seconds))
     free_before = free_device_bytes(device)
     progress("Loading the bundle.")
     num_packed = num_entries()
-    varco = Varco.load(options.bundle, options.provider, options.max_context, options.threads)
+    openvino = options.openvino
+    varco = Varco.load(
+        options.bundle,
+        options.provider,
+        options.max_context,
+        options.threads,
+        openvino_device=openvino.device,
+        precision=openvino.precision,
+        kv_cache_precision=openvino.kv_cache,
+    )
     bundle = varco.bundle  # what is measured, whatever was there at first
     has_packed = num_entries() != num_packed
     free_after = free_device_bytes(device)

@@ -100,7 +100,7 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
         VarcoError: As `Varco.ask` raises it.
     """
     samples = Samples(load_s=varco.load_s, new_tokens=plan.new_tokens, num_tiles=work.num_tiles)
-    varco.session.bundle = _endless(varco.bundle)
+    varco.session.bundle = endless(varco.bundle)
     progress("Warming up.")
     tile = work.pixel_values()[:1].copy()
     samples.image_tokens = work.plan().num_tokens
@@ -126,7 +126,7 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
     return samples
 
 
-def _endless(bundle: Bundle) -> Bundle:
+def endless(bundle: Bundle) -> Bundle:
     """Return the bundle without end tokens."""
     manifest = bundle.manifest
     generation = dataclasses.replace(manifest.generation, eos_token_ids=())

@@ -23,12 +23,17 @@ _TYPES = {
     for name in ("fp64", "fp32", "fp16", "bf16", "uint8", "int32", "int64", "bool")
 }
 """The formats of a graph's inputs and outputs as ONNX Runtime spells them; int8, int4 and fp8 are those of weights."""
+BATCH = "batch"
+"""The rows of a decoder's run, each a sequence of its own. Graphs of earlier exports have one, a fixed length."""
 NUM_SETTINGS = 6
 """What a draw of a token on a device is told: `sampling.onnx`."""
 
 
-def graph_contract(manifest: Manifest) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each network of a bundle for the CPU or for CUDA, by name."""
+def graph_contract(manifest: Manifest, rows: int | str = BATCH) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each network of a bundle for the CPU or for CUDA, by name.
+
+    `rows` are the decoder's, as `decoder_rows` finds them in its graph.
+    """
     model, side, patches = manifest.model, manifest.image.tile_px, manifest.image.patches_per_tile
     is_cuda = manifest.device == "cuda"
     compute = {name: component.compute for name, component in manifest.components.items()}
@@ -44,7 +49,7 @@ def graph_contract(manifest: Manifest) -> dict[str, dict[str, Tensor]]:
             "patch_features": Tensor(compute["projector"], looked, True),
             "image_features": Tensor(compute["projector"], projected, False),
         },
-        "decoder": dict(_decoder(manifest)),
+        "decoder": dict(_decoder(manifest, rows)),
     }
     if not is_cuda:
         return tensors
@@ -65,27 +70,35 @@ def graph_contract(manifest: Manifest) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def _decoder(manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
+def _decoder(manifest: Manifest, rows: int | str) -> Iterator[tuple[str, Tensor]]:
     model, compute = manifest.model, manifest.decoder.compute
-    yield "seqlens_k", Tensor("int32", (1,), True)
+    yield "seqlens_k", Tensor("int32", (rows,), True)
     yield "total_sequence_length", Tensor("int32", (), True)
-    yield "logits", Tensor("fp32", (1, "num_logits", model.vocab_size), False)
+    yield "logits", Tensor("fp32", (rows, "num_logits", model.vocab_size), False)
     if manifest.embedding is None:
-        yield "token_ids", Tensor("int64", (1, "sequence"), True)
+        yield "token_ids", Tensor("int64", (rows, "sequence"), True)
     else:
-        yield "inputs_embeds", Tensor(compute, (1, "sequence", model.hidden_size), True)
+        yield "inputs_embeds", Tensor(compute, (rows, "sequence", model.hidden_size), True)
     if manifest.device == "cuda":
         yield "image_tokens", Tensor(compute, ("num_image_tokens", model.hidden_size), True)
-        yield "image_rows", Tensor("int64", (1, "sequence"), True)
-        yield "is_image", Tensor("bool", (1, "sequence", 1), True)
+        yield "image_rows", Tensor("int64", (rows, "sequence"), True)
+        yield "is_image", Tensor("bool", (rows, "sequence", 1), True)
         yield "logit_positions", Tensor("int64", ("num_logits",), True)
-        yield "next_token", Tensor("int64", (1, "num_logits"), False)
+        yield "next_token", Tensor("int64", (rows, "num_logits"), False)
     else:
         yield "num_logits", Tensor("int64", (1,), True)
-    cache = (1, model.num_key_value_heads, "max_context", model.head_dim)
+    cache = (rows, model.num_key_value_heads, "max_context", model.head_dim)
     for name in cache_names(model.num_layers):
         yield f"past.{name}", Tensor(manifest.kv_format, cache, True)
         yield f"present.{name}", Tensor(manifest.kv_format, cache, False)
+
+
+def decoder_rows(session: Any) -> int | str:
+    """Return how many sequences a decoder's run takes: 1, or `BATCH` where each run chooses."""
+    for value in session.get_inputs():
+        if value.name == "seqlens_k":
+            return 1 if value.shape == [1] else BATCH
+    return BATCH
 
 
 def check_graph_contract(session: Any, path: Path, expected: dict[str, Tensor]) -> None:

@@ -1,10 +1,14 @@
-"""The decode loop: token ids from a backend, one at a step or, with drafts, several."""
+"""One answer's way through the decode loop: token ids from a backend, one at a step or, with drafts, several.
+
+A `Decoding` takes its steps alone (`step`), or takes part in a step of several answers, whose logits it is given
+(`advance`). Either way the same sampler chooses.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from varco_runtime.backend import Backend, GreedyBackend, GreedyVerifyingBackend, SamplingBackend, VerifyingBackend
 from varco_runtime.dtypes import Array
@@ -12,20 +16,24 @@ from varco_runtime.generation.sampling import Sampler
 from varco_runtime.generation.speculation import Drafter
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decoding:
     """An answer to decode behind a prompt that is in the backend's cache.
 
     Args:
         backend: Takes the steps.
-        logits: The prompt's last logits, `[vocab]` fp32.
-        position: Where the first new token goes in the cache.
+        logits: The prompt's last logits, `[vocab]` fp32, valid until the backend's next call.
+        position: Where the next token goes in the cache.
         sampler: Chooses the tokens. A device that can do so chooses in its place.
         eos_token_ids: The tokens that end an answer.
         max_new_tokens: The most tokens of the answer, at least 1.
         on_token: Called with each token id once it is in the cache.
         drafter: Guesses at the next tokens, so that a step may hold several; for a `VerifyingBackend` alone. The
             tokens of the answer are those of the same logits, as far as a longer step gives the same logits.
+
+    Attributes:
+        pending: The token that was chosen last and is not in the cache yet.
+        finished: No token follows.
     """
 
     backend: Backend
@@ -36,60 +44,77 @@ class Decoding:
     max_new_tokens: int
     on_token: Callable[[int], None]
     drafter: Drafter | None = None
+    pending: int = field(default=-1, init=False)
+    finished: bool = field(default=False, init=False)
+    _vocab_size: int = field(default=0, init=False)
+
+    def start(self) -> list[int]:
+        """Return the answer's first token, chosen from the prompt's logits."""
+        self._vocab_size = len(self.logits)
+        return self._take([self.sampler.next(self.logits)])
+
+    def step(self) -> list[int]:
+        """Take a step of this answer alone, and return the tokens that it gave: one or, with drafts, several."""
+        if self.drafter is not None and isinstance(self.backend, VerifyingBackend):
+            return self._verified_step(self.backend, self.drafter)
+        backend, sampler, token = self.backend, self.sampler, self.pending
+        if sampler.is_greedy and isinstance(backend, GreedyBackend):
+            chosen = backend.decode_greedy(token, self.position)
+        elif isinstance(backend, SamplingBackend):
+            chosen = backend.decode_sampled(token, self.position, sampler.draw(self._vocab_size))
+            sampler.accept(chosen)
+        else:
+            chosen = sampler.next(backend.decode_step(token, self.position))
+        return self._put([token], [chosen])
+
+    def advance(self, logits: Array) -> list[int]:
+        """Take the logits `[vocab]` fp32 after `pending`, from a step of several answers; return the next token."""
+        return self._put([self.pending], [self.sampler.next(logits)])
+
+    def _verified_step(self, backend: VerifyingBackend, drafter: Drafter) -> list[int]:
+        """Take a step with a draft.
+
+        A rejected guess stays in the cache behind the last position, where the next step overwrites it.
+        """
+        sampler, guesses = self.sampler, drafter.propose(self.max_new_tokens - 1)
+        put = [self.pending, *(guess.token for guess in guesses)]
+        started = time.perf_counter()
+        choices: Iterator[int]
+        if sampler.is_greedy and isinstance(backend, GreedyVerifyingBackend):
+            choices = iter(backend.decode_greedy_steps(put, self.position))
+        else:  # one by one, since the sampler counts what it chose
+            choices = map(sampler.next, backend.decode_steps(put, self.position))
+        seconds = time.perf_counter() - started
+        chosen = [next(choices)]
+        for guess in guesses:
+            if guess.token != chosen[-1] or guess.token in self.eos_token_ids:
+                break
+            chosen.append(next(choices))
+        drafter.count(guesses, len(chosen) - 1, seconds)
+        return self._put(put[: len(chosen)], chosen)
+
+    def _put(self, known: Sequence[int], chosen: list[int]) -> list[int]:
+        """Count tokens that are in the cache now, and return those that were chosen behind them."""
+        for token in known:
+            self.on_token(token)
+        self.position += len(known)
+        return self._take(chosen)
+
+    def _take(self, chosen: list[int]) -> list[int]:
+        """Return the chosen tokens up to the answer's end."""
+        for index, token in enumerate(chosen):
+            if self.drafter is not None:
+                self.drafter.feed(token)
+            self.pending = token
+            self.max_new_tokens -= 1
+            if token in self.eos_token_ids or self.max_new_tokens == 0:
+                self.finished = True
+                return chosen[: index + 1]
+        return chosen
 
 
 def generate_tokens(decoding: Decoding) -> Iterator[int]:
     """Yield the token ids of an answer, an end token included."""
-    backend, sampler, position = decoding.backend, decoding.sampler, decoding.position
-    if decoding.drafter is not None and isinstance(backend, VerifyingBackend):
-        yield from _generate_verified(decoding, backend, decoding.drafter)
-        return
-    token = sampler.next(decoding.logits)
-    for index in range(decoding.max_new_tokens):
-        yield token
-        if token in decoding.eos_token_ids or index + 1 == decoding.max_new_tokens:
-            return
-        if sampler.is_greedy and isinstance(backend, GreedyBackend):
-            chosen = backend.decode_greedy(token, position)
-        elif isinstance(backend, SamplingBackend):
-            chosen = backend.decode_sampled(token, position, sampler.draw(len(decoding.logits)))
-            sampler.accept(chosen)
-        else:
-            chosen = sampler.next(backend.decode_step(token, position))
-        decoding.on_token(token)
-        token = chosen
-        position += 1
-
-
-def _generate_verified(decoding: Decoding, backend: VerifyingBackend, drafter: Drafter) -> Iterator[int]:
-    """Yield the token ids of an answer with drafts.
-
-    A rejected guess stays in the cache behind the last position, where the next step overwrites it.
-    """
-    sampler, position, left = decoding.sampler, decoding.position, decoding.max_new_tokens
-    chosen = [sampler.next(decoding.logits)]
-    while True:
-        for token in chosen:
-            drafter.feed(token)
-            yield token
-            left -= 1
-            if token in decoding.eos_token_ids or left == 0:
-                return
-        guesses = drafter.propose(left - 1)
-        put = [token, *(guess.token for guess in guesses)]
-        started = time.perf_counter()
-        choices: Iterator[int]
-        if sampler.is_greedy and isinstance(backend, GreedyVerifyingBackend):
-            choices = iter(backend.decode_greedy_steps(put, position))
-        else:  # one by one, since the sampler counts what it chose
-            choices = map(sampler.next, backend.decode_steps(put, position))
-        seconds = time.perf_counter() - started
-        chosen = [next(choices)]
-        for guess in guesses:
-            if guess.token != chosen[-1] or guess.token in decoding.eos_token_ids:
-                break
-            chosen.append(next(choices))
-        drafter.count(guesses, len(chosen) - 1, seconds)
-        for known in put[: len(chosen)]:
-            decoding.on_token(known)
-        position += len(chosen)
+    yield from decoding.start()
+    while not decoding.finished:
+        yield from decoding.step()

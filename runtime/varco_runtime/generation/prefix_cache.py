@@ -1,8 +1,9 @@
 """The cache of earlier prompts, so that a question about media seen before computes none of them again.
 
-Kept are the ids of the sequence in the key/value cache with the media that stand in it, and for other conversations the
-image tokens of each medium and the keys and values of their prompts. A medium is known by its key, its digest and how
-it is tiled: a conversation that begins with the same media shares the prompt up to the first difference.
+Kept are the ids of the sequence in each slot of the key/value cache with the media that stand in it, and for other
+conversations, whichever slot they came to, the image tokens of each medium and the keys and values of their prompts. A
+medium is known by its key, its digest and how it is tiled: a conversation that begins with the same media shares the
+prompt up to the first difference.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from varco_runtime.backend import Backend, KeepsPrefixes
+from varco_runtime.backend import Backend, BatchingBackend, KeepsPrefixes, num_slots_of
 
 DEFAULT_MEMORY_MB = 512
 """For media other than the present ones: some seven 0.5B prompts of 3,000 positions, or image tokens alone."""
@@ -29,7 +30,7 @@ class Span:
 
 @dataclass(slots=True)
 class Sequence:
-    """What the backend's key/value cache holds: these ids, and in these spans image tokens, in order."""
+    """What a slot of the key/value cache holds: these ids, and in these spans image tokens, in order."""
 
     ids: list[int] = field(default_factory=list)
     spans: tuple[Span, ...] = ()
@@ -57,7 +58,9 @@ class _Kept:
 
 
 class Memory:
-    """The current sequence, and a bounded store of other media, the least recently used dropped first.
+    """The sequence of each slot, and a bounded store of other media, the least recently used dropped first.
+
+    One slot is selected at a time: `sequence`, `prepare` and the backend's own methods are about that one.
 
     The image tokens of the latest media are kept whatever their size. A backend that is no `KeepsPrefixes` holds one
     list of media at a time in its own memory, so that nothing else is kept for it.
@@ -72,7 +75,46 @@ class Memory:
         self._max_bytes = max_bytes if isinstance(backend, KeepsPrefixes) else 0
         self._latest: dict[Hashable, Any] = {}
         self._kept: OrderedDict[tuple[str, Hashable], _Kept] = OrderedDict()
-        self.sequence = Sequence()
+        self._sequences = [Sequence() for _ in range(num_slots_of(backend))]
+        self._slot = 0
+        self._selected: int | None = 0
+        """The slot that the backend works in, None where that is not known."""
+
+    # -- slots ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_slots(self) -> int:
+        """Return the number of slots."""
+        return len(self._sequences)
+
+    def select(self, slot: int) -> None:
+        """Let this memory and its backend work in a slot from here on."""
+        if slot != self._selected and isinstance(self._backend, BatchingBackend):
+            self._selected = None  # should an interrupt come in between
+            self._backend.select_slot(slot)
+        self._slot = self._selected = slot
+
+    def sequence_in(self, slot: int) -> Sequence:
+        """Return what a slot holds."""
+        return self._sequences[slot]
+
+    @property
+    def sequence(self) -> Sequence:
+        """What the selected slot holds."""
+        return self._sequences[self._slot]
+
+    @sequence.setter
+    def sequence(self, sequence: Sequence) -> None:
+        self._sequences[self._slot] = sequence
+
+    def slot_for(self, ids: list[int], spans: tuple[Span, ...], free: list[int]) -> int:
+        """Return the free slot that holds the longest beginning of a prompt; of equals the first.
+
+        A step of several answers runs over all slots up to the last one in use.
+        """
+        return min(free, key=lambda slot: (-self._sequences[slot].common_prefix(ids, spans), slot))
+
+    # -- the store's size -------------------------------------------------------------------------------------------
 
     @property
     def num_bytes(self) -> int:
@@ -111,12 +153,12 @@ class Memory:
     # -- keys and values --------------------------------------------------------------------------------------------
 
     def prepare(self, ids: list[int], spans: tuple[Span, ...], num_logits: int) -> int:
-        """Make the key/value cache hold as much of a new prompt as is known, and return how many positions that is.
+        """Make the selected slot hold as much of a new prompt as is known, and return how many positions that is.
 
         The last `num_logits` positions are left to compute.
 
         A prompt with media that would be overwritten is copied out first; one that was copied out before is copied back
-        where it holds more than the cache does.
+        where it holds more than the slot does, and so is what another slot holds.
         """
         same = self.sequence.common_prefix(ids, spans)
         known, kept = self._longest_kept(ids, spans)
@@ -128,10 +170,32 @@ class Memory:
             self._backend.restore_prefix(prefix)
             self._touch("prefix", _keys(sequence.spans))
             same = known
+        same = max(same, self._copied_from_other(ids, spans, same))
         same = min(same, len(ids) - num_logits)
         # Only what is certain to be in the cache is claimed, should prefill fail halfway.
         self.sequence = Sequence(ids[:same], tuple(span for span in spans if span.start < same))
         return same
+
+    def _copied_from_other(self, ids: list[int], spans: tuple[Span, ...], same: int) -> int:
+        """Copy the longest beginning of a prompt that another slot holds, if that is more than `same` positions.
+
+        Returns how many positions that is, 0 where no slot holds more.
+        """
+        here = self._slot
+        shared = {
+            slot: sequence.common_prefix(ids, spans) for slot, sequence in enumerate(self._sequences) if slot != here
+        }
+        other = max(shared, key=lambda slot: shared[slot], default=here)
+        if shared.get(other, 0) <= same or not isinstance(self._backend, KeepsPrefixes):
+            return 0
+        self.sequence = Sequence()  # should the copy fail halfway
+        try:
+            self.select(other)
+            prefix = self._backend.copy_prefix(shared[other])
+        finally:
+            self.select(here)
+        self._backend.restore_prefix(prefix)
+        return shared[other]
 
     def _longest_kept(self, ids: list[int], spans: tuple[Span, ...]) -> tuple[int, _Kept | None]:
         """Return how much of a new prompt the kept one holds that holds most of it, and that one."""

@@ -21,6 +21,7 @@ MODULES = {
     "export": ("onnx", "ml_dtypes", "huggingface_hub"),
     "quantize": ("torch", "transformers", "compressed_tensors", "llmcompressor", "onnx", "ml_dtypes"),
     "tensorrt": ("cuda",),
+    "openvino": ("openvino",),
     "video": ("av",),
 }
 """By extra, the modules that this project imports of it."""

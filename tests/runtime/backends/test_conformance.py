@@ -1,4 +1,4 @@
-"""What every backend does: the CPU's, and CUDA's and TensorRT's on doubles that compute on the CPU.
+"""What every backend does: the CPU's and OpenVINO's, and CUDA's and TensorRT's on doubles that compute on the CPU.
 
 Logits are compared with those of one run of the CPU over the whole prompt, answers with those of another model on the
 CPU. What only one device has, such as captured graphs, its memory and its libraries, is tested in that device's folder.
@@ -80,6 +80,7 @@ def cpu_subject(tiny_bundle: Path, cpu: Varco, monkeypatch: pytest.MonkeyPatch) 
         description=f"onnxruntime {onnxruntime.__version__}, CPU, 1 thread",
         protocols=frozenset(
             {
+                backend.BatchingBackend,
                 backend.KeepsPrefixes,
                 backend.ReportsProgress,
                 backend.ShowsFeatures,
@@ -140,7 +141,40 @@ def tensorrt_subject(tensorrt_bundle: Path, device: Device, monkeypatch: pytest.
     )
 
 
-@pytest.fixture(params=["cpu", "cuda", "tensorrt"])
+@pytest.fixture
+def openvino_subject(tiny_bundle: Path, cpu: Varco, monkeypatch: pytest.MonkeyPatch) -> Subject:
+    """In fp32, whose numbers are the CPU's."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setattr("varco_runtime.backends.openvino.backend.CHUNK_TOKENS", 32)
+    infer = openvino.InferRequest.infer
+
+    def fail(fails: bool) -> None:
+        def raise_fault(*_: object) -> None:
+            raise RuntimeError("Exception from src/inference/src/cpp/infer_request.cpp:224:\nA state is lost.\n\n")
+
+        monkeypatch.setattr(openvino.InferRequest, "infer", raise_fault if fails else infer)
+
+    exact = {"provider": "openvino", "precision": "fp32", "threads": 1, "max_context": CUDA_CONTEXT}
+    return Subject(
+        load=lambda **options: Varco.load(tiny_bundle, **{**exact, **options}),
+        max_context=CUDA_CONTEXT,
+        provider="openvino (as asked)",
+        description=(f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, 1 thread, precision fp32, cache fp32"),
+        protocols=frozenset(
+            {
+                backend.KeepsPrefixes,
+                backend.ReportsProgress,
+                backend.ShowsFeatures,
+                backend.StopsRounding,
+                backend.VerifyingBackend,
+            }
+        ),
+        fail=fail,
+        fault=r"OpenVINO failed while running the decoder: A state is lost\. Run: varco doctor",
+    )
+
+
+@pytest.fixture(params=["cpu", "cuda", "tensorrt", "openvino"])
 def subject(request: pytest.FixtureRequest) -> Subject:
     subject: Subject = request.getfixturevalue(f"{request.param}_subject")
     return subject
@@ -151,9 +185,11 @@ def varco(subject: Subject) -> Varco:
     return subject.load()
 
 
-on_devices = pytest.mark.parametrize("subject", ["cuda", "tensorrt"], indirect=True)
-"""For what compares a device with the CPU, or what the CPU leaves to the host."""
-with_drafts = pytest.mark.parametrize("subject", ["cpu", "cuda"], indirect=True)
+on_devices = pytest.mark.parametrize("subject", ["cuda", "tensorrt", "openvino"], indirect=True)
+"""For what compares a provider with the CPU's."""
+with_choices = pytest.mark.parametrize("subject", ["cuda", "tensorrt"], indirect=True)
+"""For what the CPU leaves to the host."""
+with_drafts = pytest.mark.parametrize("subject", ["cpu", "cuda", "openvino"], indirect=True)
 """For steps of several tokens, which TensorRT's engines do not take."""
 
 
@@ -279,7 +315,7 @@ def test_a_step_of_several_tokens_equals_one_full_pass(varco: Varco, text: Promp
             assert varco.backend.decode_greedy_steps(tokens, start) == want.argmax(axis=1).tolist()
 
 
-@on_devices
+@with_choices
 def test_a_token_that_the_device_did_not_choose_is_handed_to_it(varco: Varco, cpu: Varco, text: Prompt) -> None:
     for one in (varco, cpu):
         one.backend.prefill(text.first(12), 0)
@@ -293,7 +329,7 @@ def test_a_token_that_the_device_did_not_choose_is_handed_to_it(varco: Varco, cp
     assert chosen == expected
 
 
-@on_devices
+@with_choices
 def test_greedy_tokens_do_not_depend_on_who_chooses(varco: Varco, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen_by_device = ask(varco, None, "Hello", 32)
     monkeypatch.setattr("varco_runtime.generation.sampling.Sampler.is_greedy", False)
@@ -446,6 +482,8 @@ def test_a_fault_of_the_device_is_one_clear_line_and_the_model_stays_usable(
         ("cpu", "cuda", r"exported for the CPU, got the provider 'cuda'\..*--device cuda"),
         ("cpu", "tensorrt", r"exported for the CPU, got the provider 'tensorrt'\..*--device tensorrt"),
         ("cuda", "tensorrt", r"exported for CUDA, got the provider 'tensorrt'\..*--device tensorrt"),
+        ("cuda", "openvino", r"exported for CUDA, got the provider 'openvino', which runs bundles for the CPU\..*cpu"),
+        ("tensorrt", "openvino", r"exported for TensorRT, got the provider 'openvino'.*--device cpu"),
         ("tensorrt", "cpu", r"exported for TensorRT, got the provider 'cpu'\..*--device cpu"),
         ("tensorrt", "cuda", r"exported for TensorRT, got the provider 'cuda'\..*--device cuda"),
     ],
@@ -466,6 +504,7 @@ def test_a_provider_that_the_bundle_was_not_exported_for_is_refused(
     device.assert_all_is_freed()
 
 
+@pytest.mark.parametrize("subject", ["cpu", "cuda", "tensorrt"], indirect=True)
 def test_a_provider_may_be_asked_for_by_its_name(subject: Subject) -> None:
     name = subject.provider.partition(" ")[0]
     expected = re.sub("the bundle was exported for (the CPU|CUDA|TensorRT)", "as asked", subject.provider)

@@ -177,7 +177,7 @@ def test_a_conversation_answers_as_a_model_that_has_seen_nothing(varco: Varco, c
     turns = chat._turns[:3]
     prompt = cpu.session.prompt(turns)
     assert len(prompt.ids) == second.usage.prompt_tokens
-    logits = cpu.session.prefill(prompt.followed_by(second.token_ids[:-1]), len(second.token_ids)).logits
+    logits = cpu.session.score(prompt.followed_by(second.token_ids[:-1]), len(second.token_ids))
     assert tuple(np.argmax(logits, axis=1)) == second.token_ids
 
 

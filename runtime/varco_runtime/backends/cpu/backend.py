@@ -1,7 +1,9 @@
 """The bundle on ONNX Runtime's CPU provider.
 
-Keys and values live in buffers allocated once; every step binds them as past and as present, so nothing is copied.
-A decode step reuses one binding with fixed buffers for the embeddings, the lengths and the logits.
+Keys and values live in buffers allocated once, `[slots, num_key_value_heads, max_context, head_dim]`; every step binds
+them as past and as present, so nothing is copied. What runs for one sequence binds the view of its slot; a step of
+several answers binds the first slots together. Decode steps reuse their bindings, with fixed buffers for embeddings,
+lengths and logits.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import numpy as np
 
 from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInputs
 from varco_runtime.backends.cpu.prepacked import Prepacked
-from varco_runtime.backends.embedding import EmbeddingTable, HeadTable
+from varco_runtime.backends.embedding import embedding_table
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
-from varco_runtime.bundle.graph_contract import SILENT, check_graph_contract, graph_contract
+from varco_runtime.backends.slots import host_slots
+from varco_runtime.bundle.graph_contract import BATCH, SILENT, check_graph_contract, decoder_rows, graph_contract
 from varco_runtime.bundle.graph_nodes import unrounded
-from varco_runtime.bundle.manifest import Component, Embedding, cache_names
+from varco_runtime.bundle.manifest import Component, cache_names
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array
 from varco_runtime.errors import BackendError, first_line
@@ -38,7 +41,7 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A decode step of a fixed number of tokens: `embeds` `[1, n, D]`, `logits` `[1, n, vocab]` and their binding."""
+    """A decode step of fixed shape: `embeds` `[rows, n, D]`, `logits` `[rows, n, vocab]` and their binding."""
 
     embeds: Array
     logits: Array
@@ -46,9 +49,9 @@ class _Step:
 
 
 class OnnxRuntimeBackend:
-    """One loaded bundle. See `Backend` for the methods. Raises `BackendError`."""
+    """One loaded bundle. See `Backend` and `BatchingBackend` for the methods. Raises `BackendError`."""
 
-    def __init__(self, bundle: Bundle, max_context: int, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, max_context: int, threads: int | None = None, slots: int | str = 1) -> None:
         self._ort: Any = import_onnxruntime("Running a bundle on the CPU")
         self._bundle = bundle
         manifest = bundle.manifest
@@ -56,12 +59,14 @@ class OnnxRuntimeBackend:
         self._threads = threads or usable_cores()
         self._model = manifest.model
         assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
-        self._embedding = _embedding_table(bundle, manifest.embedding)
+        self._embedding = embedding_table(bundle, manifest.embedding)
         self._newline = self._embedding.newline
         self._vision = self._session(bundle, "vision")
         self._projector = self._session(bundle, "projector")
         self._vision_type = np.dtype(STORAGE[manifest.vision.compute])
         self._decoder = self._session(bundle, "decoder")
+        self.slots = host_slots(manifest, max_context, slots, decoder_rows(self._decoder) == BATCH)
+        self._num_slots = self.slots.number
         self._decoder_type = np.dtype(STORAGE[manifest.decoder.compute])
         self.progress: Progress | None = None
         self._allocate()
@@ -79,7 +84,9 @@ class OnnxRuntimeBackend:
         """A network by its name, with the inputs and outputs that the manifest lets expect."""
         component = bundle.manifest.components[name]
         session = self._load(bundle, component)
-        check_graph_contract(session, bundle.path(component.file), graph_contract(bundle.manifest)[name])
+        check_graph_contract(
+            session, bundle.path(component.file), graph_contract(bundle.manifest, decoder_rows(session))[name]
+        )
         return session
 
     def _load(self, bundle: Bundle, component: Component) -> Any:
@@ -122,6 +129,7 @@ class OnnxRuntimeBackend:
                     continue
                 setattr(self, name, None)
                 self._steps.clear()  # they are bound to the session that goes
+                self._row_steps.clear()
                 options = self._new_options()
                 options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
                 setattr(self, name, self._ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]))
@@ -132,11 +140,12 @@ class OnnxRuntimeBackend:
 
     def _allocate(self) -> None:
         model, dtype = self._model, np.dtype(STORAGE[self._bundle.manifest.kv_format])
-        shape = (1, model.num_key_value_heads, self._max_context, model.head_dim)
+        shape = (self._num_slots, model.num_key_value_heads, self._max_context, model.head_dim)
         value = self._ort.OrtValue.ortvalue_from_numpy
         # np.zeros maps its pages when they are first written: a short context costs no memory for a long one.
         self._cache_arrays = {name: np.zeros(shape, dtype=dtype) for name in cache_names(model.num_layers)}
-        self._caches = {name: value(array) for name, array in self._cache_arrays.items()}
+        self._slot = 0
+        self._slot_caches = [self._cache_values(slot, slot + 1) for slot in range(self._num_slots)]
         self._seqlens_k = np.zeros(1, dtype=np.int32)
         self._total_length = np.zeros((), dtype=np.int32)
         self._num_logits = np.ones(1, dtype=np.int64)
@@ -145,31 +154,58 @@ class OnnxRuntimeBackend:
             "total_sequence_length": value(self._total_length),
             "num_logits": value(self._num_logits),
         }
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[tuple[int, int], _Step] = {}
+        """Of one sequence, by slot and number of tokens."""
+        self._row_steps: dict[int, tuple[_Step, Array]] = {}
+        """Of several, by number of rows, each with its `seqlens_k`."""
+
+    def _cache_values(self, first: int, end: int) -> dict[str, Any]:
+        """Return the caches of slots `first` .. `end` - 1, by name: views, not copies."""
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        return {name: value(array[first:end]) for name, array in self._cache_arrays.items()}
 
     def _step(self, num_tokens: int) -> _Step:
         """The step of so many tokens, made when it is first taken."""
-        step = self._steps.get(num_tokens)
+        step = self._steps.get((self._slot, num_tokens))
         if step is None:
-            embeds = np.zeros((1, num_tokens, self._model.hidden_size), dtype=self._decoder_type)
-            logits = np.zeros((1, num_tokens, self._model.vocab_size), dtype=np.float32)
-            step = self._steps[num_tokens] = _Step(embeds, logits, self._bound(embeds, logits))
+            shared = next((step for (_, count), step in self._steps.items() if count == num_tokens), None)
+            if shared is None:
+                embeds = np.zeros((1, num_tokens, self._model.hidden_size), dtype=self._decoder_type)
+                logits = np.zeros((1, num_tokens, self._model.vocab_size), dtype=np.float32)
+            else:  # another slot's, of which one alone runs at a time
+                embeds, logits = shared.embeds, shared.logits
+            step = self._steps[self._slot, num_tokens] = _Step(embeds, logits, self._bound(embeds, logits))
         return step
 
-    def _bound(self, embeds: Array, logits: Array) -> Any:
+    def _row_step(self, num_rows: int) -> tuple[_Step, Array]:
+        """The step of one token in each of the first slots, and its `seqlens_k` `[rows]`."""
+        found = self._row_steps.get(num_rows)
+        if found is None:
+            embeds = np.zeros((num_rows, 1, self._model.hidden_size), dtype=self._decoder_type)
+            logits = np.zeros((num_rows, 1, self._model.vocab_size), dtype=np.float32)
+            lengths = np.zeros(num_rows, dtype=np.int32)
+            fixed = self._fixed | {"seqlens_k": self._ort.OrtValue.ortvalue_from_numpy(lengths)}
+            binding = self._bound(embeds, logits, self._cache_values(0, num_rows), fixed)
+            found = self._row_steps[num_rows] = _Step(embeds, logits, binding), lengths
+        return found
+
+    def _bound(
+        self, embeds: Array, logits: Array, caches: dict[str, Any] | None = None, fixed: dict[str, Any] | None = None
+    ) -> Any:
+        """A binding of a run; of the selected slot unless other caches and lengths are given."""
         value = self._ort.OrtValue.ortvalue_from_numpy
-        binding = self._binding()
+        binding = self._binding(caches or self._slot_caches[self._slot], fixed or self._fixed)
         binding.bind_ortvalue_input("inputs_embeds", value(embeds))
         binding.bind_ortvalue_output("logits", value(logits))
         return binding
 
-    def _binding(self) -> Any:
-        """A binding of the caches and lengths, which every run shares."""
+    def _binding(self, caches: dict[str, Any], fixed: dict[str, Any]) -> Any:
+        """A binding of caches and lengths."""
         binding = self._decoder.io_binding()
-        for name, cache in self._caches.items():
+        for name, cache in caches.items():
             binding.bind_ortvalue_input(f"past.{name}", cache)
             binding.bind_ortvalue_output(f"present.{name}", cache)
-        for name, buffer in self._fixed.items():
+        for name, buffer in fixed.items():
             binding.bind_ortvalue_input(name, buffer)
         return binding
 
@@ -258,16 +294,38 @@ class OnnxRuntimeBackend:
         return rows
 
     @property
+    def num_slots(self) -> int:
+        return self._num_slots
+
+    def select_slot(self, slot: int) -> None:
+        assert 0 <= slot < self._num_slots, f"Bug: slot {slot} of {self._num_slots}"
+        self._slot = slot
+
+    def decode_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> Array:
+        num_rows = len(token_ids)
+        assert 1 <= num_rows == len(positions) <= self._num_slots, f"Bug: {num_rows} rows of {self._num_slots} slots"
+        total = max(positions) + 1
+        check_length(total, self._max_context)
+        step, lengths = self._row_step(num_rows)
+        step.embeds[:, 0] = self._embedding.rows(np.array(token_ids))
+        lengths[:] = positions
+        self._total_length[...] = total
+        self._num_logits[0] = 1
+        self._run_bound(step.binding)
+        rows: Array = step.logits[:, 0]
+        return rows
+
+    @property
     def prefix_bytes_per_position(self) -> int:
         return self._bundle.manifest.kv_bytes_per_token
 
     def copy_prefix(self, num_positions: int) -> Array:
         """`[2 * layers, key/value heads, num_positions, head_dim]`, key and value of each layer in turn."""
-        return np.stack([cache[0, :, :num_positions] for cache in self._cache_arrays.values()])
+        return np.stack([cache[self._slot, :, :num_positions] for cache in self._cache_arrays.values()])
 
     def restore_prefix(self, prefix: Array) -> None:
         for cache, kept in zip(self._cache_arrays.values(), prefix, strict=True):
-            cache[0, :, : prefix.shape[2]] = kept
+            cache[self._slot, :, : prefix.shape[2]] = kept
 
     def _run_bound(self, binding: Any) -> None:
         try:
@@ -282,16 +340,6 @@ class OnnxRuntimeBackend:
         self._total_length[...] = total
 
 
-def _embedding_table(bundle: Bundle, facts: Embedding) -> EmbeddingTable:
-    """Return the token rows, which may be the output head's."""
-    model, head = bundle.manifest.model, facts.head_rows
-    table = None
-    if head is not None:
-        dtype = bundle.manifest.decoder.compute
-        table = HeadTable(bundle.path(head.file), head, model.vocab_size, model.hidden_size, dtype)
-    return EmbeddingTable(bundle.path(facts.file), facts, table)
-
-
 def _load_failure(path: Path, error: Exception) -> str:
     return f"onnxruntime could not load {path}: {first_line(error)}. Run: varco doctor"
 
@@ -303,9 +351,10 @@ def _trials(session: Any) -> list[dict[str, Array]]:
     trials = []
     for length in (1, 6) if "inputs_embeds" in inputs else (1,):
         given = {"seqlens_k": [length - 1], "total_sequence_length": length, "num_logits": [1]}
+        lengths = {"sequence": length, BATCH: 1}
         feeds = {}
         for name, value in inputs.items():
-            shape = [dim if isinstance(dim, int) else length if dim == "sequence" else 8 for dim in value.shape]
+            shape = [dim if isinstance(dim, int) else lengths.get(dim, 8) for dim in value.shape]
             if name in given:
                 feeds[name] = np.array(given[name], dtype=np.int64 if value.type == "tensor(int64)" else np.int32)
             elif name in ("pixel_values", "patch_features"):

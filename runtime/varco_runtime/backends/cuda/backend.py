@@ -37,7 +37,7 @@ from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTok
 from varco_runtime.backends.embedding import EmbeddingTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
 from varco_runtime.backends.token_checks import check_chosen, check_tokens, not_finite
-from varco_runtime.bundle.graph_contract import check_graph_contract, graph_contract
+from varco_runtime.bundle.graph_contract import check_graph_contract, decoder_rows, graph_contract
 from varco_runtime.bundle.manifest import Embedding, Manifest
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array, to_stored
@@ -149,7 +149,7 @@ class CudaBackend:
             raise
         if self._gpu is not None and not runs_on_cuda(session):
             raise libraries_missing(missing)
-        check_graph_contract(session, path, graph_contract(self._manifest)[name])
+        check_graph_contract(session, path, graph_contract(self._manifest, decoder_rows(session))[name])
         return session
 
     # -- pictures -----------------------------------------------------------------------------------------------------

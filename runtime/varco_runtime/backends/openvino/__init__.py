@@ -1,0 +1,1 @@
+"""OpenVINO: x86 processors, and Intel's GPUs and NPUs."""

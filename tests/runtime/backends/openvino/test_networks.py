@@ -1,0 +1,118 @@
+"""What OpenVINO makes of a bundle's networks: fused attention, packed integers, the types asked for."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from tests.conftest import export_bundle
+from tests.makers.gptq_packer import GptqPacking, pack_checkpoint
+from tests.makers.inputs import close, noise_picture, text_inputs
+from varco_runtime import Varco
+from varco_runtime.backends.openvino.attention import CachedAttention
+from varco_runtime.backends.openvino.network import Networks
+from varco_runtime.backends.openvino.settings import OpenVinoSettings
+from varco_runtime.bundle.opening import Bundle
+from varco_runtime.picture.loading import load_picture
+from varco_runtime.picture.tiles import normalize, tile
+
+EXACT = OpenVinoSettings(precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def int4_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("openvino") / "int4", decoder="int4")
+
+
+def layers(compiled: Any) -> collections.Counter[str]:
+    """How many nodes of each kind the plugin runs."""
+    infos = (op.get_rt_info() for op in compiled.get_runtime_model().get_ops())
+    return collections.Counter(str(info["layerType"].astype(str)) for info in infos)
+
+
+def test_every_layer_attends_in_one_node_that_holds_its_cache(tiny_bundle: Path, int4_bundle: Path) -> None:
+    for folder in (tiny_bundle, int4_bundle):
+        bundle = Bundle.open(folder)
+        num_layers = bundle.manifest.model.num_layers
+        found = layers(Networks(bundle, EXACT, 1).decoder())
+        assert found["ScaledDotProductAttention"] == num_layers
+        assert found["RoPE"] == 2 * num_layers
+        assert found["RMS"] == 2 * num_layers + 1
+        assert found["Softmax"] == found["MatMul"] == 0, "attention fell apart into its products"
+
+
+def test_integer_weights_stay_packed(int4_bundle: Path) -> None:
+    compiled = Networks(Bundle.open(int4_bundle), EXACT, 1).decoder()
+    infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    products = [info for info in infos if info["layerType"].astype(str) == "FullyConnected"]
+    assert products
+    assert {info["runtimePrecision"].astype(str) for info in products} == {"u4"}
+
+
+def test_the_integers_of_a_bundle_are_openvinos_constants_bit_by_bit(int4_bundle: Path, openvino: Any) -> None:
+    bundle = Bundle.open(int4_bundle)
+    core = openvino.Core()
+    core.add_extension(CachedAttention(bundle.manifest.model).extension())
+    path = bundle.path(bundle.manifest.decoder.file)
+    constants = [op for op in core.read_model(path).get_ops() if op.get_type_name() == "Constant"]
+    found = collections.Counter(
+        np.asarray(op.data).tobytes() for op in constants if op.get_element_type().get_type_name() == "u4"
+    )
+    graph = onnx.load(path)
+    stored = [tensor for tensor in graph.graph.initializer if ".weight_int" in tensor.name]
+    assert len(stored) > 4
+    for tensor in stored:
+        assert found[tensor.raw_data], f"{tensor.name} did not reach OpenVINO as it is stored"
+
+
+def test_a_wider_group_of_heads_and_none_attend_alike(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from varco_export.tiny import TinyOptions, make_tiny
+
+    make_tiny(tmp_path / "checkpoint", TinyOptions(seed=3, num_key_value_heads=4))
+    folder = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+    ours, cpu = (Varco.load(folder, provider, threads=1, **exact(provider)) for provider in ("openvino", "cpu"))
+    inputs = text_inputs(cpu, 20)
+    assert close(ours.backend.prefill(inputs, 0, 20), cpu.backend.prefill(inputs, 0, 20))
+
+
+def exact(provider: str) -> dict[str, Any]:
+    return {"precision": "fp32"} if provider == "openvino" else {}
+
+
+def test_features_in_the_fast_type_are_near_the_exact_ones(tiny_bundle: Path) -> None:
+    """Which type that is depends on the processor; bf16 is the coarsest."""
+    fast = Varco.load(tiny_bundle, "openvino", threads=1)
+    cpu = Varco.load(tiny_bundle, "cpu", threads=1)
+    settings = cpu.bundle.manifest.image
+    pixels = normalize(tile(load_picture(noise_picture()), settings), settings)
+    a, b = (np.asarray(one.backend.encode(pixels)).ravel() for one in (fast, cpu))
+    assert a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) > 0.9995
+
+
+@pytest.mark.parametrize("kv_cache", ["u8", "fp16", "fp32"])
+def test_a_coarser_cache_is_off_by_what_it_rounds(tiny_bundle: Path, kv_cache: str) -> None:
+    ours = Varco.load(tiny_bundle, "openvino", threads=1, precision="fp32", kv_cache_precision=kv_cache)
+    cpu = Varco.load(tiny_bundle, "cpu", threads=1)
+    inputs = text_inputs(cpu, 30)
+    want = cpu.backend.prefill(inputs, 0, 10)
+    ours.backend.prefill(type(inputs)(inputs.ids[:20], inputs.image_token_id, None), 0)
+    got = np.stack([ours.backend.decode_step(int(inputs.ids[at]), at) for at in range(20, 30)])
+    error = float(np.abs(got - want).max() / np.abs(want).max())
+    assert error < {"u8": 5e-2, "fp16": 5e-3, "fp32": 2e-5}[kv_cache]
+    assert f"cache {kv_cache}" in ours.backend.description
+
+
+def test_gptq_answers_are_those_of_the_cpu(tmp_path: Path, tiny_checkpoint: Path, image: Image.Image) -> None:
+    """With act-order, whose inputs are gathered."""
+    pack_checkpoint(tiny_checkpoint, tmp_path / "gptq", GptqPacking(act_order=True))
+    folder = export_bundle(tmp_path / "gptq", tmp_path / "bundle")
+    ours, cpu = (Varco.load(folder, provider, threads=1, **exact(provider)) for provider in ("openvino", "cpu"))
+    for picture, prompt in ((image, "What is this?"), (None, "Hello")):
+        expected = cpu.ask(picture, prompt, max_new_tokens=32).token_ids
+        assert ours.ask(picture, prompt, max_new_tokens=32).token_ids == expected
