@@ -120,10 +120,10 @@ def quantize(
         f"{made.folder} is ready: {size_text(made.num_bytes)}, from {size_text(made.source_bytes)}",
         [
             ("format", "plain" if plain else f"compressed-tensors {options.format}, language model only"),
-            ("weights", "as they were" if plain else f"{options.num_bits} bits, {_scales(options)}"),
+            ("weights", "rotated, not rounded" if plain else f"{options.num_bits} bits, {_scales(options)}"),
             ("head", "plain" if lm_head == "plain" else f"{lm_head}, by GPTQ"),
             ("rotation", f"seed {seed}" if options.is_rotated else "none"),
-            ("calibration", _calibration(made.num_samples, made.num_tokens)),
+            ("calibration", _calibration(method, made.num_samples, made.num_tokens)),
             *_kept(made.report),
             ("read by", "varco export; transformers with compressed-tensors (tested); vLLM (untested)"),
         ],
@@ -151,6 +151,8 @@ def _scales(options: QuantizeOptions) -> str:
     return f"a scale per {columns} weights" + ("" if options.symmetric else " and a zero point")
 
 
-def _calibration(num_samples: int, num_tokens: int) -> str:
+def _calibration(method: str, num_samples: int, num_tokens: int) -> str:
+    if not num_samples:
+        return "none: rounded to the nearest; --calibration FOLDER loses less" if method == "fp8" else "none needed"
     plural = "" if num_samples == 1 else "s"
-    return f"{num_samples} sample{plural}, {num_tokens:,} tokens" if num_samples else "none needed"
+    return f"{num_samples} sample{plural}, {num_tokens:,} tokens"

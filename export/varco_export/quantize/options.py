@@ -103,6 +103,11 @@ class QuantizeOptions:
             raise UsageError(
                 f"--method {self.method} measures nothing, got --calibration {self.calibration}. Leave it out."
             )
+        if self.method in ("fp8", "none") and not self.is_calibrated and self.max_samples is not None:
+            raise UsageError(
+                f"--method {self.method} takes no samples without --calibration, got --samples {self.max_samples}. "
+                "Leave it out."
+            )
         if self.method == "none" and not self.is_rotated:
             raise UsageError("--method none --no-rotate would copy the checkpoint. Leave --no-rotate out.")
         self._check_format()

@@ -167,7 +167,7 @@ def _asked(run: Run) -> dict[str, Any]:
         "method": options.method,
         "bits": options.num_bits,
         "group size": options.columns_per_scale,
-        "scales": options.scales,
+        "scales": "search" if options.searches else "minmax",  # the same however it was typed
         "symmetry": options.symmetric,
         "head": options.lm_head,
         "rotation": options.seed if options.is_rotated else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from varco_export.quantize.layer import LINEARS
+from varco_export.quantize.options import QuantizeOptions
 from varco_export.quantize.run import Run
 from varco_export.quantize.work import Work
 from varco_runtime import __version__
@@ -32,7 +33,7 @@ def make_report(run: Run, work: Work) -> dict[str, Any]:
         "method": options.method,
         "bits": None if options.method == "none" else options.num_bits,
         "group_size": options.columns_per_scale,
-        "scales": "search" if options.method == "gptq" and options.searches else "minmax",
+        "scales": _scales(options),
         "symmetric": options.symmetric,
         "lm_head": options.lm_head,
         "rotation_seed": options.seed if options.is_rotated else None,
@@ -45,3 +46,10 @@ def make_report(run: Run, work: Work) -> dict[str, Any]:
     if "kl" in head:
         report |= {"kl_nats_per_token": head["kl"], "kl_tokens": int(head["tokens"]), "kl_samples": len(run.held)}
     return report
+
+
+def _scales(options: QuantizeOptions) -> str | None:
+    """Return how scales were chosen; None where there are none."""
+    if options.method == "none":
+        return None
+    return "search" if options.is_calibrated and options.searches else "minmax"

@@ -461,6 +461,8 @@ def test_activations_of_another_size_are_refused(tmp_path: Path) -> None:
         (QuantizeOptions("awq"), "--method awq is unknown. Expected one of: gptq, fp8, none."),
         (QuantizeOptions("none", Path("x")), "measures nothing, got --calibration x"),
         (QuantizeOptions("none", rotate=False), "would copy the checkpoint"),
+        (QuantizeOptions("none", max_samples=3), "takes no samples without --calibration, got --samples 3"),
+        (QuantizeOptions("fp8", max_samples=3), "takes no samples without --calibration, got --samples 3"),
         (QuantizeOptions("none", bits=4), "rounds nothing. Leave --bits"),
         (QuantizeOptions("fp8", scales="minmax"), "Leave --scales and --asymmetric out"),
         (QuantizeOptions("fp8", lm_head="int4"), "keeps a plain head"),

@@ -82,8 +82,17 @@ def test_fp8_takes_error_feedback_where_it_is_calibrated(tied: Path, texts: Path
     quantize(tied, tmp_path / "out", QuantizeOptions("fp8", texts), Quiet())
     report = json.loads((tmp_path / "out" / "quantization.json").read_text())
     assert report["rotation_seed"] is None
+    assert report["scales"] == "search"
     assert 0 < report["kl_nats_per_token"] < 0.01
     assert names_and_dtypes(tmp_path / "out")["language_model.model.layers.0.mlp.up_proj.weight"] == "F8_E4M3"
+
+
+def test_a_run_that_measures_nothing_says_so(tied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = {"none": ("rotated, not rounded", None), "fp8": ("none: rounded to the nearest; --calibration", "minmax")}
+    for method, (words, scales) in said.items():
+        assert main(["quantize", str(tied), str(tmp_path / method), "--method", method]) == 0
+        assert words in " ".join(capfd.readouterr().out.split())
+        assert json.loads((tmp_path / method / "quantization.json").read_text())["scales"] == scales
 
 
 def test_a_tied_head_stays_tied_where_it_is_neither_rotated_nor_rounded(
@@ -134,6 +143,7 @@ def test_without_a_folder_drawn_pictures_and_texts_are_calibrated_with(tmp_path:
     quantize(source, tmp_path / "out", QuantizeOptions("gptq", group_size=32, max_samples=32), progress)
     assert "Calibrating with" in progress.notes[0]
     report = json.loads((tmp_path / "out" / "quantization.json").read_text())
+    assert report["scales"] == "search"
     assert report["calibration_samples"] > 16
     assert report["kl_samples"] == 2
 
