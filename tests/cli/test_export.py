@@ -33,6 +33,17 @@ def test_export_reports_what_was_chosen(tiny_checkpoint: Path, tmp_path: Path, c
     assert json.loads(run(capsys, "inspect", target, "--json")[0])["max_context"] == 500
 
 
+def test_a_rotated_checkpoint_is_not_rounded_without_a_word(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """It loses more than the original, and quantizing it again is no way back."""
+    rotated = shutil.copytree(tiny_checkpoint, tmp_path / "rotated")
+    (rotated / "quantization.json").write_text(json.dumps({"method": "none"}))
+    _, err = run(capsys, "export", rotated, tmp_path / "bundle", "--decoder", "int4", "--max-context", 500)
+    last = err.splitlines()[-1]
+    assert last.endswith("Quantise that one: varco quantize ORIGINAL OUT --method gptq --group-size 32")
+
+
 def test_tiling_and_the_long_side_for_ocr_are_options(
     tiny_checkpoint: Path, tmp_path: Path, picture: Path, capsys: Captured
 ) -> None:

@@ -12,12 +12,15 @@ import typer
 from varco_cli.commands.inspect import license_text
 from varco_cli.console import note, print_facts, size_text
 from varco_cli.progress import ExportProgress
+from varco_runtime.errors import CheckpointError
 from varco_runtime.system.libraries import needs_extra
 
 if TYPE_CHECKING:
     from varco_runtime.bundle.manifest import Component, Manifest
 
 # KL of int4 weights in blocks: to the nearest, and as varco quantize makes them (benchmarks/RESULTS.md).
+_REPORT = "quantization.json"
+"""What `varco quantize` writes beside the weights; its own module needs torch."""
 _KL = {32: (0.61, 0.13), 128: (0.70, 0.17)}
 
 
@@ -145,22 +148,38 @@ def export(
     rounded = re.match(r"int4 \(blocks of (\d+)", manifest.decoder.precision)
     if rounded:
         has_head = ", head " not in manifest.decoder.precision
-        note(_loss(checkpoint, int(rounded[1]), has_head))
+        note(_loss(checkpoint, int(rounded[1]), has_head, _is_rotated(Path(checkpoint))))
 
 
-def _loss(checkpoint: str, block_size: int, has_head: bool) -> str:
+def _is_rotated(folder: Path) -> bool:
+    """Return whether `varco quantize --method none` made a checkpoint: rotated, and not rounded."""
+    from varco_export.reading.json_file import read_json
+
+    try:
+        return read_json(folder / _REPORT, required=False).get("method") == "none"
+    except CheckpointError:  # whatever else is called so
+        return False
+
+
+def _loss(checkpoint: str, block_size: int, has_head: bool, is_rotated: bool) -> str:
     """Return what int4 rounded without calibration loses, and the command that gains it.
 
     Args:
         checkpoint: What was exported.
         block_size: Weights that share a scale.
         has_head: Whether the head is int4 too.
+        is_rotated: Whether the checkpoint is turned: rounded so, without calibration, it loses more than the original.
     """
+    head = " --lm-head int4" if has_head else ""
+    if is_rotated:
+        return (
+            "int4 was rounded without calibration, and loses more in a rotated checkpoint than in the one that it was "
+            f"made from. Quantise that one: varco quantize ORIGINAL OUT --method gptq --group-size {block_size}{head}"
+        )
     measured = 32 if block_size == 32 else 128
     lost, kept = _KL[measured]
     made = shlex.quote(Path(checkpoint).name + "-int4")
-    command = f"varco quantize {shlex.quote(checkpoint)} {made} --method gptq --group-size {block_size}"
-    command += " --lm-head int4" if has_head else ""
+    command = f"varco quantize {shlex.quote(checkpoint)} {made} --method gptq --group-size {block_size}{head}"
     return (
         f"int4 was rounded without calibration, which cost a model of 135 million parameters {lost:.2f} nats per token "
         f"in blocks of {measured}. With calibration it costs {kept:.2f}, at the same size and speed: {command}"
