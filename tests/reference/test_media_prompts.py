@@ -92,7 +92,7 @@ def video(num_frames: int, seed: int = 0) -> Part:
 
 
 def test_what_each_takes_is_found(varco: Checkpoint, llava_hf: Checkpoint) -> None:
-    no_video = "its tokenizer has no id for <video>, and its config.json 151647"
+    no_video = "its tokenizer has no id for <video>, and its config.json says 151647"
     assert varco.assets.media == MediaSettings(1, None, None, no_video)
     assert llava_hf.assets.media == MediaSettings(None, "<video>", 151647, None)
 

@@ -88,7 +88,7 @@ def _no_placeholder(
     known = tokenizer.added_token_ids.get(token)
     if known is None or known != token_id:
         got = "no id" if known is None else f"the id {known}"
-        return f"its tokenizer has {got} for {token}, and its config.json {token_id}"
+        return f"its tokenizer has {got} for {token}, and its config.json says {token_id}"
     question = "question 5a3d81"  # words that no template holds
     parts: Any = [{"type": "video"}, {"type": "text", "text": question}]
     content = parts if prompt.content_format == "parts" else f"{token}\n{question}"

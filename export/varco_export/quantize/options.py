@@ -115,6 +115,8 @@ class QuantizeOptions:
             raise UsageError(f"--samples {self.max_samples} is out of range. Expected 1 to 10000.")
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"--seed {self.seed} is out of range. Expected 0 to 4294967295.")
+        if self.seed and not self.is_rotated:
+            raise UsageError(f"--seed {self.seed} is the rotation's, and nothing is rotated. Leave it out, or --rotate.")
 
     def _check_format(self) -> None:
         """Refuse options of GPTQ's format beside a method that has its own or none."""

@@ -44,7 +44,7 @@ def test_markup_tokens_over_qwen2_mean_one_picture_and_no_video(format_: Any, tm
     found = taken(make_tiny(tmp_path / "tiny", options), tmp_path / "bundle")
     assert (found.max_images, found.video_token, found.video_token_id) == (1, None, None)
     assert found.no_video == (
-        f"its tokenizer has no id for <video>, and its config.json {token_ids()['[UNK]']}"
+        f"its tokenizer has no id for <video>, and its config.json says {token_ids()['[UNK]']}"
         if format_ == "hf"
         else "VARCO-VISION v1 was trained on single pictures"
     )
@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"mm_newline_position": "no_token"},
     ),
     "its mm_spatial_pool_mode is 'average', expected 'bilinear'": ("llava-next", {"mm_spatial_pool_mode": "average"}),
-    "and its config.json 7": ("hf", {"video_token_index": 7}),
+    "and its config.json says 7": ("hf", {"video_token_index": 7}),
 }
 
 

@@ -461,6 +461,7 @@ def test_activations_of_another_size_are_refused(tmp_path: Path) -> None:
         (QuantizeOptions("awq"), "--method awq is unknown. Expected one of: gptq, fp8, none."),
         (QuantizeOptions("none", Path("x")), "measures nothing, got --calibration x"),
         (QuantizeOptions("none", rotate=False), "would copy the checkpoint"),
+        (QuantizeOptions("gptq", rotate=False, seed=3), "--seed 3 is the rotation's, and nothing is rotated"),
         (QuantizeOptions("none", max_samples=3), "takes no samples without --calibration, got --samples 3"),
         (QuantizeOptions("fp8", max_samples=3), "takes no samples without --calibration, got --samples 3"),
         (QuantizeOptions("none", bits=4), "rounds nothing. Leave --bits"),
