@@ -199,7 +199,7 @@ def test_no_tokens_asked_for_is_refused(varco: Varco) -> None:
         ("Hello", {"stop": [None]}, UsageError, "stop=[None] is no text"),
         ("Hello", {"stop": b"x"}, UsageError, "stop=b'x' is no text"),
         ("Hello", {"system": 3}, PromptError, "The text is of type int, expected a string"),
-        (None, {}, PromptError, "The text is of type NoneType, expected a string"),
+        (None, {}, PromptError, "No prompt was given. Expected a text behind the picture"),
     ],
 )
 def test_what_is_no_question_is_one_clear_line(

@@ -116,7 +116,9 @@ class QuantizeOptions:
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"--seed {self.seed} is out of range. Expected 0 to 4294967295.")
         if self.seed and not self.is_rotated:
-            raise UsageError(f"--seed {self.seed} is the rotation's, and nothing is rotated. Leave it out, or --rotate.")
+            raise UsageError(
+                f"--seed {self.seed} is the rotation's, and nothing is rotated. Leave it out, or --rotate."
+            )
 
     def _check_format(self) -> None:
         """Refuse options of GPTQ's format beside a method that has its own or none."""
