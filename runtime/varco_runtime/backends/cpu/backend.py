@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInputs
+from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
 from varco_runtime.backends.cpu.prepacked import Prepacked
-from varco_runtime.backends.embedding import embedding_table
-from varco_runtime.backends.prompt_runs import check_length, prompt_runs
+from varco_runtime.backends.host import HostBackend
+from varco_runtime.backends.prompt_runs import check_length
 from varco_runtime.backends.slots import host_slots
 from varco_runtime.bundle.graph_contract import BATCH, SILENT, check_graph_contract, decoder_rows, graph_contract
 from varco_runtime.bundle.graph_nodes import unrounded
@@ -26,9 +26,8 @@ from varco_runtime.bundle.manifest import Component, cache_names
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import STORAGE, Array
 from varco_runtime.errors import BackendError, first_line
-from varco_runtime.picture.packing import PackingPlan, pack
 from varco_runtime.system.libraries import import_onnxruntime
-from varco_runtime.system.processor import overflows_in_pairs, usable_cores
+from varco_runtime.system.processor import overflows_in_pairs
 
 CHUNK_TOKENS = 512
 """Prompt positions per run. Bounds memory: onnxruntime's GroupQueryAttention works in blocks, so that what a run
@@ -48,37 +47,22 @@ class _Step:
     binding: Any
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(HostBackend):
     """One loaded bundle. See `Backend` and `BatchingBackend` for the methods. Raises `BackendError`."""
 
     def __init__(self, bundle: Bundle, max_context: int, threads: int | None = None, slots: int | str = 1) -> None:
         self._ort: Any = import_onnxruntime("Running a bundle on the CPU")
-        self._bundle = bundle
-        manifest = bundle.manifest
-        self._max_context = max_context
-        self._threads = threads or usable_cores()
-        self._model = manifest.model
-        assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
-        self._embedding = embedding_table(bundle, manifest.embedding)
-        self._newline = self._embedding.newline
+        super().__init__(bundle, max_context, threads)
         self._vision = self._session(bundle, "vision")
         self._projector = self._session(bundle, "projector")
-        self._vision_type = np.dtype(STORAGE[manifest.vision.compute])
         self._decoder = self._session(bundle, "decoder")
-        self.slots = host_slots(manifest, max_context, slots, decoder_rows(self._decoder) == BATCH)
+        self.slots = host_slots(bundle.manifest, max_context, slots, decoder_rows(self._decoder) == BATCH)
         self._num_slots = self.slots.number
-        self._decoder_type = np.dtype(STORAGE[manifest.decoder.compute])
-        self.progress: Progress | None = None
         self._allocate()
 
     @property
-    def max_context(self) -> int:
-        return self._max_context
-
-    @property
     def description(self) -> str:
-        threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
-        return f"onnxruntime {self._ort.__version__}, CPU, {threads}"
+        return f"onnxruntime {self._ort.__version__}, CPU, {self._threads_text}"
 
     def _session(self, bundle: Bundle, name: str) -> Any:
         """A network by its name, with the inputs and outputs that the manifest lets expect."""
@@ -209,30 +193,11 @@ class OnnxRuntimeBackend:
             binding.bind_ortvalue_input(name, buffer)
         return binding
 
-    def encode(self, pixel_values: Array) -> Array:
-        """One tile after the other: a tile alone fills the cores, and memory stays that of one."""
-        num_tiles = len(pixel_values)
-        features: list[Array] = []
-        for tile in np.split(pixel_values, num_tiles):
-            self._report("tiles", len(features), num_tiles)
-            features.append(self._project(self._run_vision_tower(tile)))
-        return np.concatenate(features).astype(np.float32, copy=False)
-
-    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
-        patches = [self._run_vision_tower(tile) for tile in np.split(pixel_values, len(pixel_values))]
-        features = np.concatenate([self._project(one) for one in patches]).astype(np.float32, copy=False)
-        tokens = self.pack(features, plan)
-        return Features(np.concatenate(patches).astype(np.float32), features, tokens, tokens)
-
     def _run_vision_tower(self, tile: Array) -> Array:
-        """A tile `[1, 3, S, S]` to patch features `[1, P, C]`."""
         return self._run(self._vision, {"pixel_values": tile.astype(self._vision_type, copy=False)})
 
     def _project(self, patches: Array) -> Array:
         return self._run(self._projector, {"patch_features": patches})
-
-    def pack(self, features: Array, plan: PackingPlan) -> Array:
-        return pack(features, self._newline, plan)
 
     def _run(self, session: Any, feeds: dict[str, Array]) -> Array:
         try:
@@ -244,31 +209,9 @@ class OnnxRuntimeBackend:
         return output
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
-        total = len(inputs.ids)
-        check_length(total, self._max_context)
-        pieces = []
-        for run in prompt_runs(total, start, num_logits, CHUNK_TOKENS, max_logits=total):
-            self._report("tokens", run.start, total)
-            logits = self._prefill_chunk(self._embed(inputs, run.start, run.end), run.start, run.num_logits)
-            if run.num_wanted:
-                pieces.append(logits)
-        self._report("tokens", total, total)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return self._prefill(inputs, start, num_logits, CHUNK_TOKENS)
 
-    def _report(self, what: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(what, done, total)
-
-    def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
-        """Rows `[1, end - start, D]` for the decoder."""
-        media_rows = inputs.rows(start, end)
-        is_image = media_rows >= 0
-        rows = self._embedding.rows(np.where(is_image, 0, inputs.ids[start:end]))
-        if inputs.image_tokens is not None:
-            rows[is_image] = inputs.image_tokens[media_rows[is_image]]
-        return rows[None].astype(self._decoder_type, copy=False)
-
-    def _prefill_chunk(self, embeds: Array, position: int, num_logits: int) -> Array:
+    def _run_decoder(self, embeds: Array, position: int, num_logits: int) -> Array:
         length = embeds.shape[1]
         self._set_lengths(position + length)
         self._num_logits[0] = num_logits
@@ -314,10 +257,6 @@ class OnnxRuntimeBackend:
         self._run_bound(step.binding)
         rows: Array = step.logits[:, 0]
         return rows
-
-    @property
-    def prefix_bytes_per_position(self) -> int:
-        return self._bundle.manifest.kv_bytes_per_token
 
     def copy_prefix(self, num_positions: int) -> Array:
         """`[2 * layers, key/value heads, num_positions, head_dim]`, key and value of each layer in turn."""

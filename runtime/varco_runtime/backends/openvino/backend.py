@@ -16,23 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import MAX_STEP_TOKENS, Features, Progress, PromptInputs
-from varco_runtime.backends.embedding import embedding_table
+from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
+from varco_runtime.backends.host import HostBackend
 from varco_runtime.backends.openvino.attention import BEAM_INPUT, state_names
 from varco_runtime.backends.openvino.network import Networks, reason_of
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
-from varco_runtime.backends.prompt_runs import check_length, prompt_runs
+from varco_runtime.backends.prompt_runs import check_length
 from varco_runtime.bundle.opening import Bundle
-from varco_runtime.dtypes import STORAGE, Array
+from varco_runtime.dtypes import Array
 from varco_runtime.errors import BackendError
-from varco_runtime.picture.packing import PackingPlan, pack
-from varco_runtime.system.processor import usable_cores
 
 CHUNK_TOKENS = 4096
 """Prompt positions per run: their activations bound the memory, and a second run attends slowly."""
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(HostBackend):
     """One loaded bundle. See `Backend` for the methods.
 
     Args:
@@ -50,18 +48,9 @@ class OpenVinoBackend:
         self, bundle: Bundle, max_context: int, threads: int | None = None, settings: OpenVinoSettings | None = None
     ) -> None:
         self._settings = settings or OpenVinoSettings()
-        self._threads = threads or usable_cores()
-        self._manifest = manifest = bundle.manifest
         _check_networks(bundle)
-        self._bundle = bundle
-        self._max_context = max_context
-        self._model = manifest.model
-        assert manifest.embedding is not None, "Bug: a bundle for the CPU without token rows"
-        self._embedding = embedding_table(bundle, manifest.embedding)
+        super().__init__(bundle, max_context, threads)
         self._load()
-        self._vision_type = np.dtype(STORAGE[manifest.vision.compute])
-        self._decoder_type = np.dtype(STORAGE[manifest.decoder.compute])
-        self.progress: Progress | None = None
 
     def _load(self) -> None:
         """Compile the networks as the settings say."""
@@ -83,38 +72,13 @@ class OpenVinoBackend:
         return True
 
     @property
-    def max_context(self) -> int:
-        return self._max_context
-
-    @property
     def description(self) -> str:
-        settings, threads = self._settings, f"{self._threads} thread{'s' if self._threads > 1 else ''}"
-        where = threads if settings.chosen_device == "CPU" else ""
+        settings = self._settings
+        where = self._threads_text if settings.chosen_device == "CPU" else ""
         parts = f"OpenVINO {self._networks.version}", settings.chosen_device, where, f"precision {settings.precision}"
         return ", ".join(part for part in (*parts, f"cache {settings.chosen_kv_cache}") if part)
 
-    # -- pictures -----------------------------------------------------------------------------------------------------
-
-    def encode(self, pixel_values: Array) -> Array:
-        """One tile after the other: a tile alone fills the cores, and memory stays that of one."""
-        num_tiles = len(pixel_values)
-        features: list[Array] = []
-        for tile in np.split(pixel_values, num_tiles):
-            self._report("tiles", len(features), num_tiles)
-            features.append(self._project(self._run_vision_tower(tile)))
-        return np.concatenate(features).astype(np.float32, copy=False)
-
-    def features(self, pixel_values: Array, plan: PackingPlan) -> Features:
-        patches = [self._run_vision_tower(tile) for tile in np.split(pixel_values, len(pixel_values))]
-        features = np.concatenate([self._project(one) for one in patches]).astype(np.float32, copy=False)
-        tokens = self.pack(features, plan)
-        return Features(np.concatenate(patches).astype(np.float32), features, tokens, tokens)
-
-    def pack(self, features: Array, plan: PackingPlan) -> Array:
-        return pack(features, self._embedding.newline, plan)
-
     def _run_vision_tower(self, tile: Array) -> Array:
-        """A tile `[1, 3, S, S]` to patch features `[1, P, C]`."""
         return self._run(self._vision, tile.astype(self._vision_type, copy=False))
 
     def _project(self, patches: Array) -> Array:
@@ -132,36 +96,14 @@ class OpenVinoBackend:
     # -- prompts ------------------------------------------------------------------------------------------------------
 
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
-        total = len(inputs.ids)
-        check_length(total, self._max_context)
-        if 2 * start < total and self._is_text(inputs, start):
+        if 2 * start < len(inputs.ids) and self._is_text(inputs, start):
             start = 0
-        pieces = []
-        for run in prompt_runs(total, start, num_logits, CHUNK_TOKENS, max_logits=total):
-            self._report("tokens", run.start, total)
-            logits = self._run_decoder(self._embed(inputs, run.start, run.end), run.start, run.num_logits)
-            if run.num_wanted:
-                pieces.append(logits)
-        self._report("tokens", total, total)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return self._prefill(inputs, start, num_logits, CHUNK_TOKENS)
 
     @staticmethod
     def _is_text(inputs: PromptInputs, end: int) -> bool:
         """Return whether tokens alone stand before `end`: rows of media that are in the cache need not be there."""
         return bool((inputs.rows(0, end) < 0).all() and (inputs.ids[:end] != inputs.image_token_id).all())
-
-    def _report(self, what: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(what, done, total)
-
-    def _embed(self, inputs: PromptInputs, start: int, end: int) -> Array:
-        """Rows `[1, end - start, D]` for the decoder."""
-        media_rows = inputs.rows(start, end)
-        is_image = media_rows >= 0
-        rows = self._embedding.rows(np.where(is_image, 0, inputs.ids[start:end]))
-        if inputs.image_tokens is not None:
-            rows[is_image] = inputs.image_tokens[media_rows[is_image]]
-        return rows[None]
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -197,10 +139,6 @@ class OpenVinoBackend:
         return logits
 
     # -- states -------------------------------------------------------------------------------------------------------
-
-    @property
-    def prefix_bytes_per_position(self) -> int:
-        return self._manifest.kv_bytes_per_token
 
     def copy_prefix(self, num_positions: int) -> Array:
         """`[2 * layers, key/value heads, num_positions, head_dim]`, key and value of each layer in turn."""
