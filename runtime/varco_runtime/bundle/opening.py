@@ -46,7 +46,16 @@ from typing import Any, BinaryIO
 
 from varco_runtime.bundle.graph_files import external_files
 from varco_runtime.bundle.manifest import FORMAT_VERSION, FileFacts, Manifest
-from varco_runtime.bundle.schema import MANIFEST, MAX_DEPTH, is_shallow, manifest_of, no_constant, serialize, short
+from varco_runtime.bundle.schema import (
+    LATER_KEYS,
+    MANIFEST,
+    MAX_DEPTH,
+    is_shallow,
+    manifest_of,
+    no_constant,
+    serialize,
+    short,
+)
 from varco_runtime.bundle.verified import Remembered
 from varco_runtime.errors import BundleError, ExportError
 from varco_runtime.system.files import durable_file
@@ -406,16 +415,15 @@ def digest_of(manifest: Manifest) -> str:
 
 def _document(manifest: Manifest) -> dict[str, Any]:
     """Return what `bundle.json` holds; a key that an earlier export did not write stays away."""
-    document = dataclasses.asdict(manifest)
-    if manifest.media is None:
-        del document["media"]
-    if manifest.image.ocr_long_side_px is None:
-        del document["image"]["ocr_long_side_px"]
-    if manifest.kv_cache is None:
-        del document["kv_cache"]
-    if manifest.embedding is not None and manifest.embedding.head_rows is None:
-        del document["embedding"]["head_rows"]
-    return document
+    return _without_later_nulls(dataclasses.asdict(manifest))
+
+
+def _without_later_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_later_nulls(held) if isinstance(held, dict) else held
+        for key, held in value.items()
+        if held is not None or key not in LATER_KEYS
+    }
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

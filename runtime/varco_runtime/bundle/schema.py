@@ -155,8 +155,8 @@ _NETWORKS = {
     "cuda": ("pixels", "packing", "sampling"),
 }
 """What each device needs beside the networks that all have."""
-_LATER = frozenset({"media", "ocr_long_side_px", "head_rows", "kv_cache"})
-"""Keys that bundles of this format version may lack, because earlier exports did not write them."""
+LATER_KEYS = frozenset({"media", "ocr_long_side_px", "head_rows", "kv_cache"})
+"""Keys that bundles of this format version may lack, because earlier exports did not write them: None by default."""
 
 
 @functools.cache
@@ -171,7 +171,7 @@ def _from_json(cls: type, value: object, where: str) -> Any:
         raise ValueError(f"{where.rstrip('.')} is {_kind(value)}, expected an object")
     hints = _hints(cls)
     for name in hints:
-        if name not in value and name not in _LATER:
+        if name not in value and name not in LATER_KEYS:
             raise ValueError(f"{where}{name} is missing, expected it there")
     if unknown := set(value) - set(hints):
         raise ValueError(f"{where.rstrip('.') or 'it'} holds {short(min(unknown))}, expected only known keys")
