@@ -160,7 +160,7 @@ class Session:
     def drafter(self, ids: Sequence[int]) -> Drafter | None:
         """Return what drafts an answer to the prompt `ids`, None if the backend does not verify several tokens at once.
 
-        The caller holds `lock`.
+        Only the thread that runs the engine's step calls it.
         """
         if not isinstance(self.backend, VerifyingBackend):
             return None

@@ -16,7 +16,6 @@ from varco_runtime.errors import ContextError, VideoError
 from varco_runtime.video.array import ArrayReader
 from varco_runtime.video.budget import Budget
 from varco_runtime.video.choice import choose_frames
-from varco_runtime.video.opening import opened_file, opened_path
 from varco_runtime.video.reader import FramesDifferError, Reader
 from varco_runtime.video.tiles import VideoTiles, digest_of, size_of, squash
 
@@ -96,6 +95,8 @@ class Video:
 
     @contextmanager
     def _opened(self) -> Iterator[Reader]:
+        from varco_runtime.video.opening import opened_file, opened_path  # the readers, for those who show a video
+
         source = self.source
         if isinstance(source, np.ndarray):
             yield ArrayReader(source)
