@@ -41,6 +41,8 @@ MODEL = TinyOptions(
     num_vision_heads=2,
     vision_intermediate_size=160,
 )
+"""The 14B's head group of 5 with heads of 128, heads of 72 in the tower, and sizes that every fast kernel takes: XQA,
+Flash, fpA_intB, FP8."""
 FORMATS = ("fp16", "int4", "fp8", "bf16")
 CLOSE_CALL, LEAST_CLEAR = 3.0, 4
 """Times the largest error of a logit: what two tokens must be apart for one of them alone to be right, and how

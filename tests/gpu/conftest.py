@@ -11,28 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.tokens import MAX_CONTEXT, MODEL
 from tests.conftest import export_bundle
-from varco_export.tiny import TinyOptions, make_tiny
+from varco_export.tiny import make_tiny
 from varco_runtime import Varco
 from varco_runtime.backends.cuda.driver import find_gpu
 from varco_runtime.backends.cuda.library import load_onnxruntime
 from varco_runtime.errors import VarcoError
-
-MODEL = TinyOptions(
-    seed=8,
-    hidden_size=640,
-    num_attention_heads=5,
-    num_key_value_heads=1,
-    intermediate_size=320,
-    vocab_size=576,
-    num_hidden_layers=3,
-    vision_hidden_size=144,
-    num_vision_heads=2,
-    vision_intermediate_size=160,
-)
-"""The 14B's head group of 5 with heads of 128, heads of 72 in the tower, and sizes that every fast kernel takes: XQA,
-Flash, fpA_intB, FP8."""
-MAX_CONTEXT = 1024
 
 
 @pytest.fixture(scope="session")

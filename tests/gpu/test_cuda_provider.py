@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.gpu.tokens import MAX_CONTEXT, MODEL
 from tests.conftest import export_bundle
-from tests.gpu.conftest import MAX_CONTEXT, MODEL
 from tests.makers.drafts import foretell
 from tests.makers.inputs import noise_picture, text_inputs
 from varco_export.tiny import Scales, make_tiny

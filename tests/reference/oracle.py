@@ -104,6 +104,10 @@ class Oracle:
         if image is not None:
             inputs["pixel_values"], inputs["image_sizes"] = self.pixel_values(image)
             inputs["vision_aspect_ratio"] = self.model.config.vision_aspect_ratio
+        return self.continued(inputs, max_new_tokens)
+
+    def continued(self, inputs: dict[str, Any], max_new_tokens: int) -> Greedy:
+        """The greedy answer to what the model's `generate` takes."""
         with torch.no_grad():
             output = self.model.generate(
                 **inputs,
@@ -112,8 +116,8 @@ class Oracle:
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-        logits = torch.cat(output.logits).numpy()
-        return Greedy(ids, output.sequences[0, len(ids) :].tolist(), logits)
+        ids = inputs["input_ids"][0].tolist()
+        return Greedy(ids, output.sequences[0, len(ids) :].tolist(), torch.cat(output.logits).numpy())
 
 
 def user_message(text: str, image: bool) -> list[dict[str, Any]]:

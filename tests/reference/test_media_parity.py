@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import export_bundle
 from tests.makers.media import drawn_clip
-from tests.reference.oracle import Greedy, Oracle, photo, relative_error, torch
+from tests.reference.oracle import Oracle, photo, relative_error, torch
 from varco_export.tiny import TinyOptions, make_tiny, token_ids
 from varco_runtime import Varco
 from varco_runtime.conversation import Turn, user_turn
@@ -79,19 +79,6 @@ class MediaOracle(Oracle):
                 newline = self.model.model.image_newline[None, None].repeat(len(found), 1, 1)
                 videos = torch.cat([found, newline], 1).flatten(0, 1).numpy()
         return pictures, videos
-
-    def continued(self, inputs: dict[str, Any], max_new_tokens: int) -> Greedy:
-        """Its greedy answer."""
-        with torch.no_grad():
-            output = self.model.generate(
-                **inputs,
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        ids = inputs["input_ids"][0].tolist()
-        return Greedy(ids, output.sequences[0, len(ids) :].tolist(), torch.cat(output.logits).numpy())
 
     def written(self, turns: Sequence[Turn], prompt: Prompt) -> list[int]:
         """The ids of transformers' template and tokenizer, each placeholder as often as its medium has tokens."""

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.makers.inputs import close, noise_picture
+from tests.makers.threads import in_threads
 from varco_runtime import Varco
 from varco_runtime.backend import BatchingBackend, KeepsPrefixes, PromptInputs
 from varco_runtime.engine.scheduler import Scheduler
@@ -70,24 +71,10 @@ def hasty_switches() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def in_threads(work: Callable[[int], None], count: int = 4) -> None:
-    """Run `work(0)` to `work(count - 1)` at once, and raise what any of them raised."""
-    errors: list[BaseException] = []
-
-    def guarded(index: int) -> None:
-        try:
-            work(index)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(index,)) for index in range(count)]
+def in_hasty_threads(work: Callable[[int], None], count: int = 4) -> None:
+    """As `in_threads`, with hasty switches."""
     with hasty_switches():
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if errors:
-        raise errors[0]
+        in_threads(work, count)
 
 
 def test_answers_to_many_threads_are_those_given_alone(varco: Varco, tiny_bundle: Path, expected: Expected) -> None:
@@ -98,7 +85,7 @@ def test_answers_to_many_threads_are_those_given_alone(varco: Varco, tiny_bundle
             index = (thread + turn) % len(QUESTIONS)
             outcomes.append((index, varco.ask(*QUESTIONS[index], max_new_tokens=NUM_TOKENS).token_ids))
 
-    in_threads(ask)
+    in_hasty_threads(ask)
     assert len(outcomes) == 48
     assert [(index, got) for index, got in outcomes if got != expected[index]] == []
     assert_the_cache_is_what_it_claims(varco, Varco.load(tiny_bundle, threads=1))
@@ -119,7 +106,7 @@ def test_a_picture_asked_about_by_several_threads_is_encoded_once(
     new, encode, encoded = noise_picture(9), varco.backend.encode, []
     monkeypatch.setattr(varco.backend, "encode", lambda pixels: (encoded.append(len(pixels)), encode(pixels))[1])
     tiles: list[int] = []
-    in_threads(lambda thread: tiles.append(len(varco.ask(new, f"{thread}?", max_new_tokens=2).token_ids)))
+    in_hasty_threads(lambda thread: tiles.append(len(varco.ask(new, f"{thread}?", max_new_tokens=2).token_ids)))
     assert len(tiles) == 4
     once = sum(encoded)
     varco.ask(new, "Again?", max_new_tokens=2)
@@ -140,7 +127,7 @@ def test_scores_and_answers_at_once_are_those_given_alone(varco: Varco, tiny_bun
             else:
                 assert varco.ask(*QUESTIONS[thread], max_new_tokens=NUM_TOKENS).token_ids == expected[thread]
 
-    in_threads(work)
+    in_hasty_threads(work)
 
 
 def test_a_stream_cancelled_before_it_begins_does_no_work_and_ends_no_other(varco: Varco, expected: Expected) -> None:
@@ -269,7 +256,7 @@ def test_threads_that_read_one_stream_share_its_pieces(varco: Varco) -> None:
     text = varco.ask(None, "Hello", max_new_tokens=48).text
     stream = varco.stream(None, "Hello", max_new_tokens=48)
     pieces: list[str] = []
-    in_threads(lambda _: pieces.extend(piece.text for piece in stream))
+    in_hasty_threads(lambda _: pieces.extend(piece.text for piece in stream))
     assert stream.answer.text == text
     assert sorted("".join(pieces)) == sorted(text)
 
@@ -282,7 +269,7 @@ def test_a_conversation_of_many_threads_is_one_question_after_the_other(varco: V
         prompt = f"Question {thread}?"
         answers[prompt] = chat.ask(prompt, max_new_tokens=4).text
 
-    in_threads(ask)
+    in_hasty_threads(ask)
     messages = [turn.message for turn in chat._turns]
     assert [message.role for message in messages] == ["user", "assistant"] * 4
     assert {q.texts[0]: a.texts[0] for q, a in zip(messages[::2], messages[1::2], strict=True)} == answers

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.makers.inputs import noise_picture
+from tests.makers.threads import in_threads
 from varco_runtime import Varco
 from varco_runtime.engine.job import Job
 from varco_runtime.stream import Stream
@@ -47,33 +48,23 @@ class Counted:
 def work(varco: Varco, num_requests: int, kept: list[object] | None) -> None:
     """Ask from all threads; `kept` is given what is to leak."""
     expected = [varco.ask(*question, max_new_tokens=NUM_TOKENS).token_ids for question in QUESTIONS]
-    errors: list[BaseException] = []
 
     def ask(seed: int) -> None:
         rng = random.Random(seed)
-        try:
-            for _ in range(num_requests // NUM_THREADS + (seed < num_requests % NUM_THREADS)):
-                index = rng.randrange(len(QUESTIONS))
-                stream = varco.stream(*QUESTIONS[index], max_new_tokens=NUM_TOKENS)
-                leaves_after = rng.randrange(NUM_TOKENS) if rng.random() < 1 / 3 else None
-                for count, _piece in enumerate(stream):
-                    if count == leaves_after:
-                        stream.cancel()
-                got = stream.answer.token_ids
-                assert got == expected[index][: len(got)]
-                assert stream.answer.finish_reason == "cancelled" or got == expected[index]
-                if kept is not None and seed == 0:
-                    kept.append(stream)
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(num_requests // NUM_THREADS + (seed < num_requests % NUM_THREADS)):
+            index = rng.randrange(len(QUESTIONS))
+            stream = varco.stream(*QUESTIONS[index], max_new_tokens=NUM_TOKENS)
+            leaves_after = rng.randrange(NUM_TOKENS) if rng.random() < 1 / 3 else None
+            for count, _piece in enumerate(stream):
+                if count == leaves_after:
+                    stream.cancel()
+            got = stream.answer.token_ids
+            assert got == expected[index][: len(got)]
+            assert stream.answer.finish_reason == "cancelled" or got == expected[index]
+            if kept is not None and seed == 0:
+                kept.append(stream)
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(NUM_THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    in_threads(ask, NUM_THREADS)
 
 
 def left_behind(varco: Varco) -> list[Job]:

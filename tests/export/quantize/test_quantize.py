@@ -22,7 +22,6 @@ from PIL import Image
 if any(find_spec(name) is None for name in ("torch", "transformers", "llmcompressor")):
     pytest.skip("quantising needs the extra 'quantize'", allow_module_level=True)
 
-import torch
 
 from varco_cli.main import main
 from varco_export import quantize as package
@@ -35,14 +34,7 @@ from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.errors import CheckpointError, ExportError, InputError, MissingExtraError, UsageError
 
 MARKUP = ("<gro>", "<ocr>", "<char>", "</char>", "<obj>", "</obj>", "<bbox>", "</bbox>", "<delim>")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_threaded() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("single_threaded")
 
 
 class Quiet:
