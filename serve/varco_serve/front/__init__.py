@@ -1,0 +1,1 @@
+"""HTTP: routes, bounds, keys, streams, metrics and logs. Holds no model."""

@@ -1,0 +1,164 @@
+"""What the front and the worker tell each other: an `Ask`, and the events that answer it.
+
+The same types serve the front's routes and the tests' doubles; `to_header` and `from_header` take them over the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A decoded picture.
+
+    Args:
+        width: Pixels, upright.
+        height: Pixels, upright.
+        rgb: `height * width * 3` bytes, row by row.
+        is_animated: Whether it is the first of several frames.
+    """
+
+    width: int
+    height: int
+    rgb: bytes
+    is_animated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskTurn:
+    """One turn: a role (`system`, `user`, `assistant`), and texts and indices into `Ask.pictures` in their order."""
+
+    role: str
+    parts: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One answer that is asked for.
+
+    Args:
+        turns: The conversation, the oldest turn first.
+        pictures: All of its pictures.
+        options: Options of `varco_runtime.options.Options`, by name; what JSON can hold.
+        grammar: What the answer must look like: `{"kind": "json_schema", "schema": {..}}`, `{"kind": "json_object"}`
+            or `{"kind": "markup", "task": "ocr" | "ground" | "refer"}`; None for any answer.
+    """
+
+    turns: tuple[AskTurn, ...]
+    pictures: tuple[Pixels, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    grammar: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token of an answer, where its probability was asked for.
+
+    Args:
+        token_id: Its id.
+        data: Its bytes; of an added token its text.
+        logprob: The natural logarithm of its probability, before temperature and penalties.
+        top: The likeliest tokens at its place: id, bytes, logarithm.
+    """
+
+    token_id: int
+    data: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The answer's prompt has been taken: it has a place in the worker."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the answer went on with.
+
+    Args:
+        text: Text with markup.
+        plain_text: Text without it.
+        regions: Regions that it closed, as `varco_runtime.answer.formats.to_json_regions` gives them.
+        tokens: Its tokens, where their probabilities were asked for.
+    """
+
+    text: str
+    plain_text: str
+    regions: tuple[dict[str, Any], ...] = ()
+    tokens: tuple[TokenScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer's end: `Answer.to_dict()`, the document of `varco run --json`."""
+
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The answer failed.
+
+    Args:
+        status: The HTTP status that says so where nothing was sent yet.
+        message: One line for the caller, without a path, an address or a name of our code.
+        code: OpenAI's short name of the error, such as `context_length_exceeded`; None without one.
+        param: The field of the request that is at fault, or None.
+        retry_after_s: When it is worth asking again, or None.
+    """
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+Event: TypeAlias = Begun | Said | Done | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the worker says about the model once it is loaded; None before.
+
+    Args:
+        max_context: Tokens of a prompt and its answer.
+        slots: Answers at once.
+        max_images: Pictures of a conversation, or None where the model says no number.
+        largest_picture_tokens: Image tokens of the largest picture.
+        details: What `/v1/metadata` says: bundle, precision, device, licence of the weights.
+    """
+
+    max_context: int
+    slots: int
+    max_images: int | None
+    largest_picture_tokens: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """What the front's routes ask. `supervisor/` implements it over the worker, tests by doubles."""
+
+    @property
+    def facts(self) -> Facts | None:
+        """Return what the worker said about the model; None while it has not been loaded for the first time."""
+
+    @property
+    def not_ready(self) -> str | None:
+        """Return why no answer can be given now (`loading`, `restarting`, `draining`), or None."""
+
+    def ask(self, ask: Ask) -> AsyncIterator[Event]:
+        """Return the events of one answer: `Begun`, `Said`s, then `Done` or `Failed`.
+
+        Closing the iterator (`aclose`) or cancelling the task that reads it cancels the answer. A full queue is a
+        `Failed` with status 429, at once.
+        """
+
+    async def decode(self, data: bytes) -> Pixels | Failed:
+        """Return a picture file's pixels, or why there are none."""

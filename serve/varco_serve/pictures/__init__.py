@@ -1,0 +1,1 @@
+"""The disposable process that turns picture files into pixels."""
