@@ -50,7 +50,7 @@ def test_the_picture_of_the_floors_is_what_the_linter_holds() -> None:
         block.splitlines() for block in re.findall(r"^```\n(.*?)^```", architecture(), re.MULTILINE | re.DOTALL)
     ]
     floors = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
-    assert len(floors) == 4
+    assert len(floors) == 5
     for layers in floors:
         assert any(_is_drawn(layers, picture) for picture in pictures), layers
 
