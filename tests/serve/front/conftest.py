@@ -1,0 +1,1 @@
+"""A front over a double of the model, asked through ASGI or through real sockets."""
