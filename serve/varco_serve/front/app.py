@@ -14,6 +14,7 @@ from varco_serve.front.info_routes import Info, document_route, text_route
 from varco_serve.front.journal import write_line
 from varco_serve.front.limits import FrontLimits
 from varco_serve.front.metrics import CONTENT_TYPE, Metrics
+from varco_serve.front.native_route import NativeRoute
 from varco_serve.front.observer import Observer
 from varco_serve.front.record import Record
 from varco_serve.front.router import Router
@@ -80,4 +81,5 @@ def _routes(
         "/v1/models": {"GET": document_route(info.models)},
         "/v1/metadata": {"GET": document_route(info.metadata)},
         "/v1/chat/completions": {"POST": ChatRoute(service)},
+        **{f"/v1/{task}": {"POST": NativeRoute(service, task)} for task in ("ocr", "ground", "refer")},
     }

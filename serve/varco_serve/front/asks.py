@@ -66,14 +66,15 @@ class Asks:
 
     async def _read(self, index: int, ask: Ask) -> None:
         try:
+            has_ended = False
             with self._observer.asking(self._record) as observe:
                 async with aclosing(cast(Any, self._model.ask(ask))) as events:
                     async for event in cast(AsyncIterator[Event], events):
                         observe(event)
                         await self._events.put((index, event))
-                        if isinstance(event, Done | Failed):
-                            return
-            raise RuntimeError("Bug: an answer ended without its end.")
+                        has_ended = isinstance(event, Done | Failed)
+            if not has_ended:
+                raise RuntimeError("Bug: an answer ended without its end.")
         except Exception as error:
             await self._events.put((index, error))
 

@@ -18,7 +18,7 @@ from varco_serve.front.event_stream import EventStream, as_event
 from varco_serve.front.info_routes import check_ready
 from varco_serve.front.json_body import parse_json
 from varco_serve.front.record import record_of
-from varco_serve.front.service import Service, check_is_json
+from varco_serve.front.service import Service, check_is_json, ignored_header
 from varco_serve.messages import Done, Facts, Said
 
 END = b"data: [DONE]\n\n"
@@ -50,7 +50,7 @@ class ChatRoute:
         request = await service.parsed(parse, len(body))
         body.clear()
         pictures = await service.decoded(request.pictures, scope)
-        headers = {"varco-ignored": ", ".join(request.ignored)} if request.ignored else {}
+        headers = ignored_header(request.ignored)
         asks = service.asks(request.turns, pictures, request.options, request.grammar, request.n)
         async with service.asking(asks, scope) as answers:
             if request.stream:

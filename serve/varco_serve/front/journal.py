@@ -1,4 +1,4 @@
-"""The log: one line of JSON per request, without prompts, answers, pictures or keys unless `--log-content` asks for them."""
+"""The log: one line of JSON per request. It holds no prompt, answer, picture or key; `--log-content` adds texts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import logging
 import sys
 import time
+import traceback
+from pathlib import Path
 from typing import Any
 
 from varco_serve.front.record import Record
 
 LOGGER = "varco_serve.requests"
+_MAX_PLACES = 20
 _log = logging.getLogger(LOGGER)
 
 
@@ -21,7 +24,7 @@ def line_of(record: Record, total_s: float) -> dict[str, Any]:
         record: The request's.
         total_s: How long it took.
     """
-    line = {
+    line: dict[str, Any] = {
         "id": record.request_id,
         "method": record.method,
         "route": record.route or None,
@@ -41,18 +44,30 @@ def line_of(record: Record, total_s: float) -> dict[str, Any]:
 
 def write_line(record: Record, total_s: float) -> None:
     """Log a request that has ended."""
-    _log.info(
-        "%s", json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **line_of(record, total_s)})
-    )
+    _write(line_of(record, total_s))
+
+
+def write_failure(record: Record, error: BaseException) -> None:
+    """Log what was not foreseen: the kind of the error and where it was raised, not its text, which may be a prompt.
+
+    Args:
+        record: Of the request that failed.
+        error: What was raised.
+    """
+    places = [f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in traceback.extract_tb(error.__traceback__)]
+    _write({"id": record.request_id, "failure": type(error).__name__, "at": places[-_MAX_PLACES:]})
+
+
+def _write(document: dict[str, Any]) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    _log.info("%s", json.dumps({"time": now, **document}))
 
 
 def log_to_stderr() -> None:
-    """Let requests and failures be written to stderr; what cannot be written, on a full disk, is lost without harm."""
+    """Write the log to stderr; what cannot be written, on a full disk, is lost without harm."""
     handler = _Quiet(sys.stderr)
-    for name in (LOGGER, "varco_serve.front"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+    _log.handlers, _log.propagate = [handler], False
+    _log.setLevel(logging.INFO)
 
 
 class _Quiet(logging.StreamHandler[Any]):

@@ -39,9 +39,7 @@ def parse_json(body: bytes | bytearray, limits: FrontLimits) -> Any:
 
 def _check(document: Any, max_depth: int) -> None:
     level = [document]
-    for _ in range(max_depth):
-        if not level:
-            return
+    for _ in range(max_depth + 1):
         below: list[Any] = []
         for value in level:
             if isinstance(value, str):
@@ -52,7 +50,8 @@ def _check(document: Any, max_depth: int) -> None:
             elif isinstance(value, list):
                 below += value
         level = below
-    raise _refused(f"has more than {max_depth} levels")
+    if level:
+        raise _refused(f"has more than {max_depth} levels")
 
 
 def _check_text(text: str) -> None:

@@ -10,6 +10,7 @@ import json
 from typing import Any, ClassVar
 
 import h11
+from h11._state import MIGHT_SWITCH_PROTOCOL
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from varco_serve.documents.errors import RequestError, envelope
@@ -18,7 +19,7 @@ from varco_serve.front.limits import FrontLimits
 
 READ_BYTES = 32 << 10
 """Bytes that are parsed before other connections have their turn: a body in small chunks takes 10 us for each."""
-_COMPLETE = (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL, h11.MUST_CLOSE)
+_COMPLETE = (h11.DONE, MIGHT_SWITCH_PROTOCOL, h11.MUST_CLOSE)
 
 
 class FrontProtocol(H11Protocol):
@@ -31,6 +32,7 @@ class FrontProtocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = BoundedConnection(self.limits.max_header_bytes)
+        self._is_refused = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -55,6 +57,8 @@ class FrontProtocol(H11Protocol):
 
         Reading goes on then, because only who reads sees that a client has left.
         """
+        if self._is_refused:
+            return
         if self._is_answering():
             self.cycle.keep_alive = False
             return
@@ -63,7 +67,7 @@ class FrontProtocol(H11Protocol):
             self.cycle.keep_alive = False
         if self._is_answering():
             self.flow.resume_reading()
-        if self.conn.their_state is not h11.SEND_BODY:
+        if self.conn.their_state is not h11.SEND_BODY and not self._is_refused:
             self._stop_timer("linger")
         if self.conn.their_state is not h11.IDLE:
             self.half_open.pop(self, None)
@@ -80,6 +84,12 @@ class FrontProtocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
             self._start_timer("linger", self.limits.linger_s)
 
+    def shutdown(self) -> None:
+        if self._is_refused:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._start_timer("stalled", self.limits.stalled_write_s)
@@ -89,7 +99,7 @@ class FrontProtocol(H11Protocol):
         self._stop_timer("stalled")
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with an error document, if an answer can still be sent, and close."""
+        """Answer what is no HTTP with an error document, if an answer can still be sent, and end the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             error = RequestError("This is no valid HTTP/1.1 request.", code="invalid_http")
             body = json.dumps(envelope(error)[1]).encode()
@@ -99,7 +109,11 @@ class FrontProtocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.close()
+        self._is_refused = True
+        # A connection that is closed while bytes of it are unread is reset, and its client may never see the answer.
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._start_timer("linger", self.limits.linger_s)
 
     def _expect_header(self) -> None:
         if "header" not in self._timers:

@@ -25,6 +25,7 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, limits: FrontLimits | None = None, *, stop_s: int = 2) -> None:
         limits = limits or FrontLimits()
+        self._is_stopped = asyncio.Event()
         super().__init__(
             uvicorn.Config(
                 app,
@@ -59,6 +60,13 @@ class HttpServer(uvicorn.Server):
     def stop(self) -> None:
         """Take no more connections, close idle ones, and end once the others have been answered or `stop_s` is over."""
         self.should_exit = True
+        self._is_stopped.set()
+
+    async def main_loop(self) -> None:
+        """Set the header Date once a second until the end. uvicorn's own loop wakes up ten times a second."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_stopped.wait(), 1)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,7 @@ from varco_serve.settings import ServeSettings
 
 SMALL_BYTES = 64 << 10
 """What is parsed within the event loop, in less than a millisecond; more goes to a thread."""
+_MAX_NAME, _MAX_NAMES = 64, 32
 Parsed = TypeVar("Parsed")
 
 
@@ -94,6 +96,16 @@ class Service:
     def asking(self, asks: Sequence[Ask], scope: Scope) -> Asks:
         """Return the answers to a request's questions, to be entered as a context."""
         return Asks(self.model, asks, self._observer, record_of(scope))
+
+
+def ignored_header(ignored: Sequence[str]) -> dict[str, str]:
+    """Return the header field that names what of a request changes nothing, none where there is nothing.
+
+    Args:
+        ignored: Names of fields, which a caller chose: what a header cannot hold is replaced.
+    """
+    names = [re.sub(r"[^!-+\--~]", "?", name[:_MAX_NAME]) for name in ignored[:_MAX_NAMES]]
+    return {"varco-ignored": ", ".join(names)} if names else {}
 
 
 def media_type(scope: Scope) -> str:

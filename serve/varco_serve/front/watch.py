@@ -8,7 +8,6 @@ traceback in the log.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,12 +16,12 @@ from varco_serve.documents.errors import RequestError, envelope
 from varco_serve.front.asks import AnswerError
 from varco_serve.front.disconnect import ClientGoneError
 from varco_serve.front.error_response import error_response
+from varco_serve.front.journal import write_failure
 from varco_serve.front.record import Record, new_record
 from varco_serve.messages import Failed
 
 CLIENT_LEFT = 499
 """nginx's status for a caller that closed the connection before its answer; nothing is sent with it."""
-_log = logging.getLogger("varco_serve.front")
 
 
 class Watch:
@@ -81,7 +80,7 @@ class Watch:
             if isinstance(unforeseen, TimeoutError) and deadline.expired():
                 error = _late(self._request_timeout_s)
             else:
-                _log.error("request %s failed", record.request_id, exc_info=unforeseen)
+                write_failure(record, unforeseen)
                 error = RequestError(
                     f"The server failed. Its log says why, under {record.request_id}.",
                     status=500,
