@@ -13,7 +13,7 @@ from varco_serve.front.journal import log_to_stderr, write_event
 from varco_serve.front.server import HttpServer
 from varco_serve.messages import Facts
 from varco_serve.settings import ServeSettings
-from varco_serve.supervisor.supervisor import Ended, Supervisor
+from varco_serve.supervisor.supervisor import EndedError, Supervisor
 
 _BACKLOG = 2048
 
@@ -74,7 +74,7 @@ class _Server:
         supervisor = Supervisor(self._settings, write_event)
         app = create_app(self._settings, supervisor)
         http = HttpServer(app)
-        tasks = [asyncio.create_task(http.serve_on(self._listening)), asyncio.create_task(supervisor.run())]
+        tasks: list[asyncio.Task[None]] = [asyncio.create_task(http.serve_on(self._listening)), asyncio.create_task(supervisor.run())]
         said = asyncio.create_task(self._say_what_is_served(supervisor))
         stopping = asyncio.create_task(self._until_stopped(supervisor, app))
         try:
@@ -83,11 +83,11 @@ class _Server:
                 if task.done():  # neither ends by itself but for a reason
                     task.result()
             return await stopping
-        except Ended as error:
+        except EndedError as error:
             raise _as_error(error) from None
         finally:
-            for task in (said, stopping, tasks[1]):
-                task.cancel()
+            for unneeded in (said, stopping, tasks[1]):
+                unneeded.cancel()
             http.stop()
             await asyncio.gather(said, stopping, *tasks, return_exceptions=True)
 
@@ -149,5 +149,5 @@ def start_lines(facts: Facts, settings: ServeSettings) -> list[str]:
     return lines
 
 
-def _as_error(ended: Ended) -> VarcoError:
+def _as_error(ended: EndedError) -> VarcoError:
     return UsageError(str(ended)) if ended.status == 2 else BackendError(str(ended))

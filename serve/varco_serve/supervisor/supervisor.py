@@ -23,7 +23,7 @@ _RESTART_S = 5.0
 """What callers are told to wait while the worker starts again."""
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """The server cannot go on.
 
     Args:
@@ -171,12 +171,13 @@ class Supervisor:
         worker.kill()
 
     async def run(self) -> None:
-        """Keep the worker alive until cancelled.
+        """Keep the worker and the picture process alive until cancelled.
 
         Raises:
-            Ended: The model cannot be loaded, or the worker died too often.
+            EndedError: The model cannot be loaded, or the worker died too often.
         """
         deaths = Deaths()
+        self._start(self._pictures.run())
         try:
             while True:
                 try:
@@ -186,7 +187,7 @@ class Supervisor:
                 wait_s = deaths.count()
                 self._log("worker_died", status=status, again_in_s=wait_s)
                 if wait_s is None:
-                    raise Ended("The worker died five times within ten minutes. See the lines above.", 1)
+                    raise EndedError("The worker died five times within ten minutes. See the lines above.", 1)
                 self._restarts += 1
                 await asyncio.sleep(wait_s)
         finally:
@@ -222,7 +223,7 @@ class Supervisor:
             self._dispatch()
             return
         if header["kind"] == "refused":
-            raise Ended(header["message"], header["status"])
+            raise EndedError(header["message"], header["status"])
         entry = self._queue.running.get(header.pop("id"))
         if stats := header.pop("stats", None):
             self._stats = Stats(**stats)

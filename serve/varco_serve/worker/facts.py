@@ -40,8 +40,10 @@ def facts_of(varco: Varco) -> Facts:
 
 def _fitting(settings: ImageSettings, num_tokens: int) -> dict[str, int] | None:
     """Return the largest grid of tiles, in pixels, whose image tokens are at most `num_tokens`; None where none is."""
-    sizes = [(num_image_tokens((height, width), settings), height * width, height, width) for height, width in
-             settings.grid_pinpoints]
+    sizes = [
+        (num_image_tokens((height, width), settings), height * width, height, width)
+        for height, width in settings.grid_pinpoints
+    ]
     fitting = [size for size in sizes if size[0] <= num_tokens]
     if not fitting:
         return None

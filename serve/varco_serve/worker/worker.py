@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import traceback
+from functools import partial
 from typing import Any
 
 from varco_runtime import Varco
@@ -68,7 +69,7 @@ class Worker:
                     answering.cancel()
                 continue
             ask = ask_of(header, memoryview(body))
-            answering = Answering(varco, lambda event, id_=id_: self._tell(id_, event, tally))
+            answering = Answering(varco, partial(self._tell, id_, tally))
             with self._changing:
                 self._answerings[id_] = answering
             threading.Thread(target=self._answer, args=(id_, answering, ask), daemon=True).start()
@@ -87,7 +88,7 @@ class Worker:
             with self._changing:
                 self._answerings.pop(id_, None)
 
-    def _tell(self, id_: int, event: Event, tally: Tally) -> None:
+    def _tell(self, id_: int, tally: Tally, event: Event) -> None:
         self._send({"id": id_, **event_header(event), **tally.after(event)})
 
     def _send(self, header: dict[str, Any]) -> None:
