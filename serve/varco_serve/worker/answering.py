@@ -17,6 +17,7 @@ from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.stream import Stream, start_stream
 from varco_serve.messages import Ask, Begun, Done, Event, Pixels, Said, TokenScore
 from varco_serve.worker.failures import failed_of
+from varco_serve.worker.forms import Forms
 
 
 class Answering:
@@ -24,11 +25,13 @@ class Answering:
 
     Args:
         varco: The model.
+        forms: Its grammars.
         tell: Takes each event.
     """
 
-    def __init__(self, varco: Varco, tell: Callable[[Event], None]) -> None:
+    def __init__(self, varco: Varco, forms: Forms, tell: Callable[[Event], None]) -> None:
         self._varco = varco
+        self._forms = forms
         self._tell = tell
         self._stream: Stream | None = None
         self._is_cancelled = False
@@ -51,6 +54,8 @@ class Answering:
 
     def _run(self, ask: Ask) -> None:
         options: Any = dict(ask.options)
+        if ask.grammar is not None:
+            options["constraint"] = self._forms.constraint(ask.grammar)
         stream = self._stream = start_stream(self._varco.session, lambda: self._turns(ask), options)
         if self._is_cancelled:
             stream.cancel()

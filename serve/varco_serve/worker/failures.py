@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from varco_runtime.errors import ContextError, ImageError, InputError, PromptError, UsageError, one_line
+from varco_serve.grammar.errors import GrammarError
 from varco_serve.messages import Failed
 
 _MAX_CHARS = 500
@@ -23,6 +24,8 @@ def failed_of(error: Exception) -> Failed:
             return Failed(400, _line(error), "context_length_exceeded", "messages")
         case ImageError():
             return Failed(400, _line(error), "invalid_image", "messages")
+        case GrammarError():
+            return Failed(400, _line(error), "invalid_grammar", "response_format")
         case PromptError() | InputError():
             return Failed(400, _line(error), "invalid_prompt", "messages")
         case UsageError():

@@ -17,6 +17,7 @@ from varco_serve.codec import ask_of, event_header, facts_header
 from varco_serve.messages import Ask, Event
 from varco_serve.worker.answering import Answering
 from varco_serve.worker.facts import facts_of
+from varco_serve.worker.forms import Forms
 from varco_serve.worker.tally import Tally
 
 
@@ -58,7 +59,7 @@ class Worker:
         return varco
 
     def _serve(self, varco: Varco) -> None:
-        tally = Tally(varco)
+        tally, forms = Tally(varco), Forms(varco)
         while True:
             header, body = wire.receive(self._connection)
             id_ = header["id"]
@@ -69,7 +70,7 @@ class Worker:
                     answering.cancel()
                 continue
             ask = ask_of(header, memoryview(body))
-            answering = Answering(varco, partial(self._tell, id_, tally))
+            answering = Answering(varco, forms, partial(self._tell, id_, tally))
             with self._changing:
                 self._answerings[id_] = answering
             threading.Thread(target=self._answer, args=(id_, answering, ask), daemon=True).start()
