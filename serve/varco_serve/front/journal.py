@@ -58,6 +58,16 @@ def write_failure(record: Record, error: BaseException) -> None:
     _write({"id": record.request_id, "failure": type(error).__name__, "at": places[-_MAX_PLACES:]})
 
 
+def write_event(event: str, **fields: Any) -> None:
+    """Log what happened to the server as a whole, a process that ended for example.
+
+    Args:
+        event: Its name.
+        **fields: What JSON can hold, no texts of callers.
+    """
+    _write({"event": event, **fields})
+
+
 def _write(document: dict[str, Any]) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     _log.info("%s", json.dumps({"time": now, **document}))
