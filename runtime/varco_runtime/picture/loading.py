@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from varco_runtime.errors import ImageError, one_line
+from varco_runtime.errors import DamagedImageError, ImageError, one_line
 from varco_runtime.picture import jpeg2000
 from varco_runtime.picture.bounds import MAX_PIXELS, check_structure
 from varco_runtime.picture.quiet_decoders import quiet_libtiff, quiet_pillow
@@ -152,7 +152,8 @@ def decode_upright(data: bytes, name: str) -> tuple[Image.Image, bool]:
         The upright image of mode "RGB", and whether it is the first frame of an animation.
 
     Raises:
-        ImageError: as from `load_picture`. What a decoder raised, if one did, is its `__context__`.
+        DamagedImageError: its decoder gave up; what that raised is the `__context__`.
+        ImageError: the picture is in none of the formats read here, or costs too much to decode.
     """
     _check_file_size(len(data), name)
     format_ = check_structure(data, name)
@@ -220,7 +221,7 @@ def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...
         except ImageError:
             raise
         except UnidentifiedImageError:
-            raise ImageError(
+            raise DamagedImageError(
                 f"{name} cannot be decoded: it begins as {formats[0]}, but its header is damaged or of a kind that"
                 " Pillow does not read. Expected a complete picture file; save it again as PNG or JPEG."
             ) from None
@@ -228,7 +229,7 @@ def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...
             got = re.search(r"\d+", str(error))
             raise ImageError(_too_large(name, f"{int(got.group()):,} pixels" if got else "too many pixels")) from None
         except Exception as error:  # a decoder may raise anything: SyntaxError, struct.error, OverflowError, ...
-            raise ImageError(
+            raise DamagedImageError(
                 f"{name} cannot be decoded: {_reason(error)}. Expected a complete picture file; save it again as PNG or"
                 " JPEG."
             ) from None

@@ -7,6 +7,7 @@ import time
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from varco_runtime import __version__
 from varco_serve.front.body import BodyBounds, Budget
 from varco_serve.front.chat_route import ChatRoute
 from varco_serve.front.guard import Guard
@@ -16,6 +17,7 @@ from varco_serve.front.limits import FrontLimits
 from varco_serve.front.metrics import CONTENT_TYPE, Metrics
 from varco_serve.front.native_route import NativeRoute
 from varco_serve.front.observer import Observer
+from varco_serve.front.openapi import TASKS, openapi
 from varco_serve.front.record import Record
 from varco_serve.front.router import Router
 from varco_serve.front.service import Service
@@ -25,7 +27,7 @@ from varco_serve.settings import ServeSettings
 
 
 class Front:
-    """The ASGI app of one server. `create_app` makes it.
+    """The ASGI app of one server. `create_app` makes it; `paths` are those of its routes.
 
     Args:
         settings: The server's options.
@@ -36,6 +38,7 @@ class Front:
     def __init__(self, settings: ServeSettings, model: Model, limits: FrontLimits) -> None:
         self._observer = Observer(Metrics(), time.monotonic)
         routes = _routes(settings, model, limits, self._observer)
+        self.paths = frozenset(routes)
         bounded = BodyBounds(Router(routes), limits, Budget(limits.max_held_bytes))
         self._app = Watch(Guard(bounded, settings), settings.request_timeout_s, time.monotonic, self._ended)
 
@@ -72,14 +75,16 @@ def _routes(
     settings: ServeSettings, model: Model, limits: FrontLimits, observer: Observer
 ) -> dict[str, dict[str, ASGIApp]]:
     service = Service(settings, limits, model, observer)
+    description = openapi(__version__, bool(settings.keys))
     info = Info(settings, limits, model, int(time.time()))
     return {
         "/health": {"GET": document_route(info.ready)},
         "/health/live": {"GET": document_route(info.live)},
         "/health/ready": {"GET": document_route(info.ready)},
+        "/openapi.json": {"GET": document_route(lambda: (200, description))},
         "/metrics": {"GET": text_route(observer.metrics.text, CONTENT_TYPE)},
         "/v1/models": {"GET": document_route(info.models)},
         "/v1/metadata": {"GET": document_route(info.metadata)},
         "/v1/chat/completions": {"POST": ChatRoute(service)},
-        **{f"/v1/{task}": {"POST": NativeRoute(service, task)} for task in ("ocr", "ground", "refer")},
+        **{f"/v1/{task}": {"POST": NativeRoute(service, task)} for task in TASKS},
     }

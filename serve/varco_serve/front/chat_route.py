@@ -17,7 +17,7 @@ from varco_serve.front.disconnect import unless_gone
 from varco_serve.front.event_stream import EventStream, as_event
 from varco_serve.front.info_routes import check_ready
 from varco_serve.front.json_body import parse_json
-from varco_serve.front.record import record_of
+from varco_serve.front.record import Record, record_of
 from varco_serve.front.service import Service, check_is_json, ignored_header
 from varco_serve.messages import Done, Facts, Said
 
@@ -41,7 +41,7 @@ class ChatRoute:
         await unless_gone(receive, self._answer(scope, body, facts, receive, send))
 
     async def _answer(self, scope: Scope, body: bytearray, facts: Facts, receive: Receive, send: Send) -> None:
-        service = self._service
+        service, record = self._service, record_of(scope)
         limits = Limits(service.settings.model_name, facts.max_images)
 
         def parse() -> ChatRequest:
@@ -51,16 +51,15 @@ class ChatRoute:
         body.clear()
         pictures = await service.decoded(request.pictures, scope)
         headers = ignored_header(request.ignored)
-        asks = service.asks(request.turns, pictures, request.options, request.grammar, request.n)
-        async with service.asking(asks, scope) as answers:
+        asks = service.asks(record, request.turns, pictures, request.options, request.grammar, request.n)
+        async with service.asking(asks, record) as answers:
             if request.stream:
-                await self._stream(scope, request, answers, EventStream(send, headers))
+                await self._stream(record, request, answers, EventStream(send, headers))
             else:
                 document = await self._whole(request, answers)
                 await JSONResponse(document, headers=headers)(scope, receive, send)
 
-    async def _stream(self, scope: Scope, request: ChatRequest, answers: Asks, stream: EventStream) -> None:
-        record = record_of(scope)
+    async def _stream(self, record: Record, request: ChatRequest, answers: Asks, stream: EventStream) -> None:
         record.is_stream, record.error_event = True, as_event
         chunks = ChatStream(
             self._service.settings.model_name, _new_id(), int(time.time()), include_usage=request.include_usage

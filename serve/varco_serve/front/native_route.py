@@ -17,7 +17,7 @@ from varco_serve.front.disconnect import unless_gone
 from varco_serve.front.event_stream import EventStream, as_event
 from varco_serve.front.info_routes import check_ready
 from varco_serve.front.json_body import parse_json
-from varco_serve.front.record import record_of
+from varco_serve.front.record import Record, record_of
 from varco_serve.front.service import Service, ignored_header, media_type
 from varco_serve.messages import Done, Said
 
@@ -51,7 +51,7 @@ class NativeRoute:
         await unless_gone(receive, self._answer(scope, query, body, receive, send))
 
     async def _answer(self, scope: Scope, query: dict[str, str], body: bytearray, receive: Receive, send: Send) -> None:
-        service = self._service
+        service, record = self._service, record_of(scope)
         format_name = query.pop("format", "json")
         if format_name not in FORMATS:
             raise RequestError(f"The format is none of {', '.join(FORMATS)}.", param="format")
@@ -68,10 +68,10 @@ class NativeRoute:
         body.clear()
         pictures = await service.decoded(request.pictures, scope)
         headers = ignored_header(request.ignored)
-        asks = service.asks(request.turns, pictures, request.options, request.grammar)
-        async with service.asking(asks, scope) as answers:
+        asks = service.asks(record, request.turns, pictures, request.options, request.grammar)
+        async with service.asking(asks, record) as answers:
             if is_stream:
-                await self._stream(scope, answers, EventStream(send, headers))
+                await self._stream(record, answers, EventStream(send, headers))
                 return
             while (taken := await answers.next()) is not None:
                 event = taken[1]
@@ -79,8 +79,7 @@ class NativeRoute:
             content_type, text = formatted(event.document, format_name)
         await Response(text, headers={"content-type": content_type, **headers})(scope, receive, send)
 
-    async def _stream(self, scope: Scope, answers: Asks, stream: EventStream) -> None:
-        record = record_of(scope)
+    async def _stream(self, record: Record, answers: Asks, stream: EventStream) -> None:
         record.is_stream, record.error_event = True, _error_event
         while (taken := await stream.next(answers, self._service.limits.comment_s)) is not None:
             event = taken[1]

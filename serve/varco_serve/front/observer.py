@@ -91,6 +91,8 @@ class _Answer:
         record.prompt_tokens = (record.prompt_tokens or 0) + usage["prompt_tokens"]
         record.completion_tokens = (record.completion_tokens or 0) + usage["completion_tokens"]
         record.reason = event.document["finish_reason"]
+        if record.content is not None:
+            record.content["answers"].append(event.document["text"])
         metrics.prompt_tokens.inc(usage["prompt_tokens"])
         metrics.cached_tokens.inc(usage["cached_tokens"])
         metrics.completion_tokens.inc(usage["completion_tokens"])

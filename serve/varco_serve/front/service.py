@@ -16,7 +16,7 @@ from varco_serve.front.asks import AnswerError, Asks
 from varco_serve.front.body import Share
 from varco_serve.front.limits import FrontLimits
 from varco_serve.front.observer import Observer
-from varco_serve.front.record import record_of
+from varco_serve.front.record import Record
 from varco_serve.messages import Ask, AskTurn, Failed, Model, Pixels
 from varco_serve.settings import ServeSettings
 
@@ -80,6 +80,7 @@ class Service:
 
     def asks(
         self,
+        record: Record,
         turns: tuple[AskTurn, ...],
         pictures: tuple[Pixels, ...],
         options: dict[str, Any],
@@ -87,15 +88,22 @@ class Service:
         n: int = 1,
     ) -> list[Ask]:
         """Return the questions of a request: `n` that differ in their seed alone, where one was given."""
+        if self.settings.log_content:
+            asked = [{"role": turn.role, "parts": [_logged(part) for part in turn.parts]} for turn in turns]
+            record.content = {"asked": asked, "answers": []}
         ask = Ask(turns, pictures, options, grammar)
         seed = options.get("seed")
         if seed is None:
             return [ask] * n
         return [replace(ask, options={**options, "seed": seed + index}) for index in range(n)]
 
-    def asking(self, asks: Sequence[Ask], scope: Scope) -> Asks:
+    def asking(self, asks: Sequence[Ask], record: Record) -> Asks:
         """Return the answers to a request's questions, to be entered as a context."""
-        return Asks(self.model, asks, self._observer, record_of(scope))
+        return Asks(self.model, asks, self._observer, record)
+
+
+def _logged(part: str | int) -> str:
+    return part if isinstance(part, str) else f"<picture {part}>"
 
 
 def ignored_header(ignored: Sequence[str]) -> dict[str, str]:

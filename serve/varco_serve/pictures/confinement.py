@@ -67,7 +67,7 @@ def confine() -> None:
 
 
 @contextmanager
-def limited_time(seconds: float = PICTURE_S) -> Iterator[None]:
+def limited_time(seconds: float) -> Iterator[None]:
     """Raise `TooSlowError` after so much processor time; where Python is not reached, the process ends soon after."""
 
     def too_slow(signum: int, frame: FrameType | None) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from varco_runtime.errors import ImageError
+from varco_runtime.errors import DamagedImageError, ImageError
 from varco_runtime.picture.loading import decode_upright
 from varco_serve.pictures.formats import ACCEPTED, format_name
 
@@ -58,7 +58,7 @@ def decode(data: bytes) -> Decoded:
     if not data:
         raise RefusedError(f"The picture is empty (0 bytes). {_EXPECTED}.", "empty_image_file")
     name = format_name(data)
-    if name not in ACCEPTED:
+    if name is None or name not in ACCEPTED:
         what = f"of the kind {name!r}" if name else "in no format that is known here"
         raise RefusedError(f"The picture is {what}. {_EXPECTED}; convert it to one of them.", "invalid_image_format")
     try:
@@ -68,19 +68,19 @@ def decode(data: bytes) -> Decoded:
     return Decoded(*image.size, is_animated, _bands(image))
 
 
-def _refusal(error: ImageError, name: str | None) -> RefusedError:
-    cause = error.__context__
-    if isinstance(cause, MemoryError):
+def _refusal(error: ImageError, name: str) -> RefusedError:
+    if isinstance(error.__context__, MemoryError):
         return RefusedError(
             f"The {name} takes more memory to decode than one picture may. Save it in a smaller size.",
             "image_too_large",
             is_ordinary=False,
         )
-    if cause is None or isinstance(cause, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        text = str(error)  # our own words, from counting in the file's structure
-        return RefusedError(text[:1].upper() + text[1:], "image_too_large")
-    kind = "has a damaged header" if isinstance(cause, UnidentifiedImageError) else "is damaged or cut off"
-    return RefusedError(f"The {name} {kind}. Expected a complete file; save it again.", "image_parse_error")
+    if isinstance(error, DamagedImageError):  # says what the library said, with the name of its exception
+        return RefusedError(
+            f"The {name} is damaged or cut off. Expected a complete file; save it again.", "image_parse_error"
+        )
+    text = str(error)
+    return RefusedError(text[:1].upper() + text[1:], "image_too_large")
 
 
 def _bands(image: Image.Image) -> tuple[bytes, ...]:

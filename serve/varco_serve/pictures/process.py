@@ -17,6 +17,7 @@ from PIL import Image
 
 from varco_serve import wire
 from varco_serve.pictures.confinement import (
+    PICTURE_S,
     TooSlowError,
     confine,
     die_with_the_front,
@@ -66,7 +67,7 @@ def _serve_one(connection: socket.socket) -> bool:
 def _answer(connection: socket.socket, number: int, data: bytes) -> bool:
     """Send what became of a file; return whether the process may go on."""
     try:
-        with limited_time():
+        with limited_time(PICTURE_S):
             decoded = decode(data)
     except TooSlowError:
         message = "The picture takes longer to decode than one may. Save it again as PNG or JPEG, in a smaller size."
