@@ -11,7 +11,7 @@ from varco_serve.documents.ignored import named
 from varco_serve.documents.response_format import grammar_of
 from varco_serve.documents.sampling import answer_options
 from varco_serve.documents.turns import read_turns
-from varco_serve.documents.unsupported import check_unsupported
+from varco_serve.documents.unsupported import IN_CHAT, check_unsupported
 from varco_serve.messages import AskTurn
 
 MAX_ANSWERS = 4
@@ -74,7 +74,7 @@ def parse_chat(document: object, limits: Limits) -> ChatRequest:
     fields = Fields(document)
     ignored: list[str] = []
     model = _model(fields, limits)
-    check_unsupported(fields)
+    check_unsupported(fields, IN_CHAT)
     options = answer_options(fields)
     top_logprobs = _top_logprobs(fields)
     if top_logprobs is not None:

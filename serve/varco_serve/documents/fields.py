@@ -53,12 +53,7 @@ class Fields:
             RequestError: It is another, or none.
         """
         value = self.take(name)
-        if value is None:
-            return None
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:  # NaN is in no range
-            raise self.refused(name, value, f"a number from {low:g} to {high:g}")
-        return float(value)
+        return None if value is None else checked_number(value, self.path(name), low, high)
 
     def whole(self, name: str, low: int, high: int) -> int | None:
         """Return a whole number from `low` to `high`; 5.0 is one.
@@ -127,8 +122,25 @@ class Fields:
             value: What it is.
             expected: What it should be, as the end of a sentence.
         """
-        path = self.path(name)
-        return RequestError(f"{path} is {shown(value)}, expected {expected}.", param=path)
+        return _refused(self.path(name), value, expected)
+
+
+def checked_number(value: Any, path: str, low: float, high: float) -> float:
+    """Return a value that is a number from `low` to `high`.
+
+    Args:
+        value: Whatever stands there.
+        path: Where it stands in the request.
+        low: The least that it may be.
+        high: The most.
+
+    Raises:
+        RequestError: It is another number, or none.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # NaN is in no range
+        raise _refused(path, value, f"a number from {low:g} to {high:g}")
+    return float(value)
 
 
 def checked_text(value: object, path: str, max_chars: int) -> str:
@@ -143,12 +155,16 @@ def checked_text(value: object, path: str, max_chars: int) -> str:
         RequestError: It is longer, holds half a character, or is no text.
     """
     if not isinstance(value, str):
-        raise RequestError(f"{path} is {shown(value)}, expected a text.", param=path)
+        raise _refused(path, value, "a text")
     if len(value) > max_chars:
         raise RequestError(f"{path} has {len(value):,} characters, expected at most {max_chars:,}.", param=path)
     if has_surrogate(value):
         raise RequestError(f"{path} holds half a character (a lone surrogate), expected Unicode text.", param=path)
     return value
+
+
+def _refused(path: str, value: object, expected: str) -> RequestError:
+    return RequestError(f"{path} is {shown(value)}, expected {expected}.", param=path)
 
 
 def has_surrogate(text: str) -> bool:

@@ -6,19 +6,41 @@ Every other unknown field changes nothing here, and is ignored.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from varco_serve.documents.errors import RequestError
 from varco_serve.documents.fields import Fields, shown
 
-_FORMAT = "Use response_format"
+_GRAMMARS = (
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "structural_tag"),
+    *("json_schema", "grammar", "regex", "ebnf"),
+)
 _TOOLS = "This model calls no tools"
 _STOP = "Use stop"
 _MAX = "Use max_tokens"
 _OWN = "The bundle's own template is used"
 _PARTS = "Put pictures into messages, as parts of the type image_url"
 
-_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+Unsupported: TypeAlias = dict[str, tuple[tuple[Any, ...], str]]
+"""By a field's name: the values that ask for what happens anyway, and what to do instead."""
+
+IN_CHAT: Unsupported = {
+    "prompt": (("",), "Use messages"),
+    "system": (("",), "Use a message of the role system"),
+    "image": ((), _PARTS),
+    "box": ((), "Use POST /v1/refer"),
+    "strict": ((False,), "Use response_format"),
+    "format": ((), "Use POST /v1/ocr"),
+}
+IN_NATIVE: Unsupported = {
+    "messages": ((), "Use POST /v1/chat/completions"),
+    "n": ((1,), "Ask again for another answer"),
+    "stream": ((False,), "Send the header Accept: text/event-stream"),
+    "logprobs": ((False,), "Use POST /v1/chat/completions"),
+    "top_logprobs": ((0,), "Use POST /v1/chat/completions"),
+    "response_format": ((), "Use strict"),
+}
+_EVERYWHERE: Unsupported = {
     # Prompts.
     "chat_template": ((), _OWN),
     "chat_template_kwargs": (({},), _OWN),
@@ -28,9 +50,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "truncate_prompt_tokens": ((), "Send fewer messages"),
     "documents": (([],), "Put them into messages"),
     "mm_processor_kwargs": (({},), "Use tiling and long_side"),
-    "prompt": (("",), "Use messages"),
     "suffix": (("",), "Use messages"),
-    "system": (("",), "Use a message of the role system"),
     "images": (([],), _PARTS),
     "videos": (([],), _PARTS),
     "web_search_options": ((), "This server opens no connection"),
@@ -56,7 +76,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tool_choice": (("none", "auto"), _TOOLS),
     "function_call": (("none", "auto"), _TOOLS),
     # Grammars by other names.
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "structural_tag", "json_schema", "grammar", "regex", "ebnf"), ((), _FORMAT)),
+    **dict.fromkeys(_GRAMMARS, ((), "Use response_format")),
     # Ways to draw that the runtime does not know.
     "repeat_penalty": ((1,), "Use repetition_penalty"),
     "typical_p": ((1,), "Use top_p"),
@@ -73,16 +93,17 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def check_unsupported(fields: Fields) -> None:
+def check_unsupported(fields: Fields, here: Unsupported) -> None:
     """Check that a request asks for nothing that would change its answer and is not supported.
 
     Args:
         fields: The request's. Those that ask for what happens anyway stay unread.
+        here: What this route does not support besides.
 
     Raises:
         RequestError: It does.
     """
-    for name, (neutral, instead) in _REFUSED.items():
+    for name, (neutral, instead) in (*here.items(), *_EVERYWHERE.items()):
         value = fields.peek(name)
         if value is None or value in neutral:
             continue
