@@ -94,7 +94,9 @@ def _asking(summary: str, request: Document, content: Document, *statuses: int) 
 
 
 def _events() -> Document:
-    return {"text/event-stream": {"schema": {"type": "string"}}}
+    """Return the kind of a stream; its schema is that of one event."""
+    text = {"type": "string"}
+    return {"text/event-stream": {"schema": {"type": "object", "properties": {"event": text, "data": text}}}}
 
 
 def _chat() -> Document:
