@@ -44,7 +44,7 @@ def _listening(settings: ServeSettings) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        # With its protocol named: asyncio turns Nagle off for such alone, and a first token would wait 40 ms for an ACK.
+        # Its protocol is named: else asyncio leaves Nagle on, and first tokens wait 40 ms for an acknowledgement.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise UsageError(f"--host {settings.host} is no address of this machine: {error.strerror}.") from None
