@@ -257,7 +257,8 @@ class ChoosesRows(Protocol):
         """Put one token into each of the first slots, and return what comes of each row.
 
         That is the token that its draw takes; its logits `[vocab]` fp32, valid until the next call, where it has None
-        for a draw; or the error of a row whose logits are not finite, whose slot then holds nothing.
+        for a draw or one that this device cannot take; or the error of a row whose logits are not finite, whose slot
+        then holds nothing.
 
         Args:
             token_ids: The tokens of slots 0 .. n-1; n is one of `num_rows`.

@@ -63,9 +63,8 @@ def open_provider(
         return Provider(host, f"cpu ({why})", host.slots)
     from varco_runtime.backends.tensorrt.backend import TensorRtBackend
 
-    one = check_one_slot(slots, _NAMES["tensorrt"])
-    backend = TensorRtBackend(bundle, max_context)
-    return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})", one)
+    backend = TensorRtBackend(bundle, max_context, slots)
+    return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})", backend.slots)
 
 
 def _open_openvino(
