@@ -21,8 +21,8 @@ from varco_runtime.bundle.protobuf import BYTES, VARINT, field, fields, varint
 
 MICROSOFT = b"com.microsoft"
 GATE_PRODUCT = b"GatedRMSNorm"
-LENGTHS = b"seqlens_k"
-"""The decoder's input with the length of each row."""
+LENGTHS = (b"seqlens_k", b"write_indices")
+"""The decoder's input with a number for each row: of the graphs for ONNX Runtime, and of those for TensorRT."""
 ATTENTION, FIRST_NORM = b"GroupQueryAttention", 14
 """And the place of its first input with a norm's weight."""
 EPSILONS = (b"epsilon", b"qk_norm_epsilon")
@@ -79,7 +79,7 @@ def takes_rows(model: bytes) -> bool:
     """Return whether a run of a decoder takes several sequences; those of earlier exports take one.
 
     Args:
-        model: A decoder's graph as `varco_export` writes it for CUDA.
+        model: A decoder's graph as `varco_export` writes it.
 
     Raises:
         ValueError: The bytes are no model.
@@ -89,7 +89,7 @@ def takes_rows(model: bytes) -> bool:
         for number, _, graph, _ in _fields(model)
         if number == _GRAPH
         for kind, _, value, _ in _fields(graph)
-        if kind == _GRAPH_INPUT and (_NAME, LENGTHS) in {(field, name) for field, _, name, _ in _fields(value)}
+        if kind == _GRAPH_INPUT and any(n == _NAME and name in LENGTHS for n, _, name, _ in _fields(value))
         for dim in _nested(value, _TYPE_OF_VALUE, _TENSOR_TYPE, _SHAPE, _DIM)
     )
     return any(number == _DIM_PARAM for dim in lengths for number, *_ in _fields(dim))

@@ -7,12 +7,14 @@ A graph fixes addresses and shapes, yet every step has other tokens, other posit
   host. The position of one row is copied from a table on the device, those of several come from the host. One byte of
   each row's mask is set.
 - The mask's width, the length of the longest context, is rounded up to a multiple of `BUCKET_POSITIONS`. The mask is
-  false beyond a row's position, so what the caches hold there weighs nothing; but nothing times NaN is NaN, so they must
-  hold finite numbers there. They hold zeros: the backend clears caches when it allocates them, and what it rewinds.
+  false beyond a row's position, so what the caches hold there weighs nothing; but nothing times NaN is NaN, so they
+  must hold finite numbers there. They hold zeros: the backend clears caches when it allocates them, and what it
+  rewinds.
 - TensorRT wants one plain run between a change of shape and a capture, and a graph is worthless once its context has
-  changed. So each number of rows has a context of its own (prefill has another) and one graph, that of the current width
-  and, for one sequence, of its slot: the first step of a width runs plainly, the second is captured, all others replay
-  it. A graph and a context for each width would save one plain step and one capture in 512, and cost their memory.
+  changed. So each number of rows has a context of its own (prefill has another) and one graph, that of the current
+  width and, for one sequence, of its slot: the first step of a width runs plainly, the second is captured, all others
+  replay it. A graph and a context for each width would save one plain step and one capture in 512, and cost their
+  memory.
 - What cannot be captured runs plainly at every step.
 """
 
