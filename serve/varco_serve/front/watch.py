@@ -66,7 +66,8 @@ class Watch:
                 await self._app(scope, receive, sender)
             return
         except RequestError as refused:
-            error: RequestError | Failed = refused
+            # Without its traceback, which holds on to this frame, and to all that was made of the request.
+            error: RequestError | Failed = refused.with_traceback(None)
         except AnswerError as ended:
             error = ended.failed
         except ClientGoneError:
