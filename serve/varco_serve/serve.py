@@ -74,7 +74,10 @@ class _Server:
         supervisor = Supervisor(self._settings, write_event)
         app = create_app(self._settings, supervisor)
         http = HttpServer(app)
-        tasks: list[asyncio.Task[None]] = [asyncio.create_task(http.serve_on(self._listening)), asyncio.create_task(supervisor.run())]
+        tasks: list[asyncio.Task[None]] = [
+            asyncio.create_task(http.serve_on(self._listening)),
+            asyncio.create_task(supervisor.run()),
+        ]
         said = asyncio.create_task(self._say_what_is_served(supervisor))
         stopping = asyncio.create_task(self._until_stopped(supervisor, app))
         try:
