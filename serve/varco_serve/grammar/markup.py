@@ -97,12 +97,12 @@ def _second(name: str, shift: int, go_on: str, param: str) -> list[str]:
     `param` is handed over by the rules of a number that is greater already, unless nothing follows that needs it.
     """
     one, two, three = (f"[{bit}:{bit + 4}]" for bit in range(shift, shift + 12, 4))
-    greater_follows = f"not(and(eq({two}, 9), eq({three}, 9)))"
+    nines = f"and(eq({two}, 9), eq({three}, 9))"
     return [
-        _rule(f"{name}::_", [f'"1" {go_on}', f'"0." {name}1::_']),
+        _rule(f"{name}::_", [f'"1" {go_on}', f'"0." {name}1::_ %if not(and(eq({one}, 9), {nines}))']),
         _rule(
             f"{name}1::_",
-            [f'"{digit}" {name}2::_ %if and(eq({one}, {digit}), {greater_follows})' for digit in range(10)]
+            [f'"{digit}" {name}2::_ %if and(eq({one}, {digit}), not({nines}))' for digit in range(10)]
             + [f'"{digit}" {name}b{param} %if lt({one}, {digit})' for digit in range(1, 10)],
         ),
         _rule(
