@@ -12,6 +12,7 @@ from varco_serve.messages import Begun, Done, Said, TokenScore
 
 REGION = {"kind": "text", "text": "EXIT", "start": 0, "end": 4, "boxes": [[0, 0, 1, 1]], "boxes_px": [[0, 0, 9, 9]]}
 SCORES = (TokenScore(5, b"Hi", -0.5, ((5, b"Hi", -0.5), (6, b"\xea\xb0", float("-inf")))),)
+END = Said("", "", tokens=(TokenScore(2, b"<|im_end|>", -0.25),))
 HEAD = ("varco", "chatcmpl-1", 1_700_000_000)
 
 
@@ -92,7 +93,7 @@ def test_probabilities_are_laid_out_as_openai_does() -> None:
         "refusal": None,
     }
     said = Said("Hi", "Hi", tokens=SCORES)
-    assert whole([said, done("Hi")])["choices"][0]["logprobs"] == expected
+    assert whole([said, END, done("Hi")])["choices"][0]["logprobs"] == expected
     assert ChatStream(*HEAD).take(0, said)[-1]["choices"][0]["logprobs"] == expected
 
 
@@ -157,10 +158,29 @@ def test_a_stream_counts_tokens_at_its_end_where_that_is_asked() -> None:
     assert ChatStream(*HEAD).end() == []
 
 
-def test_a_token_that_lets_out_no_text_still_has_its_probability() -> None:
-    choices = choices_of(ChatStream(*HEAD), (0, Begun(7)), (0, Said("", "", tokens=SCORES)))
-    assert choices[1]["delta"] == {"content": ""}
-    assert choices[1]["logprobs"]["content"][0]["token"] == "Hi"
+def tokens_of(choice: dict[str, Any]) -> list[str] | None:
+    return choice["logprobs"] and [entry["token"] for entry in choice["logprobs"]["content"]]
+
+
+def test_a_token_that_lets_out_no_text_goes_with_the_next_that_does() -> None:
+    half = Said("", "", tokens=SCORES)
+    choices = choices_of(ChatStream(*HEAD), (0, Begun(7)), (0, half), (1, half), (0, Said("가", "가", tokens=SCORES)))
+    assert [(choice["index"], choice["delta"].get("content"), tokens_of(choice)) for choice in choices] == [
+        (0, "", None),
+        (1, "", None),
+        (0, "가", ["Hi", "Hi"]),
+    ]
+
+
+def test_the_token_that_ends_an_answer_is_not_among_its_probabilities() -> None:
+    half = Said("", "", tokens=SCORES)
+    assert tokens_of(choices_of(ChatStream(*HEAD), (0, END), (0, done("")))[-1]) is None
+    assert tokens_of(choices_of(ChatStream(*HEAD), (0, half), (0, END), (0, done("")))[-1]) == ["Hi"]
+    assert tokens_of(choices_of(ChatStream(*HEAD), (0, half), (0, done("", "length")))[-1]) == ["Hi"]
+    assert tokens_of(whole([half, done("", "length")])["choices"][0]) == ["Hi"]
+    last = Said("}", "}", tokens=SCORES)  # a grammar that allows nothing more ends an answer without such a token
+    assert tokens_of(whole([last, done("}")])["choices"][0]) == ["Hi"]
+    assert tokens_of(choices_of(ChatStream(*HEAD), (0, last), (0, done("}")))[1]) == ["Hi"]
 
 
 def test_the_fingerprint_is_the_bundles() -> None:
