@@ -116,7 +116,7 @@ def test_any_native_request(task: str, query: dict[str, str], document: Any) -> 
 
 
 @pytest.mark.full
-@settings(FEW, max_examples=20_000)
+@settings(FEW, max_examples=2_000)
 @given(JSON, NAMES, JSON)
 def test_any_request_at_length(document: Any, name: str, value: Any) -> None:
     check(lambda: parse_chat(document, LIMITS))
