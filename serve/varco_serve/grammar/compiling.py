@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from varco_serve.grammar.errors import GrammarError, reason_of
 
-MAX_KEPT = 16
+MAX_KEPT = 8
 MAX_AT_ONCE = 2
 DEADLINE_S = 5.0
 STACK_BYTES = 256 << 20
@@ -28,7 +28,7 @@ def limits() -> LLParserLimits:
         initial_lexer_fuel=200_000,
         step_lexer_fuel=50_000,
         step_max_items=20_000,
-        max_lexer_states=4000,  # 1 to 2 kB each, for as long as a grammar is kept
+        max_lexer_states=50_000,  # 20 MB, for as long as a grammar is kept; a long string takes 25 for each token
         max_grammar_size=200_000,
         verbose_errors=False,
     )
@@ -71,8 +71,16 @@ class Compiled:
                 f"The grammar takes longer to compile than {self._deadline_s:g} s. Send a smaller one."
             ) from None
 
-    def forget(self, grammar: str) -> None:
-        """Compile a grammar anew the next time: its answers share what the lexer has built, which may be full."""
+    def anew(self, grammar: str) -> LLMatcher:
+        """Return a matcher of a grammar that is compiled anew, for this answer and those to come.
+
+        Raises:
+            GrammarError: As for `matcher`.
+        """
+        self._forget(grammar)
+        return self.matcher(grammar)
+
+    def _forget(self, grammar: str) -> None:
         with self._lock:
             self._kept.pop(_digest(grammar), None)
 
@@ -105,7 +113,7 @@ class Compiled:
                 thread.start()
             except BaseException:
                 self._places.release()
-                self.forget(grammar)
+                self._forget(grammar)
                 raise
             finally:
                 threading.stack_size(before)
