@@ -191,7 +191,15 @@ class Supervisor:
                 self._restarts += 1
                 await asyncio.sleep(wait_s)
         finally:
+            self._lose(self._queue.lost() + list(self._queue.waiting))
             await self.end()
+
+    def _lose(self, entries: list[Entry]) -> None:
+        """Tell callers that there will be no answer."""
+        for entry in entries:
+            entry.on_end()
+            message = "The server lost this answer and is starting again. Ask again."
+            entry.events.put_nowait(Failed(503, message, "worker_lost", None, _RESTART_S))
 
     async def _live(self) -> int:
         """Start a worker, pass on what it says, and return its status when it has ended."""
@@ -206,10 +214,7 @@ class Supervisor:
         finally:
             self._is_ready = False
             self._worker = None
-            for entry in self._queue.lost():
-                entry.on_end()
-                message = "The server lost this answer and is starting again. Ask again."
-                entry.events.put_nowait(Failed(503, message, "worker_lost", None, _RESTART_S))
+            self._lose(self._queue.lost())
             status = await worker.end()
         return status
 
