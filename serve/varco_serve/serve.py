@@ -135,8 +135,9 @@ class _Server:
 def start_lines(facts: Facts, settings: ServeSettings) -> list[str]:
     """Return what is said once the model is there, a line each."""
     details = facts.details
+    number = "1 answer at a time" if facts.slots == 1 else f"{facts.slots} answers at once"
     lines = [
-        f"Serving {details['model']} as {settings.model_name!r}: {facts.slots} answers at once, "
+        f"Serving {details['model']} as {settings.model_name!r}: {number}, "
         f"{facts.max_context} tokens each. Runs on {details['provider']}.",
         f"Licence of the weights: {details['license']}.",
     ]
