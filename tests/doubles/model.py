@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from varco_serve.messages import Ask, Begun, Done, Event, Facts, Failed, Pixels, Said
+from varco_serve.messages import Ask, Begun, Done, Event, Facts, Failed, Pixels, Said, Stats
 
 FACTS = Facts(
     max_context=4096,
@@ -59,7 +59,7 @@ class ScriptedModel:
     def __init__(self, script: Script | Callable[[Ask, int], Script] = ()) -> None:
         self.script = script or answer("Hello", " there")
         self.asks: list[Ask] = []
-        self.num_running = 0
+        self.num_running = self.num_begun = 0
         self.num_cancelled = 0
         self.decoded: list[bytes] = []
         self.facts: Facts | None = FACTS
@@ -70,6 +70,7 @@ class ScriptedModel:
         number = len(self.asks)
         self.asks.append(ask)
         script = self.script(ask, number) if callable(self.script) else self.script
+        has_begun = False
         self.num_running += 1
         try:
             for step in script:
@@ -78,12 +79,23 @@ class ScriptedModel:
                 elif isinstance(step, Exception):
                     raise step
                 else:
+                    if isinstance(step, Begun):
+                        has_begun = True
+                        self.num_begun += 1
                     yield step
         except (asyncio.CancelledError, GeneratorExit):
             self.num_cancelled += 1
             raise
         finally:
             self.num_running -= 1
+            self.num_begun -= has_begun
+
+    @property
+    def stats(self) -> Stats:
+        waiting = self.num_running - self.num_begun
+        return Stats(
+            self.num_begun, waiting, kv_tokens=30, kv_max_tokens=100, picture_hits=5, picture_misses=2, restarts=1
+        )
 
     async def decode(self, data: bytes) -> Pixels | Failed:
         self.decoded.append(data)

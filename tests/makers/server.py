@@ -45,7 +45,8 @@ class RunningServer:
         )
         self.lines: list[str] = []
         self._has_line = threading.Condition()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.url = self._found(r"Listening on (http://\S+),")
         self.client = httpx.Client(base_url=self.url, timeout=60)
         if wait:
@@ -59,6 +60,9 @@ class RunningServer:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self._reader.join(10)  # the children that hold the pipe's other end have ended too
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
     @property
     def pid(self) -> int:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from varco_runtime.backend import (
     MAX_STEP_TOKENS,
     Backend,
+    Draw,
     GreedyBackend,
     GreedyVerifyingBackend,
     SamplingBackend,
     VerifyingBackend,
 )
 from varco_runtime.dtypes import Array
+from varco_runtime.errors import BackendError
 from varco_runtime.generation.sampling import Sampler
 from varco_runtime.generation.speculation import Drafter, Guess, forced_guesses
 
@@ -77,9 +79,25 @@ class Decoding:
             chosen = sampler.next(backend.decode_step(token, self.position))
         return self._put([token], [chosen])
 
-    def advance(self, logits: Array) -> list[int]:
-        """Take the logits `[vocab]` fp32 after `pending`, from a step of several answers; return the next token."""
-        return self._put([self.pending], [self.sampler.next(logits)])
+    def draw(self) -> Draw | None:
+        """Return the choice behind `pending`, for a device to make; None where the host alone knows how.
+
+        It stays the same until a token is chosen.
+        """
+        return None if self.sampler.needs_logits else self.sampler.draw(self._vocab_size)
+
+    def advance(self, outcome: Array | int | BackendError) -> list[int]:
+        """Take what a step of several answers gave behind `pending`, and return the next token.
+
+        Args:
+            outcome: The logits `[vocab]` fp32, the token that `draw` took of them, or an error, which is raised.
+        """
+        if isinstance(outcome, BackendError):
+            raise outcome
+        if isinstance(outcome, int):
+            self.sampler.accept(outcome)
+            return self._put([self.pending], [outcome])
+        return self._put([self.pending], [self.sampler.next(outcome)])
 
     def _guesses(self) -> list[Guess]:
         """Return the next step's draft: what is forced, and what the drafter guesses behind it."""

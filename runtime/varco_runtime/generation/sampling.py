@@ -131,6 +131,7 @@ class Sampler:
             self._seen.update(id_ for id_ in prompt_ids if id_ >= 0)  # a placeholder without a row has no logit
         self._seen_ids = np.fromiter(sorted(self._seen), np.int64)
         self._scores: FloatArray | None = None
+        self._place: float | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -210,13 +211,16 @@ class Sampler:
         return scores
 
     def draw(self, vocab_size: int) -> Draw:
-        """Return the next choice for a device to make from `vocab_size` logits; tell `accept` what it chose."""
+        """Return the next choice for a device to make from `vocab_size` logits; tell `accept` what it chose.
+
+        Until then it stays the same, so that a step which failed can be taken in another way.
+        """
         settings, penalty = self._settings, self.repetition_penalty
         if settings.temperature == 0:
-            return replace(GREEDY, penalty=penalty, seen=self._seen_ids)
+            return GREEDY if penalty == 1 else replace(GREEDY, penalty=penalty, seen=self._seen_ids)
         top_k = settings.top_k if 0 < settings.top_k < vocab_size else vocab_size
         cut = min(float(np.float32(1 - settings.top_p)), _BELOW_ONE)
-        place = min(self._random.random(), _BELOW_ONE)
+        place = min(self._next_place(), _BELOW_ONE)
         return Draw(penalty, self._seen_ids, settings.temperature, top_k, cut, settings.min_p, place)
 
     def _penalized(self, logits: FloatArray) -> FloatArray:
@@ -233,6 +237,7 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Count a token that was chosen elsewhere."""
+        self._place = None
         if self.repetition_penalty != 1.0 and token not in self._seen:
             self._seen.add(token)
             self._seen_ids = np.append(self._seen_ids, token)
@@ -240,8 +245,14 @@ class Sampler:
     def _draw(self, scores: FloatArray) -> int:
         ids, probabilities = candidates(scores, self._settings)
         cumulative = np.cumsum(probabilities, dtype=np.float64)
-        place = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
+        place = int(np.searchsorted(cumulative, self._next_place() * cumulative[-1], side="right"))
         return int(ids[min(place, len(ids) - 1)])
+
+    def _next_place(self) -> float:
+        """Return the place of the next draw in 0 .. 1, the same until a token is accepted."""
+        if self._place is None:
+            self._place = self._random.random()
+        return self._place
 
 
 def candidates(scores: FloatArray, settings: SamplingSettings) -> tuple[npt.NDArray[np.int64], FloatArray]:

@@ -36,7 +36,7 @@ class Front:
     """
 
     def __init__(self, settings: ServeSettings, model: Model, limits: FrontLimits) -> None:
-        self._observer = Observer(Metrics(), time.monotonic)
+        self._observer = Observer(Metrics(model), time.monotonic)
         routes = _routes(settings, model, limits, self._observer)
         self.paths = frozenset(routes)
         bounded = BodyBounds(Router(routes), limits, Budget(limits.max_held_bytes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -23,11 +23,21 @@ class Asks:
         asks: What is asked, one for each answer.
         observer: What watches them.
         record: Of the request that asks.
+        on_begun: Called once all have a place in the worker, which holds their pictures from then on.
     """
 
-    def __init__(self, model: Model, asks: Sequence[Ask], observer: Observer, record: Record) -> None:
+    def __init__(
+        self,
+        model: Model,
+        asks: Sequence[Ask],
+        observer: Observer,
+        record: Record,
+        on_begun: Callable[[], None] = lambda: None,
+    ) -> None:
         self._model = model
         self._asks = asks
+        self._on_begun = on_begun
+        self._num_to_begin = len(asks)
         self._observer = observer
         self._record = record
         self._events: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(_WAITING)
@@ -35,7 +45,8 @@ class Asks:
         self._num_open = len(asks)
 
     async def __aenter__(self) -> Asks:
-        self._tasks = [asyncio.create_task(self._read(index, ask)) for index, ask in enumerate(self._asks)]
+        asks, self._asks = self._asks, ()  # whoever answers lets go of pictures in time, and so do we
+        self._tasks = [asyncio.create_task(self._read(index, ask)) for index, ask in enumerate(asks)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -67,16 +78,25 @@ class Asks:
     async def _read(self, index: int, ask: Ask) -> None:
         try:
             has_ended = False
-            with self._observer.asking(self._record) as observe:
-                async with aclosing(cast(Any, self._model.ask(ask))) as events:
-                    async for event in cast(AsyncIterator[Event], events):
-                        observe(event)
-                        await self._events.put((index, event))
-                        has_ended = isinstance(event, Done | Failed)
+            observe = self._observer.asking(self._record)
+            iterator = self._model.ask(ask)
+            del ask
+            async with aclosing(cast(Any, iterator)) as events:
+                async for event in cast(AsyncIterator[Event], events):
+                    observe(event)
+                    if isinstance(event, Begun):
+                        self._count_begun()
+                    await self._events.put((index, event))
+                    has_ended = isinstance(event, Done | Failed)
             if not has_ended:
                 raise RuntimeError("Bug: an answer ended without its end.")
         except Exception as error:
             await self._events.put((index, error))
+
+    def _count_begun(self) -> None:
+        self._num_to_begin -= 1
+        if self._num_to_begin == 0:
+            self._on_begun()
 
 
 class AnswerError(Exception):

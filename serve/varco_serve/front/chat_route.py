@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from dataclasses import replace
 
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from varco_serve.documents.answers import ChatStream, chat_answer
+from varco_serve.documents.answers import ChatStream, chat_answer, fingerprint
 from varco_serve.documents.chat import ChatRequest, Limits, parse_chat
+from varco_serve.front.admission import Place
 from varco_serve.front.asks import Asks
 from varco_serve.front.body import read_body
 from varco_serve.front.disconnect import unless_gone
@@ -38,10 +39,27 @@ class ChatRoute:
         check_is_json(scope)
         facts = check_ready(self._service.model)
         body = await read_body(receive)
-        await unless_gone(receive, self._answer(scope, body, facts, receive, send))
+        with self._service.admission.place() as place:
+            await unless_gone(receive, self._answer(scope, body, facts, place, receive, send))
 
-    async def _answer(self, scope: Scope, body: bytearray, facts: Facts, receive: Receive, send: Send) -> None:
-        service, record = self._service, record_of(scope)
+    async def _answer(
+        self, scope: Scope, body: bytearray, facts: Facts, place: Place, receive: Receive, send: Send
+    ) -> None:
+        request, asks = await self._asked(scope, body, facts, place)
+        headers = ignored_header(request.ignored)
+        head = (request.model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
+        mark = fingerprint(facts)
+        async with asks as answers:
+            if request.stream:
+                chunks = ChatStream(*head, include_usage=request.include_usage, fingerprint=mark)
+                await self._stream(record_of(scope), chunks, answers, EventStream(send, headers))
+            else:
+                document = chat_answer(*head, await _events(answers, request.n), fingerprint=mark)
+                await JSONResponse(document, headers=headers)(scope, receive, send)
+
+    async def _asked(self, scope: Scope, body: bytearray, facts: Facts, place: Place) -> tuple[ChatRequest, Asks]:
+        """Return what a body asks for, without its pictures, and the answers."""
+        service = self._service
         limits = Limits(service.settings.model_name, facts.max_images)
 
         def parse() -> ChatRequest:
@@ -49,35 +67,22 @@ class ChatRoute:
 
         request = await service.parsed(parse, len(body))
         body.clear()
-        pictures = await service.decoded(request.pictures, scope)
-        headers = ignored_header(request.ignored)
-        asks = service.asks(record, request.turns, pictures, request.options, request.grammar, request.n)
-        async with service.asking(asks, record) as answers:
-            if request.stream:
-                await self._stream(record, request, answers, EventStream(send, headers))
-            else:
-                document = await self._whole(request, answers)
-                await JSONResponse(document, headers=headers)(scope, receive, send)
+        place.widen(request.n)
+        asks = await service.ask(scope, request.turns, request.pictures, request.options, request.grammar, request.n)
+        return replace(request, pictures=()), asks
 
-    async def _stream(self, record: Record, request: ChatRequest, answers: Asks, stream: EventStream) -> None:
+    async def _stream(self, record: Record, chunks: ChatStream, answers: Asks, stream: EventStream) -> None:
         record.is_stream, record.error_event = True, as_event
-        chunks = ChatStream(
-            self._service.settings.model_name, _new_id(), int(time.time()), include_usage=request.include_usage
-        )
         while (taken := await stream.next(answers, self._service.limits.comment_s)) is not None:
-            index, event = taken
-            await stream.write(as_event(chunk) for chunk in chunks.take(index, event))
+            await stream.write(as_event(chunk) for chunk in chunks.take(*taken))
         await stream.write(as_event(chunk) for chunk in chunks.end())
         await stream.end(END)
 
-    async def _whole(self, request: ChatRequest, answers: Asks) -> dict[str, Any]:
-        events: list[list[Said | Done]] = [[] for _ in range(request.n)]
-        while (taken := await answers.next()) is not None:
-            index, event = taken
-            if isinstance(event, Said | Done):
-                events[index].append(event)
-        return chat_answer(self._service.settings.model_name, _new_id(), int(time.time()), events)
 
-
-def _new_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
+async def _events(answers: Asks, n: int) -> list[list[Said | Done]]:
+    events: list[list[Said | Done]] = [[] for _ in range(n)]
+    while (taken := await answers.next()) is not None:
+        index, event = taken
+        if isinstance(event, Said | Done):
+            events[index].append(event)
+    return events

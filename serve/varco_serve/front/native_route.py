@@ -48,36 +48,38 @@ class NativeRoute:
         query = _query(scope["query_string"])
         check_ready(self._service.model)
         body = await read_body(receive)
-        await unless_gone(receive, self._answer(scope, query, body, receive, send))
+        with self._service.admission.place():
+            await unless_gone(receive, self._answer(scope, query, body, receive, send))
 
     async def _answer(self, scope: Scope, query: dict[str, str], body: bytearray, receive: Receive, send: Send) -> None:
-        service, record = self._service, record_of(scope)
         format_name = query.pop("format", "json")
         if format_name not in FORMATS:
             raise RequestError(f"The format is none of {', '.join(FORMATS)}.", param="format")
-        is_stream = _accepts_events(scope)
-
-        def parse() -> NativeRequest:
-            content_type = media_type(scope)
-            is_json = content_type == "application/json"
-            return parse_native(
-                self._task, query, content_type, parse_json(body, service.limits) if is_json else bytes(body)
-            )
-
-        request = await service.parsed(parse, len(body))
-        body.clear()
-        pictures = await service.decoded(request.pictures, scope)
-        headers = ignored_header(request.ignored)
-        asks = service.asks(record, request.turns, pictures, request.options, request.grammar)
-        async with service.asking(asks, record) as answers:
-            if is_stream:
-                await self._stream(record, answers, EventStream(send, headers))
+        headers, asks = await self._asked(scope, query, body)
+        async with asks as answers:
+            if _accepts_events(scope):
+                await self._stream(record_of(scope), answers, EventStream(send, headers))
                 return
             while (taken := await answers.next()) is not None:
                 event = taken[1]
-            assert isinstance(event, Done)
-            content_type, text = formatted(event.document, format_name)
+        assert isinstance(event, Done), "Bug: an answer without its end."
+        content_type, text = formatted(event.document, format_name)
         await Response(text, headers={"content-type": content_type, **headers})(scope, receive, send)
+
+    async def _asked(self, scope: Scope, query: dict[str, str], body: bytearray) -> tuple[dict[str, str], Asks]:
+        """Return the answer's header fields, and the answer."""
+        content_type = media_type(scope)
+
+        def parse() -> NativeRequest:
+            is_json = content_type == "application/json"
+            return parse_native(
+                self._task, query, content_type, parse_json(body, self._service.limits) if is_json else bytes(body)
+            )
+
+        request = await self._service.parsed(parse, len(body))
+        body.clear()
+        asks = await self._service.ask(scope, request.turns, request.pictures, request.options, request.grammar)
+        return ignored_header(request.ignored), asks
 
     async def _stream(self, record: Record, answers: Asks, stream: EventStream) -> None:
         record.is_stream, record.error_event = True, _error_event

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from varco_serve.front.metrics import Metrics
 from varco_serve.front.record import Record
@@ -22,18 +21,13 @@ class Observer:
         self.metrics = metrics
         self.clock = clock
 
-    @contextmanager
-    def asking(self, record: Record) -> Iterator[Callable[[Event], None]]:
-        """Watch one answer; within the context, call what is given with each of its events.
+    def asking(self, record: Record) -> Callable[[Event], None]:
+        """Return what takes the events of one answer, which is asked for now.
 
         Args:
             record: Of the request that asks.
         """
-        answer = _Answer(self, record)
-        try:
-            yield answer.take
-        finally:
-            answer.end()
+        return _Answer(self, record).take
 
     def ended(self, record: Record, total_s: float) -> None:
         """Count a request that has ended.
@@ -55,18 +49,10 @@ class _Answer:
         self._metrics, self._clock, self._record = observer.metrics, observer.clock, record
         self._asked_s = self._clock()
         self._last_s: float | None = None
-        self._place = self._metrics.waiting
-        self._place.inc()
-
-    def end(self) -> None:
-        self._place.dec()
 
     def take(self, event: Event) -> None:
         now_s = self._clock()
         if isinstance(event, Begun):
-            self._place.dec()
-            self._place = self._metrics.running
-            self._place.inc()
             self._metrics.queue_s.observe(now_s - self._asked_s)
             if self._record.queue_s is None:
                 self._record.queue_s = now_s - self._asked_s

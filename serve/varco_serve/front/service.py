@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,17 +11,17 @@ from typing import Any, TypeVar
 from starlette.types import Scope
 
 from varco_serve.documents.errors import RequestError
+from varco_serve.front.admission import Admission
 from varco_serve.front.asks import AnswerError, Asks
 from varco_serve.front.body import Share
 from varco_serve.front.limits import FrontLimits
 from varco_serve.front.observer import Observer
-from varco_serve.front.record import Record
+from varco_serve.front.record import record_of
 from varco_serve.messages import Ask, AskTurn, Failed, Model, Pixels
 from varco_serve.settings import ServeSettings
 
 SMALL_BYTES = 64 << 10
 """What is parsed within the event loop, in less than a millisecond; more goes to a thread."""
-_MAX_NAME, _MAX_NAMES = 64, 32
 Parsed = TypeVar("Parsed")
 
 
@@ -40,9 +39,14 @@ class Service:
         self.settings = settings
         self.limits = limits
         self.model = model
+        self.admission = Admission(self._max_answers)
         self._observer = observer
         # One: what a large request takes while it is parsed is taken once.
         self._parser = ThreadPoolExecutor(1, "varco-parser")
+
+    def _max_answers(self) -> int:
+        facts = self.model.facts
+        return self.settings.max_queue + (facts.slots if facts is not None else 0)
 
     async def parsed(self, parse: Callable[[], Parsed], num_bytes: int) -> Parsed:
         """Return what a parser makes of a request, without holding up other requests.
@@ -55,18 +59,39 @@ class Service:
             return parse()
         return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
 
-    async def decoded(self, pictures: Sequence[bytes], scope: Scope) -> tuple[Pixels, ...]:
-        """Return the pixels of a request's pictures.
+    async def ask(
+        self,
+        scope: Scope,
+        turns: tuple[AskTurn, ...],
+        pictures: Sequence[bytes],
+        options: dict[str, Any],
+        grammar: dict[str, Any] | None,
+        n: int = 1,
+    ) -> Asks:
+        """Return the answers to a request's question, to be entered as a context. They differ in their seed alone.
 
         Args:
-            pictures: Files.
             scope: ASGI's description of the request.
+            turns: The conversation.
+            pictures: Files of its pictures.
+            options: Of the runtime.
+            grammar: What an answer must look like.
+            n: How many answers.
 
         Raises:
-            AnswerError: One cannot be decoded.
+            AnswerError: A picture cannot be decoded.
             RequestError: 503, the pictures of all requests are too much for the server's memory.
         """
+        record = record_of(scope)
+        if self.settings.log_content:
+            asked = [{"role": turn.role, "parts": [_logged(part) for part in turn.parts]} for turn in turns]
+            record.content = {"asked": asked, "answers": []}
         share: Share = scope["varco.share"]
+        ask = Ask(turns, await self._decoded(pictures, share), options, grammar)
+        asks = [replace(ask, options=seeded) for seeded in _seeded(options, n)]
+        return Asks(self.model, asks, self._observer, record, share.give_back)
+
+    async def _decoded(self, pictures: Sequence[bytes], share: Share) -> tuple[Pixels, ...]:
         share.give_back()  # the body's bytes, which are gone by now, apart from the pictures
         share.take(sum(map(len, pictures)))
         decoded = []
@@ -78,28 +103,10 @@ class Service:
             decoded.append(pixels)
         return tuple(decoded)
 
-    def asks(
-        self,
-        record: Record,
-        turns: tuple[AskTurn, ...],
-        pictures: tuple[Pixels, ...],
-        options: dict[str, Any],
-        grammar: dict[str, Any] | None,
-        n: int = 1,
-    ) -> list[Ask]:
-        """Return the questions of a request: `n` that differ in their seed alone, where one was given."""
-        if self.settings.log_content:
-            asked = [{"role": turn.role, "parts": [_logged(part) for part in turn.parts]} for turn in turns]
-            record.content = {"asked": asked, "answers": []}
-        ask = Ask(turns, pictures, options, grammar)
-        seed = options.get("seed")
-        if seed is None:
-            return [ask] * n
-        return [replace(ask, options={**options, "seed": seed + index}) for index in range(n)]
 
-    def asking(self, asks: Sequence[Ask], record: Record) -> Asks:
-        """Return the answers to a request's questions, to be entered as a context."""
-        return Asks(self.model, asks, self._observer, record)
+def _seeded(options: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    seed = options.get("seed")
+    return [options if seed is None else {**options, "seed": seed + index} for index in range(n)]
 
 
 def _logged(part: str | int) -> str:
@@ -107,13 +114,8 @@ def _logged(part: str | int) -> str:
 
 
 def ignored_header(ignored: Sequence[str]) -> dict[str, str]:
-    """Return the header field that names what of a request changes nothing, none where there is nothing.
-
-    Args:
-        ignored: Names of fields, which a caller chose: what a header cannot hold is replaced.
-    """
-    names = [re.sub(r"[^!-+\--~]", "?", name[:_MAX_NAME]) for name in ignored[:_MAX_NAMES]]
-    return {"varco-ignored": ", ".join(names)} if names else {}
+    """Return the header field that names what of a request changes nothing, none where there is nothing."""
+    return {"varco-ignored": ", ".join(ignored)} if ignored else {}
 
 
 def media_type(scope: Scope) -> str:

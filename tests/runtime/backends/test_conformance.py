@@ -109,6 +109,9 @@ def cuda_subject(cuda_bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -
         description="onnxruntime 1.31.1, CUDA, Recording GPU (sm90)",
         protocols=frozenset(
             {
+                backend.BatchingBackend,
+                backend.ChoosesRows,
+                backend.CopiesSlots,
                 backend.GreedyBackend,
                 backend.GreedyVerifyingBackend,
                 backend.HoldsMedia,
@@ -136,7 +139,16 @@ def tensorrt_subject(tensorrt_bundle: Path, device: Device, monkeypatch: pytest.
         max_context=TENSORRT_CONTEXT,
         provider="tensorrt (the bundle was exported for TensorRT, and its engines fit this sm89)",
         description=f"TensorRT for RTX {RTX_VERSION}, Recording GPU (sm89)",
-        protocols=frozenset({backend.GreedyBackend, backend.HoldsMedia, backend.ShowsFeatures}),
+        protocols=frozenset(
+            {
+                backend.BatchingBackend,
+                backend.ChoosesRows,
+                backend.CopiesSlots,
+                backend.GreedyBackend,
+                backend.HoldsMedia,
+                backend.ShowsFeatures,
+            }
+        ),
         fail=fail,
         fault="cudaErrorIllegalAddress",
     )

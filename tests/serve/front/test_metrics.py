@@ -50,6 +50,21 @@ def test_an_answer_is_counted_with_its_tokens_and_times() -> None:
     assert (values["varco_answers_running"], values["varco_answers_waiting"]) == (0, 0)
 
 
+def test_the_processes_numbers_are_read_when_they_are_asked_for() -> None:
+    async def asking(model: ScriptedModel) -> dict[str, float]:
+        async with client(front(model)) as caller:
+            return await read(caller)
+
+    model = ScriptedModel()
+    values = asyncio.run(asking(model))
+    assert (values["varco_kv_tokens"], values["varco_kv_tokens_max"], values["varco_slots"]) == (30, 100, 2)
+    assert (values["varco_picture_cache_hits_total"], values["varco_picture_cache_misses_total"]) == (5, 2)
+    assert (values["varco_restarts_total"], values["varco_ready"]) == (1, 1)
+    model.facts, model.not_ready = None, "loading"
+    values = asyncio.run(asking(model))
+    assert (values["varco_slots"], values["varco_ready"]) == (0, 0)
+
+
 def test_answers_that_wait_and_that_run_are_told_apart() -> None:
     async def asking() -> None:
         place, end = asyncio.Event(), asyncio.Event()
