@@ -6,6 +6,7 @@ keys and values leave room for: `limit_times`. Which kernels serve 2 to 16 rows 
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from typing import Any
@@ -130,7 +131,7 @@ class Rows:
         gaps = [
             after - before
             for one in times
-            for before, after in zip(one, one[1:], strict=False)
+            for before, after in itertools.pairwise(one)
             if any(began <= after and before <= ended for began, ended in spans)
         ]
         step_ms = 1e3 * float(np.median(gaps))
