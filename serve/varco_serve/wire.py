@@ -5,12 +5,14 @@ Layout of a frame, numbers big-endian: header length u32, body length u32, the h
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:  # the picture decoder, which needs no event loop, saves its memory
+    import asyncio
 
 MAX_HEADER_BYTES = 48 << 20
 """A request's text comes in a header; the body of an HTTP request is at most 32 MB, which JSON may escape."""
@@ -120,5 +122,5 @@ async def receive_async(reader: asyncio.StreamReader) -> tuple[dict[str, Any], b
         num_header, num_body = _lengths(await reader.readexactly(_LENGTHS.size))
         header = _unpacked(await reader.readexactly(num_header))
         return header, await reader.readexactly(num_body)
-    except (asyncio.IncompleteReadError, OSError) as error:
+    except (EOFError, OSError) as error:
         raise WireError("The other side has closed the connection.") from error

@@ -36,17 +36,17 @@ class Constraint(Protocol):
         """Take the token that was chosen, an end token included."""
 
 
-def mask_logits(scores: npt.NDArray[np.float32], allowed: Any) -> None:
-    """Set the scores `[vocab]` of tokens that are not allowed to minus infinity, in place.
+def checked_mask(allowed: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Return what a constraint allows, if it is a mask for logits of this shape and not empty.
 
     Raises:
-        UsageError: What a constraint allows is no mask for this vocabulary, or is nothing.
+        UsageError: It is neither.
     """
-    if not isinstance(allowed, np.ndarray) or allowed.dtype != np.bool_ or allowed.shape != scores.shape:
+    if not isinstance(allowed, np.ndarray) or allowed.dtype != np.bool_ or allowed.shape != shape:
         what = f"{allowed.dtype} {allowed.shape}" if isinstance(allowed, np.ndarray) else type(allowed).__name__
         raise UsageError(
-            f"The constraint allows {what}, expected a mask bool {scores.shape}. Make it for this model's vocabulary."
+            f"The constraint allows {what}, expected a mask bool {shape}. Make it for this model's vocabulary."
         )
     if not allowed.any():
         raise UsageError("The constraint allows no token, expected at least an end token. Change the constraint.")
-    np.copyto(scores, np.float32(-np.inf), where=~allowed)
+    return allowed

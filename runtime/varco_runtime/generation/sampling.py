@@ -24,7 +24,7 @@ import numpy.typing as npt
 from varco_runtime.backend import GREEDY, Draw
 from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.errors import BackendError, UsageError
-from varco_runtime.generation.constraint import Constraint, mask_logits
+from varco_runtime.generation.constraint import Constraint, checked_mask
 from varco_runtime.generation.token_scores import MAX_TOP_LOGPROBS, Score, score
 
 MAX_BIASED_TOKENS = 1024
@@ -184,17 +184,17 @@ class Sampler:
         forced = self.forced()
         if forced:
             return forced[0]
-        scores = self._adjusted(logits)
-        if self._constraint is not None:
-            scores = scores.copy() if scores is logits else scores
-            mask_logits(scores, self._constraint.allowed())
+        scores, is_greedy = self._adjusted(logits), self._settings.temperature == 0
         best = self._best(scores)
-        if self._settings.temperature == 0:
-            return best
         if self._constraint is None:
-            return self._draw(scores)
-        ids = np.flatnonzero(scores > -np.inf)  # what is forbidden has no place in the draw, however it is rounded
-        return int(ids[self._draw(scores[ids])])
+            return best if is_greedy else self._draw(scores)
+        allowed = checked_mask(self._constraint.allowed(), scores.shape)
+        if is_greedy and allowed[best]:
+            return best
+        ids = np.flatnonzero(allowed)  # what is forbidden has no place in the draw, however it is rounded
+        scores = scores[ids]
+        best = self._best(scores)
+        return int(ids[best if is_greedy else self._draw(scores)])
 
     def _adjusted(self, logits: FloatArray) -> FloatArray:
         """Return the logits after bias and penalties; a copy only if there is something to change."""

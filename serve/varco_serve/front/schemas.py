@@ -1,0 +1,155 @@
+"""JSON schemas of what goes in and out, for `/openapi.json`.
+
+They say what a program has to know to ask; `documents/` checks what a request holds, and says why it is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+
+def _object(required: tuple[str, ...] = (), **properties: Any) -> Schema:
+    schema: Schema = {"type": "object", "properties": properties}
+    return schema | {"required": list(required)} if required else schema
+
+
+def _array(items: Schema, **bounds: int) -> Schema:
+    return {"type": "array", "items": items, **bounds}
+
+
+def _number(minimum: float, maximum: float) -> Schema:
+    return {"type": ["number", "null"], "minimum": minimum, "maximum": maximum}
+
+
+def _integer(minimum: int, maximum: int | None = None) -> Schema:
+    schema: Schema = {"type": ["integer", "null"], "minimum": minimum}
+    return schema if maximum is None else schema | {"maximum": maximum}
+
+
+_TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_BOX: Schema = _array({"type": "number", "minimum": 0, "maximum": 1}, minItems=4, maxItems=4)
+_RESPONSE_FORMATS = ("text", "json_object", "json_schema")
+_PICTURE_URL: Schema = {"type": "string", "pattern": "^data:image/"}
+
+ERROR = _object(
+    ("error",),
+    error=_object(
+        ("message", "type", "param", "code"),
+        message=_TEXT,
+        type=_TEXT,
+        param={"type": ["string", "null"]},
+        code={"type": ["string", "null"]},
+    ),
+)
+
+_PART = {
+    "anyOf": [
+        _object(("type", "text"), type={"const": "text"}, text=_TEXT),
+        _object(("type", "image_url"), type={"const": "image_url"}, image_url=_object(("url",), url=_PICTURE_URL)),
+    ]
+}
+_MESSAGE = _object(
+    ("role", "content"),
+    role={"enum": ["system", "developer", "user", "assistant"]},
+    content={"anyOf": [_TEXT, _array(_PART, minItems=1)]},
+)
+
+CHAT_REQUEST = _object(
+    ("model", "messages"),
+    model=_TEXT,
+    messages=_array(_MESSAGE, minItems=1),
+    max_tokens=_integer(1),
+    max_completion_tokens=_integer(1),
+    temperature=_number(0, 2),
+    top_p=_number(0, 1),
+    top_k=_integer(-1),
+    min_p=_number(0, 1),
+    presence_penalty=_number(-2, 2),
+    frequency_penalty=_number(-2, 2),
+    repetition_penalty={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 2},
+    seed={"type": ["integer", "null"]},
+    stop={"anyOf": [_TEXT, _array(_TEXT), {"type": "null"}]},
+    n=_integer(1, 4),
+    logprobs={"type": ["boolean", "null"]},
+    top_logprobs=_integer(0, 20),
+    logit_bias={
+        "type": ["object", "null"],
+        "additionalProperties": _number(-100, 100),
+    },
+    stream={"type": ["boolean", "null"]},
+    stream_options={"type": ["object", "null"], "properties": {"include_usage": {"type": "boolean"}}},
+    response_format={
+        "type": ["object", "null"],
+        "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}},
+    },
+    ignore_eos={"type": ["boolean", "null"]},
+)
+
+_USAGE = _object(
+    ("prompt_tokens", "completion_tokens", "total_tokens"),
+    prompt_tokens=_COUNT,
+    completion_tokens=_COUNT,
+    total_tokens=_COUNT,
+)
+_CHOICE = _object(
+    ("index", "message", "finish_reason"),
+    index=_COUNT,
+    message=_object(("role", "content"), role={"const": "assistant"}, content=_TEXT),
+    finish_reason={"enum": ["stop", "length"]},
+)
+CHAT_ANSWER = _object(
+    ("id", "object", "created", "model", "choices", "usage"),
+    id=_TEXT,
+    object={"const": "chat.completion"},
+    created={"type": "integer"},
+    model=_TEXT,
+    choices=_array(_CHOICE, minItems=1),
+    usage=_USAGE,
+)
+
+NATIVE_REQUEST = _object(
+    ("image",),
+    image=_PICTURE_URL,
+    prompt=_TEXT,
+    text=_TEXT,
+    box=_BOX,
+)
+
+REGION = _object(
+    ("kind", "text", "start", "end", "boxes", "boxes_px"),
+    kind={"enum": ["text", "object"]},
+    text=_TEXT,
+    start=_COUNT,
+    end=_COUNT,
+    boxes=_array(_BOX),
+    boxes_px=_array(_array({"type": "integer"}, minItems=4, maxItems=4)),
+)
+NATIVE_ANSWER = _object(
+    ("text", "plain_text", "regions", "warnings", "finish_reason", "usage"),
+    text=_TEXT,
+    plain_text=_TEXT,
+    regions=_array(REGION),
+    warnings=_array(_TEXT),
+    finish_reason=_TEXT,
+    usage=_object(),
+)
+
+MODELS = _object(
+    ("object", "data"),
+    object={"const": "list"},
+    data=_array(
+        _object(
+            ("id", "object", "created", "owned_by", "max_model_len"),
+            id=_TEXT,
+            object={"const": "model"},
+            created={"type": "integer"},
+            owned_by=_TEXT,
+            max_model_len=_COUNT,
+        )
+    ),
+)
+METADATA = _object(("model", "limits"), model=_TEXT, limits=_object())
+HEALTH = _object(("status",), status=_TEXT, reason=_TEXT)
