@@ -13,7 +13,7 @@ from varco_serve.front.journal import log_to_stderr, write_event
 from varco_serve.front.memory import return_large_blocks
 from varco_serve.front.server import HttpServer
 from varco_serve.messages import Facts
-from varco_serve.settings import ServeSettings
+from varco_serve.settings import LOCALHOST, ServeSettings
 from varco_serve.supervisor.supervisor import EndedError, Supervisor
 
 _BACKLOG = 2048
@@ -45,7 +45,9 @@ def _listening(settings: ServeSettings) -> socket.socket:
         UsageError: The address cannot be had.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        host = "127.0.0.1" if settings.host == LOCALHOST else settings.host
+        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # nobody is asked for a name
+        family, _, _, _, address = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=flags)[0]
         # Its protocol is named: else asyncio leaves Nagle on, and first tokens wait 40 ms for an acknowledgement.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
