@@ -204,7 +204,7 @@ def test_the_server_without_its_extra_says_which(environment: Path, tiny_bundle:
     program = "import sys; from varco_cli.main import main; sys.exit(main())"
     result = run(environment, "-c", program, "serve", str(tiny_bundle), "--port", "0")
     assert result.returncode == 1
-    assert " -m pip install 'fastapi>=" in result.stderr
+    assert " -m pip install 'starlette>=" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
