@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER = ("fastapi", "starlette", "uvicorn", "prometheus_client", "llguidance", "pydantic")
+SERVER = ("starlette", "uvicorn", "prometheus_client", "llguidance")
 HEAVY = ("torch", "transformers", "onnx", "safetensors", "ml_dtypes", "varco_export", "varco_serve", *SERVER)
 
 
