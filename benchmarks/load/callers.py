@@ -6,6 +6,8 @@ import asyncio
 import statistics
 from typing import Any
 
+import psutil
+
 from benchmarks.load.client import Client, Outcome
 from benchmarks.load.engine import ask, ask_from_threads
 from benchmarks.load.figures import percentiles, summary
@@ -82,7 +84,9 @@ def many_callers(
         for round_ in range(rounds):
             questions = Questions("text", seed + round_, tokens)
             if varco is not None:
+                before = _own_cpu_s()
                 alone.append(summary(ask_from_threads(varco, questions.next, number, number * requests)))
+                alone[-1]["cpu_ms_per_token"] = _per_token(_own_cpu_s() - before, alone[-1])
             served.append(serve_callers(server, Questions("text", seed + 100 + round_, tokens), number, requests))
         row: dict[str, Any] = {"callers": number, "server": _median_round(served)}
         if alone:
@@ -102,13 +106,29 @@ def serve_callers(server: Server, questions: Questions, callers: int, requests: 
         callers: How many there are.
         requests: Requests of each.
     """
+    before, own_s = server.cpu_s(), _own_cpu_s()
     loop = closed_loop(server.host, server.port, lambda: questions.next().body(), callers, callers * requests)
-    return summary(asyncio.run(loop))
+    found = summary(asyncio.run(loop))
+    after = {**server.cpu_s(), "client": _own_cpu_s()}
+    spent = {role: seconds - {**before, "client": own_s}.get(role, seconds) for role, seconds in after.items()}
+    found["cpu_ms_per_token"] = {role: _per_token(seconds, found) for role, seconds in spent.items()}
+    return found
 
 
 def kinds_of_questions(server: Server, requests: int, callers: int, tokens: int, seed: int) -> dict[str, Any]:
     """Return what the server gives for each kind of question, with the same number of callers."""
     return {kind: serve_callers(server, Questions(kind, seed, tokens), callers, requests) for kind in KINDS}
+
+
+def _own_cpu_s() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)
+
+
+def _per_token(seconds: float, found: dict[str, Any]) -> float | None:
+    """Return milliseconds of a processor per token of the answers, which other programs on the machine hardly change."""
+    tokens = found["tokens_per_s"] * found["wall_s"]
+    return round(1e3 * seconds / tokens, 4) if tokens else None
 
 
 def _median_round(rounds: list[dict[str, Any]]) -> dict[str, Any]:

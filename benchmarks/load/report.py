@@ -97,6 +97,9 @@ def _callers(report: Report) -> Iterator[Row]:
             found += f", {row['share']} of the engine's {row['engine']['tokens_per_s']}"
         found += f"; first token p50 {server['ttft_ms']['p50']}, p99 {server['ttft_ms']['p99']} ms"
         found += f"; gap p99 {server['gap_ms']['p99']} ms" if server["gap_ms"] else ""
+        if row["callers"] == 8 and "engine" in row:
+            spent = ", ".join(f"{role} {ms}" for role, ms in server["cpu_ms_per_token"].items())
+            yield "8 callers: processor per token, ms", f"engine {row['engine']['cpu_ms_per_token']}; {spent}", ""
         yield f"{row['callers']} callers", found, f"{MIN_SHARE}" if row["callers"] == 8 else ""
 
 
