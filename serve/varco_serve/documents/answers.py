@@ -16,16 +16,18 @@ from varco_serve.documents.logprobs import to_logprobs
 from varco_serve.messages import Begun, Done, Facts, Said, TokenScore
 
 _FINISH_REASONS = {"stop": "stop", "stop_string": "stop", "loop": "stop", "length": "length", "cancelled": "length"}
+_DECIDING = ("bundle", "version", "provider", "precision")
+"""What decides an answer, of what the worker says; the rest differs from start to start."""
 _EXTRA = ("plain_text", "regions", "picture", "media", "warnings", "finish_reason")
 
 
 def fingerprint(facts: Facts) -> str:
-    """Return OpenAI's `system_fingerprint`: the same for the same bundle, device and bounds.
+    """Return OpenAI's `system_fingerprint`: another where the same seed may give another answer.
 
     Args:
         facts: What the worker says about the model.
     """
-    text = json.dumps([facts.details, facts.max_context], sort_keys=True, default=str)
+    text = json.dumps([facts.details.get(name) for name in _DECIDING], sort_keys=True)
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 

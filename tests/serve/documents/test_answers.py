@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -183,7 +184,9 @@ def test_the_token_that_ends_an_answer_is_not_among_its_probabilities() -> None:
     assert tokens_of(choices_of(ChatStream(*HEAD), (0, last), (0, done("}")))[1]) == ["Hi"]
 
 
-def test_the_fingerprint_is_the_bundles() -> None:
-    assert fingerprint(FACTS) == fingerprint(FACTS)
+def test_the_fingerprint_is_that_of_what_decides_an_answer() -> None:
     assert fingerprint(FACTS).startswith("fp_")
-    assert fingerprint(FACTS) != fingerprint(type(FACTS)(8192, 2, 4, 2000, FACTS.details))
+    started_again = replace(FACTS, details=FACTS.details | {"load_s": 3.5}, slots=5)
+    assert fingerprint(started_again) == fingerprint(FACTS)
+    for name in ("bundle", "version", "provider", "precision"):
+        assert fingerprint(replace(FACTS, details=FACTS.details | {name: "another"})) != fingerprint(FACTS)
