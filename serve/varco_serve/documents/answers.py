@@ -181,13 +181,12 @@ def _without_end(tokens: list[TokenScore], document: dict[str, Any]) -> list[Tok
 
 def _choice(index: int, document: dict[str, Any], events: Iterable[Said | Done]) -> dict[str, Any]:
     said = [event for event in events if isinstance(event, Said)]
-    tokens = [token for event in said for token in event.tokens]
-    if said and not said[-1].text:
-        tokens = _without_end(tokens, document)
+    scored = [token for event in said for token in event.tokens]
+    tokens = scored if not said or said[-1].text else _without_end(scored, document)
     return {
         "index": index,
         "message": {"role": "assistant", "content": document["text"], "refusal": None},
-        "logprobs": to_logprobs(tokens) if tokens else None,
+        "logprobs": to_logprobs(tokens) if scored else None,  # of an empty answer an empty list, as clients read it
         "finish_reason": _FINISH_REASONS[document["finish_reason"]],
         "varco": {name: document[name] for name in _EXTRA},
     }
