@@ -26,8 +26,8 @@ class FrontProtocol(H11Protocol):
     """One client's connection. `protocol_for` makes the class of one server."""
 
     limits: ClassVar[FrontLimits]
-    half_open: ClassVar[dict[FrontProtocol, None]]
-    """Connections whose header has not come, the oldest first."""
+    waiting: ClassVar[dict[FrontProtocol, None]]
+    """Connections that wait for a request, whether it is their first or their next; the oldest first."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,17 +36,17 @@ class FrontProtocol(H11Protocol):
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for a header; of too many that wait, close the oldest."""
+        """Wait for a request; of too many connections, close the one that has waited longest for its."""
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         if hasattr(transport, "max_size"):  # how much asyncio's transports read at once; 256 KiB unless told
             transport.max_size = READ_BYTES
         self._expect_header()
         if len(self.connections) > self.limits.max_connections:
-            next(iter(self.half_open)).transport.abort()
+            next(iter(self.waiting)).transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.half_open.pop(self, None)
+        self.waiting.pop(self, None)
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -70,7 +70,7 @@ class FrontProtocol(H11Protocol):
         if self.conn.their_state is not h11.SEND_BODY and not self._is_refused:
             self._stop_timer("linger")
         if self.conn.their_state is not h11.IDLE:
-            self.half_open.pop(self, None)
+            self.waiting.pop(self, None)
             self._stop_timer("header")
         elif not self.transport.is_closing():
             self._expect_header()
@@ -81,8 +81,12 @@ class FrontProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Go on to the next request; of a body that nobody wanted, read the rest only for a while."""
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.SEND_BODY:
             self._start_timer("linger", self.limits.linger_s)
+        elif self.conn.their_state is h11.IDLE:
+            self.waiting[self] = None
 
     def shutdown(self) -> None:
         if self._is_refused:
@@ -116,8 +120,8 @@ class FrontProtocol(H11Protocol):
         self._start_timer("linger", self.limits.linger_s)
 
     def _expect_header(self) -> None:
+        self.waiting[self] = None
         if "header" not in self._timers:
-            self.half_open[self] = None
             self._start_timer("header", self.limits.header_s)
 
     def _start_timer(self, name: str, seconds: float) -> None:
@@ -135,4 +139,4 @@ def protocol_for(limits: FrontLimits) -> type[FrontProtocol]:
     Args:
         limits: Its bounds.
     """
-    return type("FrontProtocol", (FrontProtocol,), {"limits": limits, "half_open": {}})
+    return type("FrontProtocol", (FrontProtocol,), {"limits": limits, "waiting": {}})

@@ -70,24 +70,45 @@ def test_a_header_that_trickles_gets_no_more_time() -> None:
     assert asyncio.run(asking()) < 16_384
 
 
-def test_of_too_many_connections_the_one_that_has_waited_longest_for_its_header_makes_room() -> None:
+def test_of_too_many_connections_the_one_that_has_waited_longest_for_its_request_makes_room() -> None:
     async def asking() -> None:
-        app = front(ScriptedModel())
+        gate = asyncio.Event()
+        model = ScriptedModel([gate, *answer("Hello")])
         async with contextlib.AsyncExitStack() as stack:
-            bounds = limits(max_connections=3)
-            port = await stack.enter_async_context(listening(app, bounds))
-            oldest, _ = await stack.enter_async_context(connected(port))
-            used, writer = await stack.enter_async_context(connected(port, HEALTH))
+            port = await stack.enter_async_context(listening(front(model), limits(max_connections=4)))
+            busy, _ = await stack.enter_async_context(connected(port, post(CHAT % b"false")))
+            while not model.num_running:
+                await asyncio.sleep(0.001)
+            used, _ = await stack.enter_async_context(connected(port, HEALTH))
             await used.readuntil(b"}")
+            fresh, _ = await stack.enter_async_context(connected(port))
             for _ in range(5):
                 await stack.enter_async_context(connected(port))
                 assert b"200 OK" in await exchange(port, LAST)
-            with contextlib.suppress(ConnectionError):
-                assert await oldest.read() == b""
-            writer.write(HEALTH)  # a connection that has been used is not one of those
-            assert b"200 OK" in await used.readuntil(b"}")
+            for reader in (used, fresh):
+                assert await reader.read() == b""
+            gate.set()  # who is answered keeps the connection
+            assert b"Hello" in await busy.readuntil(b"Hello")
 
-    asyncio.run(asking())
+    asyncio.run(asyncio.wait_for(asking(), 30))
+
+
+def test_a_connection_that_has_been_used_waits_behind_those_that_came_before() -> None:
+    async def asking() -> tuple[bytes, bytes]:
+        async with contextlib.AsyncExitStack() as stack:
+            port = await stack.enter_async_context(listening(front(ScriptedModel()), limits(max_connections=2)))
+            used, writer = await stack.enter_async_context(connected(port))
+            idle, _ = await stack.enter_async_context(connected(port))
+            writer.write(HEALTH)
+            await used.readuntil(b"}")
+            await stack.enter_async_context(connected(port))
+            closed = await idle.read()
+            writer.write(HEALTH)
+            return closed, await used.readuntil(b"}")
+
+    closed, answered = asyncio.run(asyncio.wait_for(asking(), 30))
+    assert closed == b""
+    assert b"200 OK" in answered
 
 
 @pytest.mark.parametrize(
