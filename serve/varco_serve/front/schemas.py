@@ -95,24 +95,53 @@ CHAT_REQUEST = _object(
     **_SAMPLING,
 )
 
+REGION = _object(
+    ("kind", "text", "start", "end", "boxes", "boxes_px"),
+    kind={"enum": ["text", "object"]},
+    text=_TEXT,
+    start=_COUNT,
+    end=_COUNT,
+    boxes=_array(_BOX),
+    boxes_px=_array(_array({"type": "integer"}, minItems=4, maxItems=4)),
+)
+
 _USAGE = _object(
-    ("prompt_tokens", "completion_tokens", "total_tokens"),
+    ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"),
     prompt_tokens=_COUNT,
     completion_tokens=_COUNT,
     total_tokens=_COUNT,
+    prompt_tokens_details=_object(("cached_tokens", "image_tokens"), cached_tokens=_COUNT, image_tokens=_COUNT),
+)
+_TOKEN = {"token": _TEXT, "logprob": {"type": "number"}, "bytes": _array(_COUNT)}
+_SCORED = ("token", "logprob", "bytes")
+_LOGPROBS = _object(
+    ("content",),
+    content=_array(_object((*_SCORED, "top_logprobs"), **_TOKEN, top_logprobs=_array(_object(_SCORED, **_TOKEN)))),
+)
+_EXTRA = _object(
+    ("plain_text", "regions", "picture", "media", "warnings", "finish_reason"),
+    plain_text=_TEXT,
+    regions=_array(REGION),
+    picture={"anyOf": [_object(("width", "height"), width=_COUNT, height=_COUNT), {"type": "null"}]},
+    media=_array(_object(("kind", "size", "tiles", "tokens"))),
+    warnings=_array(_TEXT),
+    finish_reason=_TEXT,
 )
 _CHOICE = _object(
-    ("index", "message", "finish_reason"),
+    ("index", "message", "logprobs", "finish_reason", "varco"),
     index=_COUNT,
     message=_object(("role", "content"), role={"const": "assistant"}, content=_TEXT),
+    logprobs={"anyOf": [_LOGPROBS, {"type": "null"}]},
     finish_reason={"enum": ["stop", "length"]},
+    varco=_EXTRA,
 )
 CHAT_ANSWER = _object(
-    ("id", "object", "created", "model", "choices", "usage"),
+    ("id", "object", "created", "model", "system_fingerprint", "choices", "usage"),
     id=_TEXT,
     object={"const": "chat.completion"},
     created={"type": "integer"},
     model=_TEXT,
+    system_fingerprint=_TEXT,
     choices=_array(_CHOICE, minItems=1),
     usage=_USAGE,
 )
@@ -127,15 +156,6 @@ NATIVE_FIELDS: dict[str, Schema] = {
 }
 NATIVE_REQUEST = _object(("image",), image=_PICTURE_URL, box=_BOX, **NATIVE_FIELDS)
 
-REGION = _object(
-    ("kind", "text", "start", "end", "boxes", "boxes_px"),
-    kind={"enum": ["text", "object"]},
-    text=_TEXT,
-    start=_COUNT,
-    end=_COUNT,
-    boxes=_array(_BOX),
-    boxes_px=_array(_array({"type": "integer"}, minItems=4, maxItems=4)),
-)
 COCO = _array(_object(("image_id", "category_id", "bbox", "score")))
 NATIVE_ANSWER = _object(
     ("text", "plain_text", "regions", "warnings", "finish_reason", "usage"),
