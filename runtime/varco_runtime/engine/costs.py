@@ -6,12 +6,18 @@ from dataclasses import dataclass, field
 
 _RATE = 0.2
 """Of forgetting, in the running means."""
-_SECOND_LOOK = 64
-"""Every so many choices the other way is taken once: one slow moment must not decide for good."""
-_STEP_RATE = 0.03
-"""Of forgetting, of steps that give one token or several: some thirty are remembered."""
-_FIRST_STEPS = 9
-"""So many steps of one answer are seen before it is decided by them."""
+_SECOND_LOOK, _RAREST_LOOK = 64, 1024
+"""After so many choices the other way is taken once, for one slow moment must not decide for good: the later, the more
+it costs."""
+_LOOK_SHARE = 0.02
+"""Of all time, what those looks may cost."""
+_STEP_RATE = 0.01
+"""Of forgetting, of steps that give one token or several: some hundred are remembered."""
+_LOOK_ROUNDS = 4
+"""So many steps of each answer show what they give one after the other: drafts are right in one place and wrong in the
+next, often in all answers at once."""
+_ENOUGH_STEPS = 32
+"""Steps of one answer that were seen before, which need no look to begin with."""
 LEAST_CHUNK_TOKENS = 16
 """The smallest chunk of a prompt: fewer rows cost a matrix product as much."""
 
@@ -52,11 +58,6 @@ class TokenCost:
             weight = max(_STEP_RATE, 1 / (self.num_seen - 1))
             self.seconds += weight * (seconds - self.seconds)
             self.tokens += weight * (num_tokens - self.tokens)
-
-    @property
-    def is_known(self) -> bool:
-        """Return whether enough steps were seen: how many tokens they give differs from one to the next."""
-        return self.num_seen >= _FIRST_STEPS
 
     @property
     def per_token_s(self) -> float:
@@ -106,6 +107,9 @@ class RowCosts:
     together: dict[int, Mean] = field(default_factory=dict)
     """A step of so many rows."""
     _num_choices: int = 0
+    """Since the last look at the other way."""
+    _rounds_left: int = _LOOK_ROUNDS
+    """Of the look at answers one after the other, the first one included."""
 
     def count_alone(self, num_tokens: int, seconds: float) -> None:
         """Take note of a step of one answer alone, and how many tokens it gave."""
@@ -118,16 +122,31 @@ class RowCosts:
     def go_together(self, num_answers: int, num_rows: int) -> bool:
         """Return whether answers should step together: `num_rows` rows, idle ones included, for `num_answers` tokens.
 
-        What was not measured yet is tried first, then the way that gives more tokens a second is taken.
+        What was not measured yet is tried first, unless it must be the dearer way by what is known of other numbers of
+        rows. Then the way that gives more tokens a second is taken.
         """
-        together = self.together.get(num_rows, Mean())
-        if together.num_seen < 2:
+        together, apart_s = self.together.get(num_rows, Mean()), num_answers * self.alone.per_token_s
+        together_s = together.seconds if together.num_seen > 1 else self._least_s(num_rows)
+        is_known = self.alone.num_seen >= _ENOUGH_STEPS or not self._rounds_left
+        if together.num_seen < 2 and not (is_known and together_s >= apart_s):
             return True
-        if not self.alone.is_known:
+        if self._rounds_left:
+            self._rounds_left -= 1
             return False
         self._num_choices += 1
-        is_cheaper = together.seconds < num_answers * self.alone.per_token_s
-        return is_cheaper if self._num_choices % _SECOND_LOOK else not is_cheaper
+        is_cheaper = together_s < apart_s
+        cheap_s, dear_s = sorted((together_s, apart_s))
+        num_rounds = _LOOK_ROUNDS if is_cheaper else 1
+        interval = num_rounds * (dear_s - cheap_s) / (_LOOK_SHARE * cheap_s) if cheap_s else 0.0
+        if self._num_choices < min(max(interval, _SECOND_LOOK), _RAREST_LOOK):
+            return is_cheaper
+        self._num_choices, self._rounds_left = 0, num_rounds - 1 if is_cheaper else 0
+        return not is_cheaper
+
+    def _least_s(self, num_rows: int) -> float:
+        """Return what a step of so many rows costs at least: as much as one of fewer, and its share of one of more."""
+        known = {rows: mean.seconds for rows, mean in self.together.items() if mean.num_seen > 1}
+        return max((seconds * min(1, num_rows / rows) for rows, seconds in known.items()), default=0.0)
 
 
 def _mixed(mean: float, seconds: float) -> float:

@@ -105,9 +105,8 @@ def check_unsupported(fields: Fields, here: Unsupported) -> None:
     """
     for name, (neutral, instead) in (*here.items(), *_EVERYWHERE.items()):
         value = fields.peek(name)
-        if value is None or value in neutral:
-            continue
-        if name == "tool_choice" and _leaves_choice(value):
+        is_neutral = any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral)
+        if value is None or is_neutral or (name == "tool_choice" and _leaves_choice(value)):
             continue
         path = fields.path(name)
         raise RequestError(
