@@ -124,7 +124,7 @@ def test_keys_stand_one_per_line_beside_comments(tmp_path: Path) -> None:
 def test_a_key_file_that_is_none_is_refused_without_its_content(
     tmp_path: Path, data: bytes, mode: int, line: str
 ) -> None:
-    with pytest.raises(UsageError, match="^--api-key-file ") as caught:
+    with pytest.raises(UsageError, match=r"^--api-key-file ") as caught:
         read_keys(key_file(tmp_path, data, mode))
     assert line in str(caught.value)
     for word in ("short", "with space", KEY):
