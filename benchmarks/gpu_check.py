@@ -13,6 +13,7 @@ this order:
     tests          tests/gpu
     products       single products at the 14B's widths against fp64
     int4           the 14B: limits of the device, decoding, drafts, prefill, vision, loop, memory, kernels
+    rows           the 14B in int4, several answers at once: steps of 1 to 16 rows, gaps while pictures arrive
     pairs          open questions, each by two models of the 14B's widths that differ in one thing
     precisions     the 14B in FP8 and bf16
     transformers   the same shape by transformers, at one context

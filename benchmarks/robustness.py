@@ -4,6 +4,8 @@
 
 - 10,000 mutated pictures of every usual format, mode and shape go through `load_picture` and `tile`: each ends as a
   picture or as an `ImageError` of one line, nothing is printed, and resident memory grows by at most 100 MB.
+- 10,000 more go through the server's picture process (`varco_serve.pictures`): each answer is `load_picture`'s, pixel
+  by pixel, or one line without a path or a class; the process is there at the end and has grown by at most 100 MB.
 - An export is killed with SIGKILL at 50 points spread over everything it does to the disk, every second one while it
   overwrites a former bundle: nothing half-written can be loaded, and the next run removes what was left.
 - The disk is full at 10 points of an export: one line, and nothing is left.
@@ -35,6 +37,7 @@ from benchmarks.robust.bundles import make_reference
 from benchmarks.robust.damage import damaged_bundles
 from benchmarks.robust.full_disks import full_disks
 from benchmarks.robust.kills import killed_exports
+from benchmarks.robust.picture_process import mutated_in_process
 from benchmarks.robust.pictures import mutated_pictures
 
 Report = dict[str, Any]
@@ -53,6 +56,7 @@ def main() -> int:
             "machine": f"{psutil.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, "
             f"Pillow {PIL.__version__}",
             "pictures": mutated_pictures(options.seed, 500 if options.quick else 10_000),
+            "picture_process": mutated_in_process(options.seed, 500 if options.quick else 10_000),
             "kills": killed_exports(checkpoint, reference, folder / "kills", 10 if options.quick else 50),
             "full_disks": full_disks(checkpoint, reference, folder / "disks", 3 if options.quick else 10),
             "damage": damaged_bundles(reference, folder / "damage", options.seed, 97 if options.quick else 1),
@@ -75,6 +79,12 @@ def _print(report: Report) -> None:
             ("resident memory", f"grew by {pictures['growth_bytes'] / 1e6:.1f} MB (limit "
              f"{pictures['limit_bytes'] / 1e6:.0f} MB), peak {pictures['peak_bytes'] / 1e6:.0f} MB"),
         ]  # fmt: skip
+    served = report["picture_process"]
+    rows.append(
+        ("picture process", f"{served['count']:,} of {served['originals']} originals as load_picture; resident "
+         f"{served['resident_bytes'] / 1e6:.0f} MB, grew by {served['growth_bytes'] / 1e6:.1f} MB (limit "
+         f"{served['limit_bytes'] / 1e6:.0f} MB)")
+    )  # fmt: skip
     ends = f"absent {kills['target_absent']}, former {kills['target_former']}, complete {kills['target_complete']}"
     moments = f"{kills['moments']} moments ({kills['moments_overwriting']} when overwriting)"
     rows += [
@@ -86,7 +96,7 @@ def _print(report: Report) -> None:
     ]  # fmt: skip
     for name, text in rows:
         print(f"  {name:<18}{text}")
-    for part in ("pictures", "kills", "full_disks", "damage"):
+    for part in ("pictures", "picture_process", "kills", "full_disks", "damage"):
         for fault in report[part]["faults"]:
             print(f"  FAULT in {part}: {fault}")
     print(f"  {'in all':<18}{'everything held' if report['ok'] else 'NOT everything held'}, {report['wall_s']:.0f} s")

@@ -18,6 +18,10 @@ VISION_AIM_MS, AIM_TILES = 17.0, "10"
 PREFILL_AIM_MS, AIM_PICTURE = 160.0, "2.9k"
 TIMES_AIM, TIMES_AIM_DECODER = 3.0, "int4"
 """Decode speed over transformers' in bf16, the faster of its caches."""
+ROWS_AIMS = {"8": 4.0, "16": 5.5}
+"""Times the tokens of one answer alone, by the number of answers that take their steps together."""
+GAP_AIM_MS = 30.0
+"""What the 99th percentile between two tokens may be beyond a step, while pictures arrive."""
 MEMORY_AIM = 0.05
 """How far measured memory may be from what is announced."""
 
@@ -30,6 +34,8 @@ def derive(report: dict[str, Any]) -> None:
         peer = found.get("transformers", {})
         times = {name: times_transformers(model, peer) for name, model in found.get("models", {}).items()}
         found["times_transformers"] = {name: one for name, one in times.items() if one}
+        for rows in found.get("rows", {}).values():
+            _add_times_one(rows.get("steps", {}))
     report["aims"] = list(_aims(report))
 
 
@@ -46,6 +52,17 @@ def _add_limits(figures: Any, limits: dict[str, Any]) -> None:
         if figures.get(what) and figures.get("ms") and limits.get(rate):
             figures["limit_ms"] = 1e3 * figures[what] / limits[rate]
             figures["fraction_of_limit"] = figures["limit_ms"] / figures["ms"]
+
+
+def _add_times_one(steps: dict[str, Any]) -> None:
+    """To every number of rows: how many times the tokens a second of one, and how many times the limits allow."""
+    one = steps.get("1", {})
+    for step in steps.values():
+        if ratio := _ratio(step, one, "tokens_per_s"):
+            step["times_one"] = ratio
+        if step.get("limit_ms") and one.get("limit_ms"):
+            count = round(step["tokens_per_s"] * step["ms"] / 1e3)
+            step["limit_times"] = count * one["limit_ms"] / step["limit_ms"]
 
 
 def times_transformers(model: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +103,15 @@ def _aims(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if needed and peak:
             off = 100 * abs(peak / needed - 1)
             yield _aim(f"{name}: memory, % from what is announced", 100 * MEMORY_AIM, off, off <= 100 * MEMORY_AIM)
+    for name, rows in shape.get("rows", {}).items():
+        for count, aim in ROWS_AIMS.items():
+            if got := rows.get("steps", {}).get(count, {}).get("times_one"):
+                yield _aim(f"{name}: {count} answers at once, times the tokens of one", aim, got, got >= aim)
+        arrivals = rows.get("arrivals", {})
+        if "gap_p99_ms" in arrivals:
+            most = arrivals["gap_p50_ms"] + GAP_AIM_MS
+            got = arrivals["gap_p99_ms"]
+            yield _aim(f"{name}: 99th percentile between tokens while pictures arrive, ms", most, got, got <= most)
     caches = shape.get("times_transformers", {}).get(TIMES_AIM_DECODER, {}).get("decode", {}).get(AIM_CONTEXT, {})
     if caches and shape["transformers"].get("dtype") == "bf16":
         cache, got = min(caches.items(), key=lambda one: one[1])

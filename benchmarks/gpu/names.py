@@ -4,7 +4,7 @@ from __future__ import annotations
 
 DECIDING = ("environment", "tokens", "tests", "products")
 """Where one fails, what comes after it would measure wrong numbers."""
-DEFAULT_STEPS = (*DECIDING, "int4", "pairs", "precisions", "transformers", "small")
+DEFAULT_STEPS = (*DECIDING, "int4", "rows", "pairs", "precisions", "transformers", "small")
 STEPS = (*DEFAULT_STEPS, "operators")
 MAX_CONTEXT = {"14b": 10_240, "tiny": 256}
 BUDGET_S = 480.0
@@ -14,6 +14,7 @@ LIMIT_S = {
     "tests": 180,
     "products": 90,
     "int4": 150,
+    "rows": 120,
     "pairs": 150,
     "precisions": 150,
     "transformers": 150,

@@ -64,12 +64,17 @@ def profile_operators(setup: Setup, tell: Tell) -> None:
 
 
 def profile_kernels(stages: Stages, setup: Setup, tell: Tell) -> None:
+    """Tell of each phase what `kernels_of` does."""
+    kernels_of(_phases(stages, setup), setup.provider, tell)
+
+
+def kernels_of(phases: dict[str, tuple[Callable[[], Any], int]], provider: str, tell: Tell) -> None:
     """By phase: wall time of a call, and the kernels that take most of it. Where torch sees no GPU, why not."""
     if importlib.util.find_spec("torch") is None:
         tell(("does_not_apply",), "torch, whose profiler reads CUDA's, is not installed")
         return
     torch = importlib.import_module("torch")
-    if setup.provider != "cuda" or not torch.cuda.is_available():
+    if provider != "cuda" or not torch.cuda.is_available():
         tell(("does_not_apply",), "torch sees no GPU, or none is asked for")
         return
     kernels_alone = [torch.profiler.ProfilerActivity.CUDA]
@@ -94,7 +99,7 @@ def profile_kernels(stages: Stages, setup: Setup, tell: Tell) -> None:
         return _summary(wall_ms, rows, "kernels")
 
     with ThreadPoolExecutor(1) as elsewhere:
-        for name, (call, count) in _phases(stages, setup).items():
+        for name, (call, count) in phases.items():
             attempt(tell, (name,), elsewhere.submit(phase, call, count).result)
 
 

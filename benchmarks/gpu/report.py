@@ -9,6 +9,7 @@
     limits                                  copy_bytes_per_s, matrix_ops_per_s
     shapes/14b/models/int4                  decode/1024, steps, vision/10, pictures/2.9k, loop_overhead_ms,
                                             needed_memory_bytes, peak_memory_bytes, kernels/decode
+    shapes/14b/rows/int4                    steps/8 (times_one, limit_times), drawn/8, arrivals, kernels/8 rows
     shapes/14b/transformers                 decode/dynamic/1024, decode/static/1024, vision/10, pictures/2.9k
     shapes/14b/times_transformers/int4      decode/1024/static, vision/10, pictures/2.9k, memory
     shapes/14b/operators/int4               decode, prefill, vision

@@ -18,6 +18,7 @@ from benchmarks.gpu.products import FORMATS as PRODUCTS
 from benchmarks.gpu.products import check_products
 from benchmarks.gpu.profile import profile_operators
 from benchmarks.gpu.report import at
+from benchmarks.gpu.rows import measure_rows
 from benchmarks.gpu.stages import Setup, measure_model
 from benchmarks.gpu.tests_run import run_tests
 from benchmarks.gpu.tokens import FORMATS, check_tokens
@@ -68,6 +69,12 @@ def _products(options: argparse.Namespace, report: dict[str, Any], left_s: float
 def _int4(options: argparse.Namespace, report: dict[str, Any], left_s: float) -> list[Part]:
     limits = Part(("limits",), measure_limits, (options.provider, options.shape == "tiny"))
     return [limits, _model(options, _large(options), MEASURED[0], with_kernels=True)]
+
+
+def _rows(options: argparse.Namespace, report: dict[str, Any], left_s: float) -> list[Part]:
+    shape, decoder = _large(options), MEASURED[0]
+    setup = _setup(options, shape, decoder)
+    return [Part(("shapes", shape, "rows", decoder), measure_rows, (setup,), bundle_path(setup.folder, shape, decoder))]
 
 
 def _pairs(options: argparse.Namespace, report: dict[str, Any], left_s: float) -> list[Part]:
@@ -127,6 +134,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any], float], list[Par
     "tests": _tests,
     "products": _products,
     "int4": _int4,
+    "rows": _rows,
     "pairs": _pairs,
     "precisions": _precisions,
     "transformers": _transformers,

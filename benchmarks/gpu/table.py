@@ -65,12 +65,32 @@ def _shape(shape: str, found: dict[str, Any]) -> Iterator[str]:
             theirs = (place[0], cache, *place[1:]) if place[:1] == ("decode",) else place
             cells.append(_cell(_at(peer, theirs), key, scale, "") if theirs != place or index == 0 else NOTHING)
         yield f"  {label:<{LABEL - 2}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)
+    for name, rows in found.get("rows", {}).items():
+        yield from _several(f"{shape} {name}", rows)
     for kind, profiled in (
         ("kernels", {name: model.get("kernels", {}) for name, model in models.items()}),
         ("operators", found.get("operators", {})),
     ):
         for name, phases in profiled.items():
             yield from _profile(f"{shape} {name}", kind, phases)
+
+
+def _several(label: str, rows: dict[str, Any]) -> Iterator[str]:
+    """A row per number of answers at once, then the gaps and the kernels."""
+    for count, step in rows.get("steps", {}).items():
+        if "ms" not in step:
+            continue
+        times = f", {step['times_one']:.2f}x one" if "times_one" in step else ""
+        limit = f" (limit {step['limit_times']:.2f}x)" if "limit_times" in step else ""
+        yield f"{label}, {count} at once: {step['ms']:.2f} ms, {step['tokens_per_s']:,.0f} tokens/s{times}{limit}"
+    if "ms" in (drawn := rows.get("drawn", {}).get("8", {})):
+        yield f"{label}, 8 at once, drawn: {drawn['ms']:.2f} ms"
+    if "gap_p99_ms" in (gaps := rows.get("arrivals", {})):
+        yield (
+            f"{label}, gaps while pictures arrive: {gaps['gap_p50_ms']:.2f} ms, 99th percentile "
+            f"{gaps['gap_p99_ms']:.2f} ms, at most {gaps['max_stall_ms']:.0f} ms of other work"
+        )
+    yield from _profile(f"{label}, at once", "kernels", rows.get("kernels", {}))
 
 
 def _rows(models: dict[str, Any], peer: dict[str, Any]) -> Iterator[tuple[str, Any, str, float]]:

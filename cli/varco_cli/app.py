@@ -17,6 +17,7 @@ from varco_cli.commands.inspect import inspect
 from varco_cli.commands.probe import probe
 from varco_cli.commands.quantize import quantize
 from varco_cli.commands.run import run
+from varco_cli.commands.serve import serve
 from varco_cli.commands.verify import verify
 from varco_runtime import __version__
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, engines, quantize, run, inspect, verify, probe, bench, demo, doctor, cache):
+for command in (export, engines, quantize, run, serve, inspect, verify, probe, bench, demo, doctor, cache):
     # `run` says itself what to do about arguments too many: whoever asks about two pictures names them so at first
     app.command(context_settings={"allow_extra_args": command is run})(command)
 

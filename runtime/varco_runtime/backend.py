@@ -19,6 +19,7 @@ import numpy as np
 
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.dtypes import Array
+from varco_runtime.errors import BackendError
 from varco_runtime.picture.packing import PackingPlan
 from varco_runtime.picture.tiles import normalize
 
@@ -221,7 +222,8 @@ class KeepsPrefixes(Protocol):
 class BatchingBackend(Protocol):
     """A backend with several key/value caches, its slots, that takes a step of several answers in one run.
 
-    Its features are arrays of their own, so that a picture may be encoded tile by tile.
+    One that is `HoldsMedia` too takes the tiles of a picture a part at a time: `encode` and `encode_pixels` have a
+    second argument, the number of tiles that came before.
     """
 
     @property
@@ -240,6 +242,37 @@ class BatchingBackend(Protocol):
             token_ids: The tokens of slots 0 .. n-1, at most `num_slots`.
             positions: Where each of them goes in its slot.
         """
+
+
+@runtime_checkable
+class ChoosesRows(Protocol):
+    """A `BatchingBackend` that chooses the next token of every row itself: one run, and one copy to the host."""
+
+    def num_rows(self, least: int) -> int:
+        """Return of how many rows a step is that has at least so many: there is a captured graph for some numbers."""
+
+    def decode_chosen_rows(
+        self, token_ids: Sequence[int], positions: Sequence[int], draws: Sequence[Draw | None]
+    ) -> list[int | Array | BackendError]:
+        """Put one token into each of the first slots, and return what comes of each row.
+
+        That is the token that its draw takes; its logits `[vocab]` fp32, valid until the next call, where it has None
+        for a draw or one that this device cannot take; or the error of a row whose logits are not finite, whose slot
+        then holds nothing.
+
+        Args:
+            token_ids: The tokens of slots 0 .. n-1; n is one of `num_rows`.
+            positions: Where each of them goes in its slot.
+            draws: The choice for each row, `GREEDY` for idle ones.
+        """
+
+
+@runtime_checkable
+class CopiesSlots(Protocol):
+    """A `BatchingBackend` that copies from one slot to another within its own memory."""
+
+    def copy_from_slot(self, slot: int, num_positions: int) -> None:
+        """Copy the first positions of another slot to the selected one."""
 
 
 def num_slots_of(backend: Backend) -> int:

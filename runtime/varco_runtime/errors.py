@@ -4,6 +4,7 @@
     ├── UsageError           an option or argument that cannot be honoured
     ├── InputError           what the user asks about
     │   ├── ImageError       a picture that cannot be opened, or is too large to be opened safely
+    │   │   └── DamagedImageError one whose decoder gave up; what it raised is the `__context__`
     │   ├── VideoError       the same of a video
     │   ├── PromptError      a prompt that cannot be encoded, or a box outside 0..1
     │   └── ContextError     a prompt and an answer that do not fit the context
@@ -37,6 +38,10 @@ class InputError(VarcoError):
 
 class ImageError(InputError):
     """A picture cannot be opened, or is too large to be opened safely."""
+
+
+class DamagedImageError(ImageError):
+    """A picture file cannot be decoded to its end: it is damaged or cut off, or the decoder ran out of memory."""
 
 
 class VideoError(InputError):

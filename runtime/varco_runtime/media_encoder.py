@@ -38,10 +38,14 @@ class Pace(Protocol):
 
 @dataclass(slots=True)
 class VisionTimes:
-    """Seconds of a prompt's media: `preprocess_s` to their tiles, `vision_s` from these to image tokens; 0 if known."""
+    """Seconds of a prompt's media: `preprocess_s` to their tiles, `vision_s` from these to image tokens; 0 if known.
+
+    `num_encoded` counts the media that were not known.
+    """
 
     preprocess_s: float = 0.0
     vision_s: float = 0.0
+    num_encoded: int = 0
 
 
 class MediaEncoder:
@@ -114,7 +118,7 @@ class MediaEncoder:
         """
         media = {place.span.key: place.medium for place in places}
         if not isinstance(self._backend, KeepsPrefixes):
-            return (yield from self._tokens_on_device(media, times))
+            return (yield from self._tokens_on_device(media, times, pace))
         self._memory.make_room(media)
         found = []
         for key, medium in media.items():
@@ -133,13 +137,13 @@ class MediaEncoder:
         return tokens
 
     def _tokens_on_device(
-        self, media: dict[Hashable, Medium], times: VisionTimes
+        self, media: dict[Hashable, Medium], times: VisionTimes, pace: Pace | None
     ) -> Generator[None, None, tuple[Any, dict[Hashable, int]]]:
         """Return what the device holds, if that is enough; else encode the whole group."""
         rows, tokens = self._held
         if tokens is None or not media.keys() <= rows.keys():
             self._held = ({}, None)
-            tokens = yield from self._encode(list(media.values()), times, None)
+            tokens = yield from self._encode(list(media.values()), times, pace)
             rows, first = {}, 0
             for key, medium in media.items():
                 rows[key] = first
@@ -162,11 +166,20 @@ class MediaEncoder:
                 num_tiles = pace.num_tiles(num_tiles)
             started = time.perf_counter()
             with nullcontext() if pace is None else pace.tiles(done, num_tiles, len(pixels)):
-                parts.append(encode(pixels[done : done + num_tiles]))
+                piece = pixels[done : done + num_tiles]
+                parts.append(encode(piece) if done == 0 else encode(piece, *self._tiles_before(done)))
             times.vision_s += time.perf_counter() - started
             done += num_tiles
         started = time.perf_counter()
-        features = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if isinstance(self._backend, HoldsMedia):  # what came last stands for all
+            features = parts[-1]
+        else:
+            features = parts[0] if len(parts) == 1 else np.concatenate(parts)
         tokens = self._backend.pack(features, media_plan(media, self._settings))
         times.vision_s += time.perf_counter() - started
+        times.num_encoded += len(media)
         return tokens
+
+    def _tiles_before(self, num_tiles: int) -> tuple[int, ...]:
+        """Return what a device is told of the tiles that it holds already; others give arrays of their own."""
+        return (num_tiles,) if isinstance(self._backend, HoldsMedia) else ()

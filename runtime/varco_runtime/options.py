@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TypedDict
 
 from varco_runtime.bundle.settings import MAX_LONG_SIDE_PX
 from varco_runtime.errors import UsageError
-from varco_runtime.generation.sampling import SamplingSettings
+from varco_runtime.generation.constraint import Constraint
+from varco_runtime.generation.sampling import SamplingSettings, logit_bias
 
 MAX_NEW_TOKENS = 1024
 
@@ -31,6 +33,12 @@ class Options(TypedDict, total=False):
     untrained: bool
     long_side: int | None
     stop_loops: bool
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    ignore_eos: bool
+    top_logprobs: int | None
+    constraint: Constraint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +53,18 @@ class AnswerSettings:
     untrained: bool = False
     long_side: int | None = None
     stop_loops: bool | None = None
+    ignore_eos: bool = False
+    constraint: Constraint | None = None
 
     @property
     def may_draft(self) -> bool:
         """Return whether drafts are asked for and possible: they are confirmed by greedy choices alone."""
         return self.speculate and not self.sampling.temperature
+
+    @property
+    def goes_on_after_eos(self) -> bool:
+        """Return whether an end token ends nothing. Where a constraint has let the answer end, there is no way on."""
+        return self.ignore_eos and self.constraint is None
 
 
 def check_names(options: Options) -> None:
@@ -81,6 +96,14 @@ def answer_settings(options: Options) -> AnswerSettings:
         raise UsageError(f"max_new_tokens={max_new_tokens} is too few. Expected at least 1.")
     long_side = options.get("long_side")
     check_long_side(long_side)
+    constraint, ignore_eos = options.get("constraint"), options.get("ignore_eos", False)
+    if constraint is not None and not isinstance(constraint, Constraint):
+        raise UsageError(
+            f"constraint is of type {type(constraint).__name__}, expected an object with the methods forced, allowed "
+            "and accept. See varco_runtime.generation.constraint."
+        )
+    if not isinstance(ignore_eos, bool):
+        raise UsageError(f"ignore_eos is {ignore_eos!r}, expected True or False. Give another ignore_eos.")
     return AnswerSettings(
         sampling,
         stop,
@@ -90,6 +113,8 @@ def answer_settings(options: Options) -> AnswerSettings:
         options.get("untrained", False),
         long_side,
         options.get("stop_loops"),
+        ignore_eos,
+        constraint,
     )
 
 
@@ -108,8 +133,12 @@ def check_long_side(long_side: int | None) -> None:
 
 
 def _sampling(options: Options) -> SamplingSettings:
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    return SamplingSettings(**{name: options[name] for name in names if name in options})  # type: ignore[literal-required]
+    names = (
+        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "presence_penalty",
+        "frequency_penalty", "top_logprobs",
+    )  # fmt: skip
+    given = {name: options[name] for name in names if name in options}  # type: ignore[literal-required]
+    return SamplingSettings(**given, logit_bias=logit_bias(options.get("logit_bias")))
 
 
 def _stop_strings(options: Options) -> tuple[str, ...]:

@@ -144,8 +144,14 @@ class Session:
             fit = num_frames + -num_over // per_frame  # rounded down
             if fit > 0:
                 return f"Ask with at most {fit} frames instead of {num_frames}"
+        fit, settings = len(prompt.media), self.bundle.manifest.image
+        while fit and num_over > 0:
+            fit -= 1
+            num_over -= num_medium_tokens(prompt.media[fit], settings)
+        if fit and num_over <= 0:
+            return f"Ask about fewer pictures: the first {fit} of {len(prompt.media)} fit"
         if len(prompt.media) > 1:
-            return "Ask about fewer pictures"
+            return "Ask about fewer or smaller pictures"
         return "Ask less, use a smaller picture"
 
     # -- its turn ---------------------------------------------------------------------------------------------------

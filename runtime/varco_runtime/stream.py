@@ -14,6 +14,7 @@ from varco_runtime.engine.job import Job
 from varco_runtime.errors import UsageError
 from varco_runtime.generation.loop import Decoding
 from varco_runtime.generation.sampling import Sampler
+from varco_runtime.generation.token_scores import Score
 from varco_runtime.generation.transcript import Transcript
 from varco_runtime.markup.questions import OCR_PROMPT
 from varco_runtime.options import MAX_NEW_TOKENS, AnswerSettings, Options, answer_settings, check_names
@@ -59,11 +60,20 @@ def start_stream(session: Session, turns: Callable[[], Sequence[Turn]], options:
     check_names(options)
     conversation = turns()
     settings = answer_settings(options)
+    _check_bias(settings, session.bundle.manifest.model.vocab_size)
     prompt = session.prompt(conversation, settings.tiling, settings.untrained, settings.long_side)
     room, reads_text = session.room(prompt), conversation[-1].text == OCR_PROMPT
     max_new_tokens = min(settings.max_new_tokens or (room if reads_text else MAX_NEW_TOKENS), room)
     stop_loops = reads_text if settings.stop_loops is None else settings.stop_loops
     return Stream(session, Request(prompt, settings, max_new_tokens, stop_loops, started))
+
+
+def _check_bias(settings: AnswerSettings, vocab_size: int) -> None:
+    for id_, _ in settings.sampling.logit_bias:
+        if id_ >= vocab_size:
+            raise UsageError(
+                f"logit_bias names token {id_}, expected ids of this model, 0 to {vocab_size - 1}. Leave it out."
+            )
 
 
 def _job(session: Session, request: Request) -> Job:
@@ -75,15 +85,18 @@ def _job(session: Session, request: Request) -> Job:
         assert job.logits is not None, "Bug: an answer begins without its prompt's logits"
         assert job.slot is not None, "Bug: an answer begins without a slot"
         held = session.memory.sequence_in(job.slot)
+        settings = request.settings
+        sampler = Sampler(settings.sampling, generation, ids, overflow_advice, settings.constraint)
         return Decoding(
             session.backend,
             logits=job.logits[-1],
             position=len(ids),
-            sampler=Sampler(request.settings.sampling, generation, ids, overflow_advice),
-            eos_token_ids=generation.eos_token_ids,
+            sampler=sampler,
+            eos_token_ids=() if settings.goes_on_after_eos else generation.eos_token_ids,
             max_new_tokens=request.max_new_tokens,
             on_token=held.ids.append,
-            drafter=session.drafter(ids) if request.settings.may_draft else None,
+            drafter=session.drafter(ids) if settings.may_draft else None,
+            drafts_forced=settings.speculate,
         )
 
     return Job(ids, request.prompt.places, request.prompt.spans, decode)
@@ -112,7 +125,11 @@ class Stream:
         self._request = request
         eos_token_ids = session.bundle.manifest.generation.eos_token_ids
         self._transcript = Transcript(
-            session.tokenizer, eos_token_ids, request.settings.stop, stop_loops=request.stop_loops
+            session.tokenizer,
+            eos_token_ids,
+            request.settings.stop,
+            stop_loops=request.stop_loops,
+            ignore_eos=request.settings.goes_on_after_eos,
         )
         self._job = _job(session, request)
         self._reading = threading.Lock()
@@ -135,7 +152,7 @@ class Stream:
                 except BaseException:
                     self._has_failed = True
                     raise
-                if piece.text or piece.plain_text or piece.regions:
+                if piece.text or piece.plain_text or piece.regions or piece.tokens:
                     return piece
         raise StopIteration
 
@@ -150,6 +167,11 @@ class Stream:
     def num_prompt_tokens(self) -> int:
         """Return the number of the prompt's tokens, the media's included."""
         return len(self._request.prompt.ids)
+
+    @property
+    def num_encoded_media(self) -> int:
+        """Return how many pictures and parts of videos were encoded so far: the others' tokens were known."""
+        return self._job.vision.num_encoded
 
     @property
     def token_times(self) -> list[float]:
@@ -180,12 +202,19 @@ class Stream:
             self._job.progress = self.progress
             token = session.engine.next_token(self._job)
             if token is not None:
-                return transcript.feed(token)
+                return transcript.feed(token, self._score())
         was_cancelled = self._job.cancelled and transcript.finish_reason is None
         session.engine.cancel(self._job)  # a stop string ended it, or the step was already taken
         last = transcript.finish("cancelled" if was_cancelled else "length")
         self._answer = self._finished()
         return last
+
+    def _score(self) -> Score | None:
+        """Return the probability of the token that was read last, where that is asked for."""
+        decoding = self._job.decoding
+        if self._request.settings.sampling.top_logprobs is None or decoding is None:
+            return None
+        return decoding.sampler.scores.popleft()
 
     def _finished(self) -> Answer:
         """Return the whole answer, also of a stream that was cancelled before it began."""
@@ -217,6 +246,7 @@ class Stream:
                 accepted=0 if drafter is None else drafter.accepted,
             ),
             media=tuple(shown(medium, self._session.bundle.manifest.image) for medium in request.prompt.media),
+            tokens=tuple(transcript.scores),
         )
 
 

@@ -115,7 +115,8 @@ class Varco:
             kv_cache_precision: OpenVINO's cache: `u8`, `fp16`, `fp32`; `auto` is fp32 beside `precision="fp32"`, else
                 fp16.
             slots: The most answers at once, each with a key/value cache of its own; `auto` for as many as fit in half
-                of the free memory, at most 8. More than one on the CPU alone.
+                of the free memory, or in the GPU's, at most 8. TensorRT's engines are built for a number of them;
+                OpenVINO has one.
             max_stall_ms: How long answers under way wait at most for a new question's picture and prompt, in
                 milliseconds, unless a single tile or the smallest chunk of a prompt takes longer.
 
@@ -214,6 +215,13 @@ class Varco:
                 padded tile for each of several; `grid` or `one` for all. `untrained`: True lets more pictures through
                 than the model was trained for. `stop_loops`: whether an answer that repeats one region three times, or
                 says nothing new for 200 tokens, ends with a warning and the finish reason `loop`; True for `<ocr>`.
+                As servers are asked for them: `presence_penalty` and `frequency_penalty`, -2 to 2, taken from the
+                logit of each token that is in the answer, once and for each time, behind the repetition penalty.
+                `logit_bias`: token ids and what is added to their logits, -100 to 100, before all penalties.
+                `ignore_eos`: True lets the answer go on behind an end token, up to `max_new_tokens`. `top_logprobs`: 0
+                to 20 tells each token's probability and that of so many of the likeliest in `Piece.tokens` and
+                `Answer.tokens`, by the logits before bias, penalties, constraint and temperature. `constraint`: an
+                object that says which token may come next (`generation/constraint.py`), for this answer alone.
 
         Raises:
             ImageError: A picture cannot be opened, or the bundle does not take so many.

@@ -1,6 +1,6 @@
 """What the front and the worker tell each other: an `Ask`, and the events that answer it.
 
-The same types serve the front's routes and the tests' doubles; `to_header` and `from_header` take them over the wire.
+The same types serve the front's routes and the tests' doubles; `codec.py` takes them over the wire.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Pixels:
     """A decoded picture.
 
@@ -142,6 +142,29 @@ class Facts:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How the processes feel, for metrics.
+
+    Args:
+        running: Answers that have a slot.
+        waiting: Asks that wait for one.
+        kv_tokens: Positions that the slots' caches hold.
+        kv_max_tokens: Positions that they have room for.
+        picture_hits: Pictures whose tokens were kept from an earlier question.
+        picture_misses: Pictures that were encoded.
+        restarts: How often the worker or the picture process was started again.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_tokens: int = 0
+    kv_max_tokens: int = 0
+    picture_hits: int = 0
+    picture_misses: int = 0
+    restarts: int = 0
+
+
 class Model(Protocol):
     """What the front's routes ask. `supervisor/` implements it over the worker, tests by doubles."""
 
@@ -151,7 +174,11 @@ class Model(Protocol):
 
     @property
     def not_ready(self) -> str | None:
-        """Return why no answer can be given now (`loading`, `restarting`, `draining`), or None."""
+        """Return why no new question is taken (`loading`, `draining`) or the model is away (`restarting`), or None."""
+
+    @property
+    def stats(self) -> Stats:
+        """Return how the processes feel."""
 
     def ask(self, ask: Ask) -> AsyncIterator[Event]:
         """Return the events of one answer: `Begun`, `Said`s, then `Done` or `Failed`.

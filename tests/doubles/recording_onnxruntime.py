@@ -66,6 +66,13 @@ class Gpu:
             assert abs(target - source) >= num_bytes, "a copy overlaps itself"
             ctypes.memmove(target, source, num_bytes)
 
+    def clear(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """The driver's zeros."""
+        for address, num_bytes in pieces:
+            self.note("clear", num_bytes)
+            self.check(address, num_bytes)
+            ctypes.memset(address, 0, num_bytes)
+
     def names(self) -> list[str]:
         return [call[0] for call in self.asked]
 
@@ -250,5 +257,6 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", onnxruntime_gpu(gpu))
     monkeypatch.setattr("varco_runtime.backends.cuda.backend.find_gpu", lambda: gpu.facts)
     monkeypatch.setattr("varco_runtime.backends.cuda.session.move_bytes", gpu.move)
+    monkeypatch.setattr("varco_runtime.backends.cuda.session.clear_bytes", gpu.clear)
     monkeypatch.setenv("ORT_ENABLE_XQA", "")
     monkeypatch.delenv("ORT_ENABLE_XQA")

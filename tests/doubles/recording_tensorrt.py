@@ -157,8 +157,9 @@ class Engine:
         self.on_host: list[str] = document.get("on_host", [])
         self.is_rtx = is_rtx
         graph = onnx.load(document["graph"], load_external_data=False).graph
-        self.ports = {value.name: _port(value, True) for value in graph.input}
-        self.ports |= {value.name: _port(value, False) for value in graph.output}
+        has_rows = any(BATCH in lengths and lengths[BATCH][2] > 1 for lengths in self.profiles)
+        self.ports = {value.name: _port(value, True, has_rows) for value in graph.input}
+        self.ports |= {value.name: _port(value, False, has_rows) for value in graph.output}
         self.session = _session(document["graph"])
         device.engine_bytes += num_bytes
         weakref.finalize(self, _give_back, device, num_bytes)
@@ -307,7 +308,7 @@ class Context:
                 assert np.isfinite(array).all(), f"{self.engine.name} reads {name}, which was never written"
         if "write_indices" in feeds:
             cache = shapes["past.0.key"][2]
-            last = int(feeds["write_indices"][0]) + shapes["inputs_embeds"][1]
+            last = int(feeds["write_indices"].max()) + shapes["inputs_embeds"][1]
             assert last <= cache, f"a write up to {last} of {cache} positions, which TensorRT ignores"
         outputs = [name for name, port in ports.items() if not port.is_input]
         for name, value in zip(outputs, self.engine.session.run(outputs, feeds), strict=True):
@@ -341,11 +342,12 @@ def _give_back(device: Device, num_bytes: int) -> None:
     device.engine_bytes -= num_bytes
 
 
-def _port(value: onnx.ValueInfoProto, is_input: bool) -> Port:
+def _port(value: onnx.ValueInfoProto, is_input: bool, has_rows: bool) -> Port:
+    """An engine for one slot has one row of the decoder's batch."""
     tensor = value.type.tensor_type
     data_type, dtype = TYPES[tensor.elem_type]
-    dims = tuple(1 if d.dim_param == BATCH else d.dim_param or d.dim_value for d in tensor.shape.dim)
-    return Port(data_type, dtype, dims, is_input)  # an engine has one row of the decoder's batch
+    dims = tuple(1 if d.dim_param == BATCH and not has_rows else d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return Port(data_type, dtype, dims, is_input)
 
 
 _SESSIONS: dict[tuple[str, int], Any] = {}

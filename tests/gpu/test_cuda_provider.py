@@ -267,3 +267,73 @@ def test_another_thread_gets_the_same_steps(fp16: Varco) -> None:
     thread.start()
     thread.join()
     assert error(found[0], expected) < LOGIT_LIMITS["fp16"]
+
+
+# --- several answers at once ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eight(place: str, fp16: Varco) -> CudaBackend:
+    """The same bundle with eight slots, a prompt of another length in each."""
+    backend = backend_of(Varco.load(fp16.bundle.folder, provider=place, slots=8))
+    for slot in range(8):
+        backend.select_slot(slot)
+        backend.prefill(text_inputs(fp16, 20 + 9 * slot, seed=slot), 0)
+    return backend
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_a_row_of_several_answers_has_the_logits_of_its_slot_alone(eight: CudaBackend, count: int) -> None:
+    """Twice over: the second time replays what the first captured."""
+    for turn in range(2):
+        positions = [20 + 9 * slot + turn for slot in range(count)]
+        together = eight.decode_rows([5 + slot for slot in range(count)], positions).copy()
+        for slot, position in enumerate(positions):
+            eight.select_slot(slot)
+            assert error(eight.decode_step(5 + slot, position), together[slot]) < LOGIT_LIMITS["fp16"], (turn, slot)
+
+
+def test_rows_are_chosen_and_drawn_as_the_host_would(eight: CudaBackend, fp16: Varco) -> None:
+    manifest = fp16.bundle.manifest
+    asked = [
+        SamplingSettings(temperature=1.1, top_p=0.9, seed=slot) if slot % 2 else SamplingSettings() for slot in range(8)
+    ]
+    device, host = ([Sampler(one, manifest.generation) for one in asked] for _ in range(2))
+    tokens = [7] * 8
+    for turn in range(10):
+        positions = [20 + 9 * slot + turn for slot in range(8)]
+        rows = eight.decode_rows(tokens, positions).copy()
+        draws = [sampler.draw(manifest.model.vocab_size) for sampler in device]
+        chosen = eight.decode_chosen_rows(tokens, positions, draws)
+        assert chosen == [sampler.next(row) for sampler, row in zip(host, rows, strict=True)]
+        tokens = [int(token) for token in chosen]  # type: ignore[arg-type]
+        for sampler, token in zip(device, tokens, strict=True):
+            sampler.accept(token)
+
+
+def test_a_slot_that_was_copied_goes_on_as_the_other_would(eight: CudaBackend) -> None:
+    eight.select_slot(7)
+    expected = eight.decode_step(5, 60).copy()
+    eight.select_slot(2)
+    eight.copy_from_slot(7, 60)
+    assert error(eight.decode_step(5, 60), expected) < LOGIT_LIMITS["fp16"]
+
+
+def test_answers_at_once_have_the_logits_of_answers_alone(place: str, fp16: Varco, exact: Varco) -> None:
+    """By the logits of what was answered, for tokens of a random model may hang on the last bit."""
+    varco = Varco.load(fp16.bundle.folder, provider=place, slots=4)
+    answers: dict[int, tuple[int, ...]] = {}
+
+    def ask(index: int) -> None:
+        answers[index] = varco.ask(None, f"Question {index}?", max_new_tokens=32, speculate=False).token_ids
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, token_ids in answers.items():
+        rows = exact.score(None, f"Question {index}?", token_ids)
+        behind = rows.max(axis=1) - rows[np.arange(len(rows)), list(token_ids)]
+        assert (behind < 4 * LOGIT_LIMITS["fp16"] * np.abs(rows).max()).all(), index
+    assert len(answers) == 6

@@ -15,7 +15,7 @@ def foretell(monkeypatch: pytest.MonkeyPatch, answer: Sequence[int], lengths: Se
     fed: list[int] = []
     turn = itertools.count()
 
-    def propose(self: Drafter, limit: int) -> list[Guess]:
+    def propose(self: Drafter, limit: int, forced: Sequence[Guess] = ()) -> list[Guess]:
         index = next(turn)
         tokens = list(answer[len(fed) :][: min(limit, lengths[index % len(lengths)])])
         if tokens and index % 3:

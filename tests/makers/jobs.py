@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
-from tests.doubles.slots_backend import EOS, IMAGE, MAX_CONTEXT, SETTINGS, Prices, SlotsBackend
+from tests.doubles.slots_backend import EOS, IMAGE, MAX_CONTEXT, SETTINGS, VOCAB_SIZE, Prices, SlotsBackend
+from tests.makers.constraints import Rule
 from varco_runtime.backend import num_slots_of
 from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.engine.job import Job, Model
@@ -37,13 +38,15 @@ def picture(seed: int) -> Picture:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked. `picture` is a seed; `guesses` lets drafts guess, right two times of three."""
+    """What is asked. `picture` is a seed; `guesses` lets drafts guess, right two times of three; `rule` constrains."""
 
     words: tuple[int, ...]
     picture: int | None = None
     max_new_tokens: int = 8
     sampling: SamplingSettings = GREEDY
     guesses: bool = False
+    rule: Rule | None = None
+    drafts_forced: bool = True
 
     @property
     def ids(self) -> list[int]:
@@ -73,7 +76,9 @@ class Guesses:
     def feed(self, token: int) -> None:
         self.fed += 1
 
-    def propose(self, limit: int) -> list[Guess]:
+    def propose(self, limit: int, forced: Sequence[Guess] = ()) -> list[Guess]:
+        if forced:
+            return list(forced)
         tokens = self.answer[self.fed : self.fed + min(limit, 3)]
         return [Guess(token ^ (self.fed % 3 == 0), "test") for token in tokens]
 
@@ -104,15 +109,17 @@ class Bench:
         def decode(job: Job) -> Decoding:
             assert job.logits is not None
             assert job.slot is not None
+            constraint = None if question.rule is None else question.rule.constraint(VOCAB_SIZE)
             return Decoding(
                 self.backend,
                 logits=job.logits[-1],
                 position=len(ids),
-                sampler=Sampler(question.sampling, GENERATION, ids),
+                sampler=Sampler(question.sampling, GENERATION, ids, constraint=constraint),
                 eos_token_ids=(EOS,),
                 max_new_tokens=min(question.max_new_tokens, MAX_CONTEXT - len(ids)),
                 on_token=self.memory.sequence_in(job.slot).ids.append,
                 drafter=Guesses(answer) if question.guesses else None,  # type: ignore[arg-type]
+                drafts_forced=question.drafts_forced,
             )
 
         return Job(ids, question.places, tuple(place.span for place in question.places), decode)
@@ -138,7 +145,6 @@ class Bench:
 def alone(question: Question) -> tuple[int, ...]:
     """Return the answer of a model of its own that takes no drafts."""
     bench = Bench(1)
-    plain = Question(question.words, question.picture, question.max_new_tokens, question.sampling)
-    job = bench.job(plain)
+    job = bench.job(replace(question, guesses=False, drafts_forced=False))
     bench.scheduler.submit(job)
     return tuple(bench.finish(job))

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tests.provider.stub_libraries import load
-from varco_runtime.backend import MAX_STEP_TOKENS, Draw, PromptInputs
+from varco_runtime.backend import GREEDY, MAX_STEP_TOKENS, Draw, PromptInputs
 from varco_runtime.backends.cuda.backend import CudaBackend
 from varco_runtime.backends.cuda.cache import BANDS
 from varco_runtime.backends.cuda.driver import find_gpu
@@ -42,6 +42,8 @@ LONG_PROMPT = PREFILL_TOKENS + 104
 PROMPTS = (1000, 16, 17, 32, 33, 100, 300, 500, 700, 900, PREFILL_TOKENS, 200, LONG_PROMPT, 650)
 """Lengths in an order in which the longest is neither first nor last, and on both sides of what kernels for few rows
 take."""
+ROWS = (2, 4, 8, 16)
+"""Answers that take a step together. The last is the number of slots."""
 PICTURES = {"small": (40, 60), "large": (340, 340), "second large": (340, 340)}
 """Height and width: of one batch of tiles, and of several."""
 THREADS = ("thread", "other thread")
@@ -58,7 +60,7 @@ class Scenario:
         self._mark(LOAD)
         with _optimised_graphs() as operators:
             self._bundle = Bundle.open(bundle)
-            self._backend = CudaBackend(self._bundle)
+            self._backend = CudaBackend(self._bundle, slots=ROWS[-1])
         self._mark("")
         self._free_bytes[LOAD] = find_gpu().free_bytes
         self._operators = operators
@@ -79,6 +81,7 @@ class Scenario:
         for name in THREADS:
             self._in_a_thread(name)
         self._section("greedy after threads", lambda: self._backend.decode_greedy(5, 63))
+        self._several()
         description = self._backend.description
         self._section("closing", self._close)
         return {
@@ -100,6 +103,25 @@ class Scenario:
                 tokens = [1] * count
                 self._section(f"draft of {count}, {time}", lambda t=tokens: self._backend.decode_greedy_steps(t, 63))
         self._section("logits of a draft", lambda: self._backend.decode_steps([1] * MAX_STEP_TOKENS, 80))
+
+    def _several(self) -> None:
+        """Steps of several answers, twice each, greedy and drawn; and a prompt in another slot."""
+        backend = self._backend
+        for count in ROWS:
+            rows = [1] * count, [40 + slot for slot in range(count)]
+            for time in ("first", "again"):
+                draws = [GREEDY] * count
+                self._section(f"rows of {count}, {time}", lambda r=rows, d=draws: backend.decode_chosen_rows(*r, d))
+        four = [1] * 4, [45] * 4
+        for name, draws in (("drawn", [GREEDY, PENALISED, GREEDY, GREEDY]), ("read", [GREEDY, None, GREEDY, GREEDY])):
+            for time in ("first", "again"):
+                self._section(f"rows {name}, {time}", lambda d=draws: backend.decode_chosen_rows(*four, d))
+        backend.select_slot(5)
+        self._section("slot copied", lambda: backend.copy_from_slot(0, 30))
+        for time in ("first", "again"):
+            self._section(f"greedy in another slot, {time}", lambda: backend.decode_greedy(5, 60))
+        self._section("slot cleared", lambda: backend._caches.clear(5))
+        backend.select_slot(0)
 
     def _close(self) -> None:
         del self._backend

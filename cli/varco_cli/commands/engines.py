@@ -36,12 +36,15 @@ def engines(
             show_default=False,
         ),
     ] = None,
+    slots: Annotated[
+        int, typer.Option(metavar="N", help="The most answers at once: the decoder then steps for 2 to N together.")
+    ] = 1,
 ) -> None:
     """Build TensorRT engines of a bundle. Needs TensorRT, or TensorRT for RTX, which needs no GPU to build."""
     from varco_export.engines.build import EngineOptions, build_engines
     from varco_runtime.bundle.opening import read_manifest
 
-    options = EngineOptions(tuple(sm or ()), max_context, max_tiles)
+    options = EngineOptions(tuple(sm or ()), max_context, max_tiles, slots)
     sizes = {name: facts.size for name, facts in read_manifest(bundle).files.items()}
     with HashProgress(sizes) as hashing, EngineProgress() as progress:
         reports = build_engines(bundle, options, progress, hashing)

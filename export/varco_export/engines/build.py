@@ -16,10 +16,15 @@ from varco_export.engines.builder import Builder, Built, Lengths
 from varco_export.progress import SILENT, EngineProgress
 from varco_export.writing.disk import disk_errors
 from varco_export.writing.lock import locked
-from varco_runtime.backends.tensorrt.cuda_api import Cuda
+from varco_runtime.backends.slots import MAX_SLOTS
+from varco_runtime.backends.tensorrt.cuda_api import ALIGNMENT, Cuda
 from varco_runtime.backends.tensorrt.engine_io import COMPONENTS, engine_io
+from varco_runtime.backends.tensorrt.memory import slot_bytes
+from varco_runtime.bundle.graph_contract import BATCH
+from varco_runtime.bundle.graph_nodes import takes_rows
 from varco_runtime.bundle.manifest import EngineFacts, FileFacts, Manifest
 from varco_runtime.bundle.opening import Bundle, read_manifest, write_manifest
+from varco_runtime.bundle.tensor import Tensor
 from varco_runtime.errors import BackendError, BundleError, ExportError, MissingExtraError, UsageError
 from varco_runtime.picture.packing import largest_picture
 
@@ -44,11 +49,13 @@ class EngineOptions:
         sm: Compute capabilities to build for, times ten; none for the GPU that is there.
         max_context: Most tokens of prompt, picture and answer together; None is the bundle's.
         max_tiles: Tiles that are encoded at a time; None is `USUAL_TILES`.
+        slots: The most answers at once.
     """
 
     sm: tuple[int, ...] = ()
     max_context: int | None = None
     max_tiles: int | None = None
+    slots: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,7 @@ def build_engines(
     """
     bundle = Bundle.read(folder)
     manifest = bundle.manifest
-    max_context, max_tiles = _choose_limits(folder, manifest, options)
+    limits = _choose_limits(folder, manifest, options)
     builder = Builder.load(is_target_named=bool(options.sm))
     targets = tuple(dict.fromkeys(options.sm)) or (_sm_of_this_gpu(builder),)
     for sm in targets:
@@ -105,15 +112,28 @@ def build_engines(
         bundle.check((name for part in manifest.components.values() for name in (part.file, part.data)), False, hashing)
         for sm in targets:
             with bundle.unchanged():
-                _check_target(folder, manifest, builder, sm, max_context)
+                _check_target(folder, manifest, builder, sm, limits)
         reports = []
         for sm in targets:
-            reports += _build_target(bundle, builder, sm, max_context, max_tiles, progress)
+            reports += _build_target(bundle, builder, sm, limits, progress)
     return reports
 
 
-def _choose_limits(folder: Path, manifest: Manifest, options: EngineOptions) -> tuple[int, int]:
-    """Return the positions and the tiles to build for."""
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How far engines reach."""
+
+    max_context: int
+    max_tiles: int
+    slots: int
+
+    def tensors(self, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+        """Return what engines of these limits take and give."""
+        return engine_io(manifest, self.max_context, self.slots)
+
+
+def _choose_limits(folder: Path, manifest: Manifest, options: EngineOptions) -> _Limits:
+    """Return the positions, the tiles and the slots to build for."""
     if manifest.device != "tensorrt":
         raise BundleError(
             f"{folder} was exported for {manifest.device}, engines are built from graphs for TensorRT. Make them with: "
@@ -125,12 +145,30 @@ def _choose_limits(folder: Path, manifest: Manifest, options: EngineOptions) -> 
     for option, asked, least, most in (
         ("--max-context", max_context, 16, manifest.max_context),
         ("--max-tiles", max_tiles, 1, most_tiles),
+        ("--slots", options.slots, 1, MAX_SLOTS),
     ):
         if not least <= asked <= most:
-            raise UsageError(
-                f"{option} {asked} is out of range. Expected {least} to {most}, what the bundle was made for."
-            )
-    return max_context, max_tiles
+            why = "" if option == "--slots" else ", what the bundle was made for"
+            raise UsageError(f"{option} {asked} is out of range. Expected {least} to {most}{why}.")
+    if options.slots > 1:
+        _check_slots(folder, manifest, max_context)
+    return _Limits(max_context, max_tiles, options.slots)
+
+
+def _check_slots(folder: Path, manifest: Manifest, max_context: int) -> None:
+    """Check that the decoder's graph has rows, and that each slot of a cache begins where TensorRT takes an address."""
+    if not takes_rows((folder / manifest.decoder.file).read_bytes()):
+        raise BundleError(
+            f"{folder} is of an earlier export, whose decoder takes one sequence. Export it again, or build with "
+            "--slots 1."
+        )
+    num_bytes = slot_bytes(manifest, max_context)
+    if num_bytes % ALIGNMENT:
+        better = next(n for n in range(max_context, 0, -1) if slot_bytes(manifest, n) % ALIGNMENT == 0)
+        raise UsageError(
+            f"Slots of {max_context} positions do not begin at multiples of {ALIGNMENT} bytes, as TensorRT wants. "
+            f"Build with --max-context {better}."
+        )
 
 
 def _sm_of_this_gpu(builder: Builder) -> int:
@@ -150,13 +188,13 @@ def _sm_of_this_gpu(builder: Builder) -> int:
         cuda.close()
 
 
-def _check_target(folder: Path, manifest: Manifest, builder: Builder, sm: int, max_context: int) -> None:
+def _check_target(folder: Path, manifest: Manifest, builder: Builder, sm: int, limits: _Limits) -> None:
     """Parse every graph before the first is built: what a target refuses is refused at once."""
     log = _log_file(folder, sm)
     with disk_errors(log, _WRITABLE):
         log.parent.mkdir(exist_ok=True)
         log.write_text(f"{builder.product} {builder.version} for sm{sm}\n", encoding="utf-8")
-    for name, tensors in engine_io(manifest, max_context).items():
+    for name, tensors in limits.tensors(manifest).items():
         builder.check(folder / manifest.components[name].file, tensors, sm, log)
 
 
@@ -165,7 +203,7 @@ def _log_file(folder: Path, sm: int) -> Path:
 
 
 def _build_target(
-    bundle: Bundle, builder: Builder, sm: int, max_context: int, max_tiles: int, progress: EngineProgress
+    bundle: Bundle, builder: Builder, sm: int, limits: _Limits, progress: EngineProgress
 ) -> list[EngineReport]:
     folder = bundle.folder
     manifest, target = read_manifest(folder), f"sm{sm}"
@@ -184,13 +222,14 @@ def _build_target(
                 builder_version=builder.version,
                 target=target,
                 precision=component.precision,
-                max_context=max_context,
+                max_context=limits.max_context,
                 # A picture is packed as a whole; its tiles may be encoded in several runs.
-                max_tiles=largest_picture(manifest.image)[0] if name == "packing" else max_tiles,
-                prefill_tokens=min(PREFILL_TOKENS, max_context),
-                max_logits=min(MAX_LOGITS, max_context),
+                max_tiles=largest_picture(manifest.image)[0] if name == "packing" else limits.max_tiles,
+                prefill_tokens=min(PREFILL_TOKENS, limits.max_context),
+                max_logits=min(MAX_LOGITS, limits.max_context),
+                slots=limits.slots if name == "decoder" and limits.slots > 1 else None,
             )
-            tensors = engine_io(manifest, max_context)[name]
+            tensors = limits.tensors(manifest)[name]
             with progress.engine(name, target) as on_step:
                 built = builder.build(
                     folder / component.file,
@@ -220,10 +259,14 @@ def profiles(manifest: Manifest, facts: EngineFacts) -> list[Lengths]:
             return [{"tiles": (1, usual, facts.max_tiles), "tokens": (1, tokens, tokens)}]
     context = (1, -(-facts.max_context // 2), facts.max_context)
     prefill = (1, facts.prefill_tokens, facts.prefill_tokens)
-    return [
-        {"sequence": prefill, "total": context, "num_logits": (1, 1, facts.max_logits)},
-        {"sequence": (1, 1, longest_step(facts.precision)), "total": context, "num_logits": (1, 1, 1)},
+    step = {"sequence": (1, 1, longest_step(facts.precision)), "total": context, "num_logits": (1, 1, 1)}
+    lengths: list[Lengths] = [
+        {BATCH: (1, 1, 1), "sequence": prefill, "total": context, "num_logits": (1, 1, facts.max_logits)},
+        {BATCH: (1, 1, 1), **step},
     ]
+    # A step of several sequences is a profile of its own, so that a step of one is what it is without them.
+    slots = facts.num_slots
+    return [*lengths, {BATCH: (2, slots, slots), **step}] if slots > 1 else lengths
 
 
 def longest_step(precision: str) -> int:

@@ -1,8 +1,9 @@
 """The draw of the next token, as a graph for a device that holds the logits: `generation/sampling.py` in operators.
 
 Sums and maxima come from CumSum and TopK: the CUDA provider's reductions need cuDNN, which a bundle does without. Its
-CumSum adds up everything before each element anew, so sums run in two steps, within rows and over rows, which are some
-square root of the vocabulary long.
+CumSum adds up everything before each element anew, so sums run in two steps, within blocks and over blocks, which are
+some square root of the vocabulary long. No operator takes its indices to the device when it runs (GatherND does, from
+memory of the host that a replayed graph would find gone), so every gather is along one axis.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from varco_export.dialects.largest import block_width, infinite_for_nan, infinity, largest
 from varco_export.writing.graph import DTYPES, Graph
+from varco_runtime.bundle.graph_contract import BATCH
 
 SETTINGS = ("penalty", "temperature", "first", "cut", "min_p", "place")
 """The order of the input `settings` `[6]`; see `varco_runtime.backend.Draw`. `first` is the place of the least score
@@ -20,9 +22,11 @@ that top-k keeps, in ascending order: the vocabulary's size less k."""
 
 
 def emit_sampling(graph: Graph, vocab_size: int, advance: Callable[[], None]) -> None:
-    """Emit `logits` `[1, 1, vocab]`, `seen` bool `[vocab]` and `settings` fp64 `[6]` to `next_token` `[1, 1]`.
+    """Emit `logits` `[rows, 1, vocab]`, `seen` bool `[rows, vocab]` and `settings` fp64 `[rows, 6]` to `next_token`
+    `[rows, 1]`: a draw for each row.
 
-    The token is -1 where a logit is NaN or the greatest is infinite. Scores are fp32 and sums fp64, as on the host.
+    The token is -1 where a logit of its row is NaN or the greatest is infinite. Scores are fp32 and sums fp64, as on
+    the host.
 
     Args:
         graph: The graph to write.
@@ -34,7 +38,7 @@ def emit_sampling(graph: Graph, vocab_size: int, advance: Callable[[], None]) ->
 
 
 class _Sampling:
-    """The draw in one graph, over vectors `[vocab]`."""
+    """The draws in one graph, over `[rows, vocab]`."""
 
     def __init__(self, graph: Graph, vocab_size: int) -> None:
         self.graph = graph
@@ -43,19 +47,23 @@ class _Sampling:
 
     def emit(self) -> None:
         graph, node = self.graph, self.graph.node
-        logits = graph.input("logits", "fp32", [1, 1, self.vocab_size])
-        seen = graph.input("seen", "bool", [self.vocab_size])
-        settings = graph.input("settings", "fp64", [len(SETTINGS)])
-        values = {name: node("Gather", [settings, graph.ints(at)]) for at, name in enumerate(SETTINGS)}  # [1] each
+        logits = graph.input("logits", "fp32", [BATCH, 1, self.vocab_size])
+        seen = graph.input("seen", "bool", [BATCH, self.vocab_size])
+        settings = graph.input("settings", "fp64", [BATCH, len(SETTINGS)])
+        values = {name: node("Gather", [settings, graph.ints(at)], axis=1) for at, name in enumerate(SETTINGS)}
+        # [rows, 1] each
 
-        scores = self._penalized(node("Reshape", [logits, graph.ints(-1)]), seen, self._cast(values["penalty"], "fp32"))
+        scores = self._penalized(
+            node("Reshape", [logits, graph.ints(-1, self.vocab_size)]), seen, self._cast(values["penalty"], "fp32")
+        )
         scaled = node("Div", [scores, self._cast(values["temperature"], "fp32")])
         # Ascending, and equals by their ids, as a stable sort on the host leaves them.
         ascending, ids = self._sorted(scaled)
         masses = self._masses(ascending, values)
-        weights = node("ScatterElements", [masses, ids, masses], axis=0)  # by id: every element is written
-        self._token(weights, values["place"], node("Gather", [scores, self._last(ids)]))
-        graph.output("next_token", "int64", [1, 1])
+        weights = node("ScatterElements", [masses, ids, masses], axis=1)  # by id: every element is written
+        best = node("GatherElements", [scores, self._last(ids)], axis=1)
+        self._token(weights, values["place"], best)
+        graph.output("next_token", "int64", [BATCH, 1])
 
     def _penalized(self, x: str, seen: str, penalty: str) -> str:
         """Return the logits after the repetition penalty, NaN as plus infinity."""
@@ -67,7 +75,7 @@ class _Sampling:
     def _masses(self, ascending: str, values: dict[str, str]) -> str:
         """Return probabilities, each times one number, of what top-k, top-p and min-p leave; 0 elsewhere. fp64."""
         node, zero = self.graph.node, self._scalar("zero", 0, np.float32)
-        least = node("Gather", [ascending, self._cast(values["first"], "int64")])
+        least = node("GatherElements", [ascending, self._cast(values["first"], "int64")], axis=1)
         powers = node("Exp", [node("Sub", [ascending, self._last(ascending)])])  # the greatest is 1
         powers = node("Where", [node("GreaterOrEqual", [ascending, least]), powers, zero])
         masses = self._cast(powers, "fp64")
@@ -82,15 +90,24 @@ class _Sampling:
 
         It is -1 where `best`, the largest score, is infinite or NaN.
         """
-        graph, node = self.graph, self.graph.node
-        within, before = self._row_sums(weights)
-        upto = node("Add", [before, self._last(within, axis=1)])  # [rows, 1]
-        target = node("Mul", [self._last(upto), place])  # [1, 1]
-        row = self._first(node("Reshape", [node("Greater", [upto, target]), graph.ints(1, -1)]))  # [1, 1]
-        at = node("Reshape", [row, graph.ints(1)])
-        sums = node("Add", [node("Gather", [before, at]), node("Gather", [within, at])])  # [1, width]
+        graph, node, num_blocks = self.graph, self.graph.node, self.vocab_size // self.width
+        within, before = self._block_sums(weights)
+        upto = node("Add", [before, self._last(within, axis=2)])  # [rows, blocks, 1]
+        upto = node("Reshape", [upto, graph.ints(-1, num_blocks)])
+        target = node("Mul", [self._last(upto), place])  # [rows, 1]
+        block = self._first(node("Greater", [upto, target]))  # [rows, 1]
+        at = node("Reshape", [block, graph.ints(-1, 1, 1)])
+        in_block = node("Add", [at, graph.constant("columns", np.zeros((1, 1, self.width), np.int64))])
+        sums = node(
+            "Add",
+            [
+                node("GatherElements", [before, at], axis=1),
+                node("GatherElements", [within, in_block], axis=1),
+            ],
+        )  # [rows, 1, width]
+        sums = node("Reshape", [sums, graph.ints(-1, self.width)])
         column = self._first(node("Greater", [sums, target]))
-        token = node("Add", [node("Mul", [row, graph.ints(self.width)]), column])
+        token = node("Add", [node("Mul", [block, graph.ints(self.width)]), column])
         below = node("Less", [best, infinity(self.graph, np.float32)])
         above = node("Greater", [best, self._scalar("minus_infinity", -np.inf, np.float32)])
         node("Where", [node("And", [below, above]), token, graph.ints(-1)], output="next_token")
@@ -98,31 +115,33 @@ class _Sampling:
     # -- sums and searches ------------------------------------------------------------------------------------------
 
     def _running_sums(self, x: str) -> str:
-        """Return the sum of everything up to each element `[vocab]`."""
-        return self.graph.node("Reshape", [self.graph.node("Add", list(self._row_sums(x))), self.graph.ints(-1)])
+        """Return the sum of everything in its row up to each element `[rows, vocab]`."""
+        sums = self.graph.node("Add", list(self._block_sums(x)))
+        return self.graph.node("Reshape", [sums, self.graph.ints(-1, self.vocab_size)])
 
-    def _row_sums(self, x: str) -> tuple[str, str]:
-        """Return x in rows: running sums within each `[rows, width]`, and the sum of all rows before it `[rows, 1]`."""
+    def _block_sums(self, x: str) -> tuple[str, str]:
+        """Return x in blocks: running sums within each `[rows, blocks, width]`, and the sum of all before it
+        `[rows, blocks, 1]`."""
         graph, node = self.graph, self.graph.node
-        rows = node("Reshape", [x, graph.ints(self.vocab_size // self.width, self.width)])
-        axes = [graph.constant(f"axis_{axis}", np.array(axis, np.int64)) for axis in (0, 1)]
-        within = node("CumSum", [rows, axes[1]])
-        before = node("CumSum", [self._last(within, axis=1), axes[0]], exclusive=1)
+        blocks = node("Reshape", [x, graph.ints(-1, self.vocab_size // self.width, self.width)])
+        axes = {axis: graph.constant(f"axis_{axis}", np.array(axis, np.int64)) for axis in (1, 2)}
+        within = node("CumSum", [blocks, axes[2]])
+        before = node("CumSum", [self._last(within, axis=2), axes[1]], exclusive=1)
         return within, before
 
-    def _last(self, x: str, axis: int = 0) -> str:
+    def _last(self, x: str, axis: int = 1) -> str:
         """Return the last element along an axis, which stays, of length 1."""
         return self.graph.node("Gather", [x, self.graph.ints(-1)], axis=axis)
 
     def _sorted(self, x: str) -> tuple[str, str]:
-        """Return x in ascending order, and the place of each in x."""
+        """Return each row of x in ascending order, and the place of each element in it."""
         values, places = self.graph.value("ascending"), self.graph.value("ids")
         count = self.graph.ints(self.vocab_size)
-        self.graph.multi_node("TopK", [x, count], [values, places], axis=0, largest=0, sorted=1)
+        self.graph.multi_node("TopK", [x, count], [values, places], axis=-1, largest=0, sorted=1)
         return values, places
 
     def _first(self, truths: str) -> str:
-        """Return where the first truth stands in `[1, n]`: of equals, TopK takes the first."""
+        """Return where the first truth stands in each row of `[rows, n]`: of equals, TopK takes the first."""
         return largest(self.graph, self._cast(truths, "fp32"))[1]
 
     def _cast(self, x: str, dtype: str) -> str:

@@ -65,6 +65,23 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token of an answer and how likely the model found it, before bias, penalties, constraint and temperature.
+
+    Args:
+        token_id: Its id.
+        data: Its bytes, which may be a part of a character; of an added token its text.
+        logprob: The natural logarithm of its probability.
+        top: The likeliest tokens at its place, the likeliest first: id, bytes, logarithm.
+    """
+
+    token_id: int
+    data: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What one step added to an answer.
 
@@ -72,11 +89,15 @@ class Piece:
         text: Text with markup.
         plain_text: Text without it.
         regions: The regions that it closed.
+        tokens: Where `top_logprobs` asks for them, the tokens since the piece before. Those whose text is held back
+            come with the next text, and the last piece has the rest, the end token included: the tokens of all pieces
+            are those of the answer.
     """
 
     text: str
     plain_text: str
     regions: tuple[Region, ...]
+    tokens: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +165,7 @@ class Answer:
         usage: Token counts.
         timings: Seconds.
         media: The pictures and videos of the conversation, in its order.
+        tokens: One for each of `token_ids`, where `top_logprobs` asks for them.
     """
 
     text: str
@@ -155,6 +177,7 @@ class Answer:
     usage: Usage
     timings: Timings
     media: tuple[Shown, ...] = ()
+    tokens: tuple[TokenScore, ...] = ()
 
     def __str__(self) -> str:
         return self.text

@@ -16,7 +16,8 @@ class Sizes:
         image_tokens: Image tokens of a picture.
         prefill_tokens: Positions in one run of a prompt.
         num_logits: Rows of logits that a run gives.
-        max_context: Positions of the caches.
+        max_context: Positions of a slot's caches.
+        slots: How many sequences the caches hold.
     """
 
     batch_tiles: int
@@ -25,6 +26,7 @@ class Sizes:
     prefill_tokens: int
     num_logits: int
     max_context: int
+    slots: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

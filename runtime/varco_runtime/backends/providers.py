@@ -52,8 +52,7 @@ def open_provider(
     if name == "openvino":
         return _open_openvino(bundle, max_context, threads, openvino, check_one_slot(slots, "OpenVINO"))
     if device == "cuda":
-        one = check_one_slot(slots, _NAMES["cuda"])
-        return _open_cuda(bundle, name, max_context, threads, one)
+        return _open_cuda(bundle, name, max_context, threads, slots)
     if name not in ("auto", device):
         raise _mismatch(device, name)
     why = _why(device, name)
@@ -64,9 +63,8 @@ def open_provider(
         return Provider(host, f"cpu ({why})", host.slots)
     from varco_runtime.backends.tensorrt.backend import TensorRtBackend
 
-    one = check_one_slot(slots, _NAMES["tensorrt"])
-    backend = TensorRtBackend(bundle, max_context)
-    return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})", one)
+    backend = TensorRtBackend(bundle, max_context, slots)
+    return Provider(backend, f"tensorrt ({why}, and its engines fit this {backend.target})", backend.slots)
 
 
 def _open_openvino(
@@ -84,7 +82,7 @@ def _open_openvino(
     return Provider(backend, "openvino (as asked)", one)
 
 
-def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None, one: Slots) -> Provider:
+def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None, slots: int | str) -> Provider:
     """The GPU; the CPU where it was asked for, or where no GPU can be used and nobody insists on one."""
     from varco_runtime.backends.cuda.backend import CudaBackend
     from varco_runtime.backends.cuda.on_cpu import cpu_lacks
@@ -94,7 +92,8 @@ def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int 
     reason = "as asked"
     if name != "cpu":
         try:
-            return Provider(CudaBackend(bundle, max_context), f"cuda ({_why('cuda', name)})", one)
+            gpu = CudaBackend(bundle, max_context, slots=slots)
+            return Provider(gpu, f"cuda ({_why('cuda', name)})", gpu.slots)
         except BackendError as error:  # a missing onnxruntime, which the CPU would lack too, is not caught
             if name == "cuda":
                 raise
@@ -104,10 +103,11 @@ def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int 
         # What is wrong with the GPU ends with its own advice, often this one.
         rest = f". {_export('cpu')}" if name == "cpu" else f", nor can the GPU: {reason}"
         raise BackendError(f"The CPU cannot run this bundle, it has no kernels for {lacking}{rest}")
-    backend = CudaBackend(bundle, max_context, "cpu", threads)
+    backend = CudaBackend(bundle, max_context, "cpu", threads, slots)
+    line = f"cpu, slowly (the bundle was exported for CUDA, which cannot be used: {reason})"
     if name == "cpu":
-        return Provider(backend, "cpu (as asked; the bundle was exported for CUDA, whose fp16 is slow here)", one)
-    return Provider(backend, f"cpu, slowly (the bundle was exported for CUDA, which cannot be used: {reason})", one)
+        line = "cpu (as asked; the bundle was exported for CUDA, whose fp16 is slow here)"
+    return Provider(backend, line, backend.slots)
 
 
 def _why(device: str, name: str) -> str:

@@ -56,12 +56,7 @@ def host_slots(manifest: Manifest, max_context: int, slots: int | str, takes_row
         UsageError: More were asked for than the bundle or the memory allows.
     """
     if not takes_rows:
-        if slots not in (AUTO, 1):
-            raise UsageError(
-                f"slots={slots} is too many: this bundle is of an earlier export, whose decoder takes one answer at a "
-                "time. Export it again, or load it with slots=1."
-            )
-        return Slots(1, "1 slot: the bundle is of an earlier export, whose decoder takes one answer at a time")
+        return slot_of_earlier_export(slots)
     _, available = machine_memory()
     per_slot = manifest.kv_bytes_per_token * max_context
     if slots == AUTO:
@@ -75,6 +70,52 @@ def host_slots(manifest: Manifest, max_context: int, slots: int | str, takes_row
             f"slots={number} needs {number} x {_mb(per_slot)} = {_mb(number * per_slot)} for keys and values, "
             f"{_mb(available)} are free: {max(1, available // per_slot)} fit. Load with fewer slots or a smaller "
             "max_context."
+        )
+    return Slots(number)
+
+
+def slot_of_earlier_export(slots: int | str) -> Slots:
+    """Return the one slot of a bundle whose decoder takes one sequence.
+
+    Raises:
+        UsageError: More were asked for.
+    """
+    if slots not in (AUTO, 1):
+        raise UsageError(
+            f"slots={slots} is too many: this bundle is of an earlier export, whose decoder takes one answer at a "
+            "time. Export it again, or load it with slots=1."
+        )
+    return Slots(1, "1 slot: the bundle is of an earlier export, whose decoder takes one answer at a time")
+
+
+def device_slots(slots: int | str, per_slot: int, others: int, free: int, name: str, limit: int = MAX_SLOTS) -> Slots:
+    """Return how many slots a GPU's memory is to hold.
+
+    Args:
+        slots: What was asked for, as `check_slots` lets it pass.
+        per_slot: Bytes of a slot.
+        others: Bytes of all else: weights, buffers and work.
+        free: Free bytes.
+        name: The GPU's.
+        limit: The most that `auto` may take, beside `AUTO_SLOTS`.
+
+    Raises:
+        UsageError: More than one were asked for, and more than fit. That one does not fit is found by others.
+    """
+    fitting = max(1, (free - others) // per_slot)
+    if slots == AUTO:
+        number = min(AUTO_SLOTS, limit, fitting)
+        return Slots(
+            number,
+            f"{number} slot{'s' if number > 1 else ''} of {_mb(per_slot)} each, {_mb(number * per_slot)} in all beside "
+            f"{_mb(others)} for everything else; {_mb(free)} are free on {name}",
+        )
+    number = int(slots)
+    if number > 1 and number > fitting:
+        raise UsageError(
+            f"slots={number} needs {number} x {_mb(per_slot)} = {_mb(number * per_slot)} for keys and values beside "
+            f"{_mb(others)} for everything else, {_mb(free)} are free on {name}: {fitting} fit. Load with fewer slots "
+            "or a smaller max_context."
         )
     return Slots(number)
 

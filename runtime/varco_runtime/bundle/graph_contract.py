@@ -32,7 +32,7 @@ NUM_SETTINGS = 6
 def graph_contract(manifest: Manifest, rows: int | str = BATCH) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each network of a bundle for the CPU or for CUDA, by name.
 
-    `rows` are the decoder's, as `decoder_rows` finds them in its graph.
+    `rows` are the decoder's or the draw's, as `decoder_rows` finds them in the graph.
     """
     model, side, patches = manifest.model, manifest.image.tile_px, manifest.image.patches_per_tile
     is_cuda = manifest.device == "cuda"
@@ -61,12 +61,18 @@ def graph_contract(manifest: Manifest, rows: int | str = BATCH) -> dict[str, dic
             "weights": Tensor("fp32", ("tokens", 4), True),
             "image_tokens": Tensor(compute["packing"], ("tokens", model.hidden_size), False),
         },
-        "sampling": {
-            "logits": Tensor("fp32", (1, 1, model.vocab_size), True),
-            "seen": Tensor("bool", (model.vocab_size,), True),
-            "settings": Tensor("fp64", (NUM_SETTINGS,), True),
-            "next_token": Tensor("int64", (1, 1), False),
-        },
+        "sampling": _sampling(model.vocab_size, rows),
+    }
+
+
+def _sampling(vocab_size: int, rows: int | str) -> dict[str, Tensor]:
+    """The draw of earlier exports is for one row, whose flags and settings have no dimension for it."""
+    each: tuple[int | str, ...] = () if rows == 1 else (rows,)
+    return {
+        "logits": Tensor("fp32", (rows, 1, vocab_size), True),
+        "seen": Tensor("bool", (*each, vocab_size), True),
+        "settings": Tensor("fp64", (*each, NUM_SETTINGS), True),
+        "next_token": Tensor("int64", (rows, 1), False),
     }
 
 
@@ -94,10 +100,12 @@ def _decoder(manifest: Manifest, rows: int | str) -> Iterator[tuple[str, Tensor]
 
 
 def decoder_rows(session: Any) -> int | str:
-    """Return how many sequences a decoder's run takes: 1, or `BATCH` where each run chooses."""
+    """Return how many sequences a run of a decoder or of a draw takes: 1, or `BATCH` where each run chooses."""
     for value in session.get_inputs():
         if value.name == "seqlens_k":
             return 1 if value.shape == [1] else BATCH
+        if value.name == "seen":
+            return 1 if len(value.shape) == 1 else BATCH
     return BATCH
 
 

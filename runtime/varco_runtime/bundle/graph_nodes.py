@@ -21,12 +21,15 @@ from varco_runtime.bundle.protobuf import BYTES, VARINT, field, fields, varint
 
 MICROSOFT = b"com.microsoft"
 GATE_PRODUCT = b"GatedRMSNorm"
+LENGTHS = (b"seqlens_k", b"write_indices")
+"""The decoder's input with a number for each row: of the graphs for ONNX Runtime, and of those for TensorRT."""
 ATTENTION, FIRST_NORM = b"GroupQueryAttention", 14
 """And the place of its first input with a norm's weight."""
 EPSILONS = (b"epsilon", b"qk_norm_epsilon")
 """The second is GroupQueryAttention's, of the norms of q's and k's heads (`CudaDialect.cached_attention`)."""
 _GRAPH = 7  # of a ModelProto
-_NODE, _INITIALIZER = 1, 5  # of a GraphProto
+_NODE, _INITIALIZER, _GRAPH_INPUT = 1, 5, 11  # of a GraphProto
+_TYPE_OF_VALUE, _TENSOR_TYPE, _SHAPE, _DIM, _DIM_PARAM = 2, 1, 2, 1, 2  # of a ValueInfoProto, and down from there
 _INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of a NodeProto
 _NAME, _FLOAT, _INT, _TYPE = 1, 2, 3, 20  # of an AttributeProto
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA = 1, 2, 8, 9  # of a TensorProto
@@ -70,6 +73,26 @@ def normalizes_heads(model: bytes) -> bool:
         ValueError: The bytes are no model.
     """
     return any(node.operator == ATTENTION and len(node.inputs) > FIRST_NORM for node in _nodes(model))
+
+
+def takes_rows(model: bytes) -> bool:
+    """Return whether a run of a decoder takes several sequences; those of earlier exports take one.
+
+    Args:
+        model: A decoder's graph as `varco_export` writes it.
+
+    Raises:
+        ValueError: The bytes are no model.
+    """
+    lengths = (
+        dim
+        for number, _, graph, _ in _fields(model)
+        if number == _GRAPH
+        for kind, _, value, _ in _fields(graph)
+        if kind == _GRAPH_INPUT and any(n == _NAME and name in LENGTHS for n, _, name, _ in _fields(value))
+        for dim in _nested(value, _TYPE_OF_VALUE, _TENSOR_TYPE, _SHAPE, _DIM)
+    )
+    return any(number == _DIM_PARAM for dim in lengths for number, *_ in _fields(dim))
 
 
 def unrounded(model: bytes) -> bytes | None:
@@ -183,6 +206,16 @@ def _encoded(
         attribute = field(_NAME, b"axis") + field(_INT, axis) + field(_TYPE, _INT_ATTRIBUTE)
         parts.append(field(_ATTRIBUTE, attribute))
     return b"".join([*parts, field(_DOMAIN, domain)])
+
+
+def _nested(message: bytes, *path: int) -> Iterator[bytes]:
+    """Yield the messages at the end of a path of fields."""
+    if not path:
+        yield message
+        return
+    for number, _, value, _ in _fields(message):
+        if number == path[0]:
+            yield from _nested(value, *path[1:])
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, Any, bytes]]:

@@ -108,6 +108,7 @@ class EngineFacts:
 
     The decoder and the embedding have two profiles: 0 for prefill, 1 .. `prefill_tokens` new positions and 1 ..
     `max_logits` logits; 1 for decoding, one of each. Both see 1 .. `max_context` positions, the length of the caches.
+    A decoder for several slots has a third one: 2 for decoding one position in 2 .. `slots` rows.
 
     Args:
         component: The network, by the name of its graph.
@@ -120,6 +121,7 @@ class EngineFacts:
         max_tiles: The most tiles in one run of this component.
         prefill_tokens: The most new positions of a prefill.
         max_logits: The most logits of a prefill.
+        slots: The most sequences that a step of the decoder takes, None for one.
     """
 
     component: Annotated[str, OneOf("vision", "projector", "packing", "embedding", "decoder")]
@@ -132,6 +134,12 @@ class EngineFacts:
     max_tiles: Annotated[int, Range(1, 1 << 16)]
     prefill_tokens: Annotated[int, Range(1, 1 << 20)]
     max_logits: Annotated[int, Range(1, 1 << 20)]
+    slots: Annotated[int, Range(2, 64)] | None = None
+
+    @property
+    def num_slots(self) -> int:
+        """Return the most sequences that a step takes."""
+        return self.slots or 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -415,15 +415,16 @@ def digest_of(manifest: Manifest) -> str:
 
 def _document(manifest: Manifest) -> dict[str, Any]:
     """Return what `bundle.json` holds; a key that an earlier export did not write stays away."""
-    return _without_later_nulls(dataclasses.asdict(manifest))
+    document: dict[str, Any] = _without_later_nulls(dataclasses.asdict(manifest))
+    return document
 
 
-def _without_later_nulls(value: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_later_nulls(held) if isinstance(held, dict) else held
-        for key, held in value.items()
-        if held is not None or key not in LATER_KEYS
-    }
+def _without_later_nulls(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_without_later_nulls, value))
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_later_nulls(held) for key, held in value.items() if held is not None or key not in LATER_KEYS}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

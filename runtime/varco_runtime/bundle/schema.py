@@ -155,7 +155,7 @@ _NETWORKS = {
     "cuda": ("pixels", "packing", "sampling"),
 }
 """What each device needs beside the networks that all have."""
-LATER_KEYS = frozenset({"media", "ocr_long_side_px", "head_rows", "kv_cache"})
+LATER_KEYS = frozenset({"media", "ocr_long_side_px", "head_rows", "kv_cache", "slots"})
 """Keys that bundles of this format version may lack, because earlier exports did not write them: None by default."""
 
 

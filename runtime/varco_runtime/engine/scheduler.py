@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
-from varco_runtime.backend import BatchingBackend
+from varco_runtime.backend import GREEDY, BatchingBackend, ChoosesRows
+from varco_runtime.dtypes import Array
 from varco_runtime.engine.costs import RowCosts, WorkCosts
 from varco_runtime.engine.job import Job, Model
 from varco_runtime.engine.preparation import Clock, Preparation
@@ -140,14 +142,13 @@ class Scheduler:
     def _decode(self) -> None:
         """Take the next step of every answer under way."""
         jobs = [job for job in self.slots if job is not None and job.is_decoding]
-        num_rows = 1 + max((job.slot for job in jobs if job.slot is not None), default=0)
-        if (
-            len(jobs) > 1
-            and isinstance(self._model.backend, BatchingBackend)
-            and self.row_costs.go_together(len(jobs), num_rows)
-            and self._together(self._model.backend, jobs, num_rows)
-        ):
-            return
+        backend = self._model.backend
+        if len(jobs) > 1 and isinstance(backend, BatchingBackend):
+            num_rows = 1 + max(job.slot for job in jobs if job.slot is not None)
+            if isinstance(backend, ChoosesRows):
+                num_rows = backend.num_rows(num_rows)
+            if self.row_costs.go_together(len(jobs), num_rows) and self._together(backend, jobs, num_rows):
+                return
         for job in jobs:
             self._alone(job)
 
@@ -173,17 +174,25 @@ class Scheduler:
         token_ids = [rows[slot].pending if slot in rows else 0 for slot in range(num_rows)]
         positions = [rows[slot].position if slot in rows else self._idle_position(slot) for slot in range(num_rows)]
         started = self._clock()
+        outcomes: Sequence[Array | int | BackendError] | Array
         try:
-            logits = backend.decode_rows(token_ids, positions)
+            if isinstance(backend, ChoosesRows):
+                draws = [rows[slot].draw() if slot in rows else GREEDY for slot in range(num_rows)]
+                outcomes = backend.decode_chosen_rows(token_ids, positions, draws)
+            else:
+                outcomes = backend.decode_rows(token_ids, positions)
         except VarcoError:
             return False
-        self.row_costs.count_together(num_rows, self._clock() - started)
+        for slot in set(range(num_rows)) - rows.keys():
+            if isinstance(outcomes[slot], BackendError):  # nobody's, and the slot holds nothing any more
+                self._model.memory.forget(slot)
         for job in jobs:
             try:
                 assert job.slot is not None, "Bug: an answer without a slot"
-                job.deliver(rows[job.slot].advance(logits[job.slot]))
+                job.deliver(rows[job.slot].advance(outcomes[job.slot]))
             except BaseException as error:
                 self._fail(job, error)
+        self.row_costs.count_together(num_rows, self._clock() - started)  # the choice of tokens is a part of it
         return True
 
     def _fail(self, job: Job, error: BaseException) -> None:

@@ -10,10 +10,19 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from varco_runtime.backend import Backend, GreedyBackend, GreedyVerifyingBackend, SamplingBackend, VerifyingBackend
+from varco_runtime.backend import (
+    MAX_STEP_TOKENS,
+    Backend,
+    Draw,
+    GreedyBackend,
+    GreedyVerifyingBackend,
+    SamplingBackend,
+    VerifyingBackend,
+)
 from varco_runtime.dtypes import Array
+from varco_runtime.errors import BackendError
 from varco_runtime.generation.sampling import Sampler
-from varco_runtime.generation.speculation import Drafter
+from varco_runtime.generation.speculation import Drafter, Guess, forced_guesses
 
 
 @dataclass(slots=True)
@@ -30,6 +39,7 @@ class Decoding:
         on_token: Called with each token id once it is in the cache.
         drafter: Guesses at the next tokens, so that a step may hold several; for a `VerifyingBackend` alone. The
             tokens of the answer are those of the same logits, as far as a longer step gives the same logits.
+        drafts_forced: Whether the tokens that the sampler's constraint forces are drafts, with or without a drafter.
 
     Attributes:
         pending: The token that was chosen last and is not in the cache yet.
@@ -44,6 +54,7 @@ class Decoding:
     max_new_tokens: int
     on_token: Callable[[int], None]
     drafter: Drafter | None = None
+    drafts_forced: bool = True
     pending: int = field(default=-1, init=False)
     finished: bool = field(default=False, init=False)
     _vocab_size: int = field(default=0, init=False)
@@ -55,28 +66,51 @@ class Decoding:
 
     def step(self) -> list[int]:
         """Take a step of this answer alone, and return the tokens that it gave: one or, with drafts, several."""
-        if self.drafter is not None and isinstance(self.backend, VerifyingBackend):
-            return self._verified_step(self.backend, self.drafter)
+        guesses = self._guesses()
+        if (guesses or self.drafter is not None) and isinstance(self.backend, VerifyingBackend):
+            return self._verified_step(self.backend, guesses)
         backend, sampler, token = self.backend, self.sampler, self.pending
         if sampler.is_greedy and isinstance(backend, GreedyBackend):
             chosen = backend.decode_greedy(token, self.position)
-        elif isinstance(backend, SamplingBackend):
+        elif isinstance(backend, SamplingBackend) and not sampler.needs_logits:
             chosen = backend.decode_sampled(token, self.position, sampler.draw(self._vocab_size))
             sampler.accept(chosen)
         else:
             chosen = sampler.next(backend.decode_step(token, self.position))
         return self._put([token], [chosen])
 
-    def advance(self, logits: Array) -> list[int]:
-        """Take the logits `[vocab]` fp32 after `pending`, from a step of several answers; return the next token."""
-        return self._put([self.pending], [self.sampler.next(logits)])
+    def draw(self) -> Draw | None:
+        """Return the choice behind `pending`, for a device to make; None where the host alone knows how.
 
-    def _verified_step(self, backend: VerifyingBackend, drafter: Drafter) -> list[int]:
+        It stays the same until a token is chosen.
+        """
+        return None if self.sampler.needs_logits else self.sampler.draw(self._vocab_size)
+
+    def advance(self, outcome: Array | int | BackendError) -> list[int]:
+        """Take what a step of several answers gave behind `pending`, and return the next token.
+
+        Args:
+            outcome: The logits `[vocab]` fp32, the token that `draw` took of them, or an error, which is raised.
+        """
+        if isinstance(outcome, BackendError):
+            raise outcome
+        if isinstance(outcome, int):
+            self.sampler.accept(outcome)
+            return self._put([self.pending], [outcome])
+        return self._put([self.pending], [self.sampler.next(outcome)])
+
+    def _guesses(self) -> list[Guess]:
+        """Return the next step's draft: what is forced, and what the drafter guesses behind it."""
+        limit = min(self.max_new_tokens, MAX_STEP_TOKENS) - 1
+        forced = forced_guesses(self.sampler.forced()[:limit]) if self.drafts_forced else []
+        return forced if self.drafter is None else self.drafter.propose(limit, forced)
+
+    def _verified_step(self, backend: VerifyingBackend, guesses: list[Guess]) -> list[int]:
         """Take a step with a draft.
 
         A rejected guess stays in the cache behind the last position, where the next step overwrites it.
         """
-        sampler, guesses = self.sampler, drafter.propose(self.max_new_tokens - 1)
+        sampler = self.sampler
         put = [self.pending, *(guess.token for guess in guesses)]
         started = time.perf_counter()
         choices: Iterator[int]
@@ -90,7 +124,8 @@ class Decoding:
             if guess.token != chosen[-1] or guess.token in self.eos_token_ids:
                 break
             chosen.append(next(choices))
-        drafter.count(guesses, len(chosen) - 1, seconds)
+        if self.drafter is not None:
+            self.drafter.count(guesses, len(chosen) - 1, seconds)
         return self._put(put[: len(chosen)], chosen)
 
     def _put(self, known: Sequence[int], chosen: list[int]) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from varco_runtime.backend import Backend, BatchingBackend, KeepsPrefixes, num_slots_of
+from varco_runtime.backend import Backend, BatchingBackend, CopiesSlots, KeepsPrefixes, num_slots_of
 
 DEFAULT_MEMORY_MB = 512
 """For media other than the present ones: some seven 0.5B prompts of 3,000 positions, or image tokens alone."""
@@ -107,6 +107,10 @@ class Memory:
     def sequence(self, sequence: Sequence) -> None:
         self._sequences[self._slot] = sequence
 
+    def forget(self, slot: int) -> None:
+        """Take a slot for empty."""
+        self._sequences[slot] = Sequence()
+
     def slot_for(self, ids: list[int], spans: tuple[Span, ...], free: list[int]) -> int:
         """Return the free slot that holds the longest beginning of a prompt; of equals the first.
 
@@ -186,9 +190,12 @@ class Memory:
             slot: sequence.common_prefix(ids, spans) for slot, sequence in enumerate(self._sequences) if slot != here
         }
         other = max(shared, key=lambda slot: shared[slot], default=here)
-        if shared.get(other, 0) <= same or not isinstance(self._backend, KeepsPrefixes):
+        if shared.get(other, 0) <= same or not isinstance(self._backend, KeepsPrefixes | CopiesSlots):
             return 0
         self.sequence = Sequence()  # should the copy fail halfway
+        if isinstance(self._backend, CopiesSlots):
+            self._backend.copy_from_slot(other, shared[other])
+            return shared[other]
         try:
             self.select(other)
             prefix = self._backend.copy_prefix(shared[other])

@@ -29,7 +29,7 @@ _RATE = 0.1  # of forgetting, in the running means
 _DRIFT = 0.002  # per token
 _FIRST_SLOPE, _SLOPE_DRIFT = 0.4, 0.0002
 
-_FIRST_CHANCES = {"open": 0.9, "comma": 0.9, "zero": 0.9, "close": 0.9, "repeat 3": 0.6}
+_FIRST_CHANCES = {"forced": 1.0, "open": 0.9, "comma": 0.9, "zero": 0.9, "close": 0.9, "repeat 3": 0.6}
 _FIRST_CHANCE = 0.4
 
 
@@ -100,6 +100,11 @@ class Guess:
     source: str
 
 
+def forced_guesses(tokens: Iterable[int]) -> list[Guess]:
+    """Return the draft of tokens that a constraint forces, which are certain."""
+    return [Guess(token, "forced") for token in tokens]
+
+
 class Drafter:
     """Drafts for one answer. Feed it every token of the answer, once it is chosen.
 
@@ -131,15 +136,20 @@ class Drafter:
         self._chances.drift()
         self._costs.drift()
 
-    def propose(self, limit: int) -> list[Guess]:
-        """Return the draft, at most `limit` tokens, that promises the most tokens per time; often an empty one."""
+    def propose(self, limit: int, forced: Sequence[Guess] = ()) -> list[Guess]:
+        """Return the draft, at most `limit` tokens, that promises the most tokens per time; often an empty one.
+
+        Args:
+            limit: The most tokens.
+            forced: What the draft begins with, at most `limit` tokens.
+        """
         boxes = copy.copy(self._boxes)
         tail = self._repeats.tail()
         guesses: list[Guess] = []
         best, best_rate = 0, 1.0
         chance, expected = 1.0, 1.0
         while len(guesses) < min(limit, MAX_STEP_TOKENS - 1):
-            following = boxes.next() or self._repeats.next(tail)
+            following = forced if forced and not guesses else boxes.next() or self._repeats.next(tail)
             if not following:
                 break
             for guess in following:

@@ -29,14 +29,14 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from varco_runtime.errors import ImageError, one_line
+from varco_runtime.errors import DamagedImageError, ImageError, one_line
 from varco_runtime.picture import jpeg2000
 from varco_runtime.picture.bounds import MAX_PIXELS, check_structure
 from varco_runtime.picture.quiet_decoders import quiet_libtiff, quiet_pillow
@@ -128,7 +128,7 @@ def load_picture(source: Source) -> Picture:
     if isinstance(source, np.ndarray):
         return _picture(_image_of_array(source))
     if isinstance(source, Image.Image):
-        return _decode(source, "the picture")
+        return _picture(*_decode(source, "the picture"))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode_bytes(bytes(source), "the picture")
     if isinstance(source, (str, os.PathLike)):
@@ -139,6 +139,26 @@ def load_picture(source: Source) -> Picture:
         f"a picture cannot be made of a {type(source).__name__}. Expected a path, the bytes of a file, a binary stream,"
         " a Pillow image or a uint8 array [height, width, 3]."
     )
+
+
+def decode_upright(data: bytes, name: str) -> tuple[Image.Image, bool]:
+    """Decode the bytes of a file, as `load_picture` does, into an image without a digest.
+
+    Args:
+        data: the whole file.
+        name: what messages call the picture.
+
+    Returns:
+        The upright image of mode "RGB", and whether it is the first frame of an animation.
+
+    Raises:
+        DamagedImageError: its decoder gave up; what that raised is the `__context__`.
+        ImageError: the picture is in none of the formats read here, or costs too much to decode.
+    """
+    _check_file_size(len(data), name)
+    format_ = check_structure(data, name)
+    importlib.import_module(f"PIL.{format_.plugin}")  # Pillow would import the plugins of all its formats
+    return _decode(io.BytesIO(data), name, (format_.key,))
 
 
 def _load_path(path: str) -> Picture:
@@ -177,10 +197,8 @@ def _read(stream: Readable, name: str) -> bytes:
 
 
 def _decode_bytes(data: bytes, name: str) -> Picture:
-    _check_file_size(len(data), name)
-    format_ = check_structure(data, name)
-    importlib.import_module(f"PIL.{format_.plugin}")  # Pillow would import the plugins of all its formats
-    return _decode(io.BytesIO(data), name, (format_.key,))
+    image, is_animated = decode_upright(data, name)
+    return _picture(image, is_animated)
 
 
 def _check_file_size(num_bytes: int, name: str) -> None:
@@ -192,18 +210,18 @@ def _check_file_size(num_bytes: int, name: str) -> None:
         )
 
 
-def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...] = ()) -> Picture:
+def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...] = ()) -> tuple[Image.Image, bool]:
     """Decode a file in one of Pillow's `formats`, or an image that somebody else opened."""
     with quiet_pillow():
         try:
             if isinstance(source, Image.Image):
-                return _picture(_upright_rgb(*_pixels(source, name)))
+                return _upright_rgb(*_pixels(source, name)), False
             pixels, is_animated = _pixels_of_file(source, name, formats)
-            return replace(_picture(_upright_rgb(*pixels)), is_animated=is_animated)
+            return _upright_rgb(*pixels), is_animated
         except ImageError:
             raise
         except UnidentifiedImageError:
-            raise ImageError(
+            raise DamagedImageError(
                 f"{name} cannot be decoded: it begins as {formats[0]}, but its header is damaged or of a kind that"
                 " Pillow does not read. Expected a complete picture file; save it again as PNG or JPEG."
             ) from None
@@ -211,7 +229,7 @@ def _decode(source: io.BytesIO | Image.Image, name: str, formats: tuple[str, ...
             got = re.search(r"\d+", str(error))
             raise ImageError(_too_large(name, f"{int(got.group()):,} pixels" if got else "too many pixels")) from None
         except Exception as error:  # a decoder may raise anything: SyntaxError, struct.error, OverflowError, ...
-            raise ImageError(
+            raise DamagedImageError(
                 f"{name} cannot be decoded: {_reason(error)}. Expected a complete picture file; save it again as PNG or"
                 " JPEG."
             ) from None
@@ -363,13 +381,13 @@ def _image_of_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.array(array, order="C"))
 
 
-def _picture(image: Image.Image) -> Picture:
+def _picture(image: Image.Image, is_animated: bool = False) -> Picture:
     width, height = image.size
     digest = hashlib.sha256(f"RGB {width}x{height}\n".encode())
     rows = max(1, _BLOCK_BYTES // (3 * width))
     for top in range(0, height, rows):
         digest.update(image.crop((0, top, width, min(top + rows, height))).tobytes())
-    return Picture(image, width, height, digest.hexdigest())
+    return Picture(image, width, height, digest.hexdigest(), is_animated)
 
 
 def _reason(error: Exception) -> str:

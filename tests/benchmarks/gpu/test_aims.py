@@ -88,6 +88,26 @@ def test_on_an_h100_a_token_has_as_much_more_time_as_its_memory_is_slower() -> N
     assert aims["int4: 10 tiles of vision"]["aim_ms"] == 17.0
 
 
+def test_answers_at_once_have_aims_beside_the_limit() -> None:
+    report = h200()
+    steps = {
+        str(count): {"ms": ms, "tokens_per_s": 1e3 * count / ms, "bytes": (10 + count) * 10**8}
+        for count, ms in ((1, 2.0), (8, 3.2), (16, 6.4))
+    }
+    arrivals = {"gaps": 99, "gap_p50_ms": 3.3, "gap_p99_ms": 35.0, "max_stall_ms": 30.0}
+    report["shapes"]["14b"]["rows"] = {"int4": {"steps": steps, "arrivals": arrivals, "drawn": {"8": {"ms": 3.9}}}}
+    derive(report)
+    assert steps["8"]["times_one"] == pytest.approx(5.0)
+    assert steps["8"]["limit_times"] == pytest.approx(8 * 11 / 18)
+    aims = {aim["what"]: aim["met"] for aim in report["aims"]}
+    assert aims["int4: 8 answers at once, times the tokens of one"]
+    assert not aims["int4: 16 answers at once, times the tokens of one"]
+    assert not aims["int4: 99th percentile between tokens while pictures arrive, ms"]
+    text = "\n".join(table(report))
+    assert "14b int4, 8 at once: 3.20 ms, 2,500 tokens/s, 5.00x one (limit 4.89x)" in text
+    assert "14b int4, gaps while pictures arrive: 3.30 ms, 99th percentile 35.00 ms, at most" in text
+
+
 def test_a_missed_aim_is_explained_by_bytes_kernels_and_gaps() -> None:
     report = h200()
     report["steps"] = {"environment": {"status": "done", "s": 1.0}}

@@ -33,6 +33,7 @@ def test_every_step_has_a_limit_and_those_that_decide_come_first(run: Run, insta
         "check_products",
         "measure_limits",
         "measure_model",
+        "measure_rows",
         "measure_variant",
         "measure_transformers",
     ]
@@ -160,6 +161,11 @@ def test_every_step_runs_whole(run: Run, tmp_path: Path, capfd: pytest.CaptureFi
         assert times["decode"]["64"][cache] == pytest.approx(ratio)
     assert "torch sees no GPU" in model["kernels"]["does_not_apply"]
     assert set(found["operators"]["int4"]) > {"decode", "prefill", "vision"}
+    rows = found["rows"]["int4"]
+    assert set(rows["steps"]) == {"1", "2", "4", "8", "16"}
+    assert rows["steps"]["1"]["times_one"] == 1
+    assert rows["arrivals"]["gaps"] > 10
+    assert rows["drawn"]["8"]["ms"] > 0
     assert len(report["pairs"]["default"]["ms"]) == len(report["pairs"]["default-again"]["ms"]) == 6
     out = capfd.readouterr().out
     assert "tiny int4, decode, operators:" in out

@@ -60,6 +60,12 @@ int cuMemcpyDtoDAsync_v2(std::uint64_t target, std::uint64_t source, std::size_t
     return SUCCESS;
 }
 
+int cuMemsetD8Async(std::uint64_t target, unsigned char value, std::size_t num_bytes, void *) {
+    stub_log("fill", "in a stream\t%zu", num_bytes);
+    std::memset(reinterpret_cast<void *>(target), value, num_bytes);
+    return SUCCESS;
+}
+
 int cuStreamSynchronize(void *) {
     stub_log("wait", "stream");
     return SUCCESS;

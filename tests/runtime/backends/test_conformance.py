@@ -20,6 +20,7 @@ from PIL import Image
 from tests.doubles.recording_cuda import CudaError, Device
 from tests.doubles.recording_onnxruntime import Gpu
 from tests.doubles.recording_tensorrt import RTX_VERSION
+from tests.makers.constraints import Rule
 from tests.makers.drafts import foretell
 from tests.makers.inputs import close, text_inputs
 from tests.makers.refusals import assert_refused
@@ -108,6 +109,9 @@ def cuda_subject(cuda_bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -
         description="onnxruntime 1.31.1, CUDA, Recording GPU (sm90)",
         protocols=frozenset(
             {
+                backend.BatchingBackend,
+                backend.ChoosesRows,
+                backend.CopiesSlots,
                 backend.GreedyBackend,
                 backend.GreedyVerifyingBackend,
                 backend.HoldsMedia,
@@ -135,7 +139,16 @@ def tensorrt_subject(tensorrt_bundle: Path, device: Device, monkeypatch: pytest.
         max_context=TENSORRT_CONTEXT,
         provider="tensorrt (the bundle was exported for TensorRT, and its engines fit this sm89)",
         description=f"TensorRT for RTX {RTX_VERSION}, Recording GPU (sm89)",
-        protocols=frozenset({backend.GreedyBackend, backend.HoldsMedia, backend.ShowsFeatures}),
+        protocols=frozenset(
+            {
+                backend.BatchingBackend,
+                backend.ChoosesRows,
+                backend.CopiesSlots,
+                backend.GreedyBackend,
+                backend.HoldsMedia,
+                backend.ShowsFeatures,
+            }
+        ),
         fail=fail,
         fault="cudaErrorIllegalAddress",
     )
@@ -419,6 +432,53 @@ def test_answers_have_the_tokens_of_the_cpu(varco: Varco, cpu: Varco, image: Ima
 )
 def test_sampling_and_penalties_see_the_logits_of_the_cpu(varco: Varco, cpu: Varco, options: dict[str, Any]) -> None:
     assert ask(varco, None, "Hello", 16, **options) == ask(cpu, None, "Hello", 16, **options)
+
+
+def forbid_choices(varco: Varco, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a device that chooses tokens itself fail where it is asked to."""
+
+    def choose(*_: object) -> None:
+        raise AssertionError("the device is asked to choose")
+
+    for name in ("decode_greedy", "decode_greedy_steps", "decode_sampled"):
+        if hasattr(varco.backend, name):
+            monkeypatch.setattr(varco.backend, name, choose)
+
+
+@with_choices
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": 1.5}, {"frequency_penalty": 1.5}, {"logit_bias": {5: 100}}, {"top_logprobs": 3},
+        {"top_logprobs": 0, "temperature": 1.5, "seed": 3}, {"presence_penalty": 1.5, "temperature": 0.8, "seed": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_device_does_not_know_of_is_chosen_by_the_host(
+    varco: Varco, cpu: Varco, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    answer = varco.ask(None, "Hello", max_new_tokens=16, **options)
+    expected = cpu.ask(None, "Hello", max_new_tokens=16, speculate=False, **options)
+    assert answer.token_ids == expected.token_ids
+    assert [score.logprob for score in answer.tokens] == pytest.approx(
+        [score.logprob for score in expected.tokens], abs=1e-4
+    )
+    forbid_choices(varco, monkeypatch)
+    assert ask(varco, None, "Hello", 16, **options) == expected.token_ids
+
+
+@pytest.mark.parametrize("sampled", [{}, {"temperature": 1.5, "seed": 3}], ids=str)
+def test_a_constraint_gives_the_tokens_of_the_cpu(
+    varco: Varco, cpu: Varco, monkeypatch: pytest.MonkeyPatch, sampled: dict[str, Any]
+) -> None:
+    """With forced tokens as drafts where the device takes several at a step, and without."""
+    size = varco.bundle.manifest.model.vocab_size
+    forbid_choices(varco, monkeypatch)
+    expected = ask(cpu, None, "Hello", 24, constraint=Rule(1).constraint(size), speculate=False, **sampled)
+    for speculate in (True, False):
+        constraint = Rule(1).constraint(size)
+        assert ask(varco, None, "Hello", 24, constraint=constraint, speculate=speculate, **sampled) == expected
+        assert tuple(constraint.taken) == expected
 
 
 def test_a_second_question_encodes_no_tile_and_rewinds_the_cache(

@@ -216,8 +216,15 @@ def test_a_rewound_prompt_equals_one_pass(place: str, varco: Varco) -> None:
 
 def test_more_pictures_than_the_context_holds_are_refused_by_number(varco: Varco) -> None:
     pictures = [noise_picture(seed) for seed in range(30)]
-    with pytest.raises(ContextError, match=r"510 of them the 30 pictures', the context holds 512.*fewer pictures"):
+    with pytest.raises(
+        ContextError,
+        match=r"510 of them the 30 pictures', the context holds 512.*fewer pictures: the first (\d+) of 30",
+    ) as refused:
         varco.ask(pictures, "What is this?")
+    fit = int(str(refused.value).split("the first ")[1].split()[0])
+    assert varco.ask(pictures[:fit], "What is this?", max_new_tokens=1).finish_reason
+    with pytest.raises(ContextError):
+        varco.ask(pictures[: fit + 1], "What is this?")
 
 
 def test_more_frames_than_the_context_holds_are_refused_with_the_number_that_fits(varco: Varco) -> None:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.doubles.slots_backend import MAX_CONTEXT, NAN_TOKEN, RAISING_TOKEN, Prices
+from tests.makers.constraints import Rule
 from tests.makers.jobs import Bench, Question, alone
 from varco_runtime.engine.job import Job
-from varco_runtime.errors import BackendError
+from varco_runtime.errors import BackendError, InputError
 from varco_runtime.generation.sampling import SamplingSettings
 
 SAMPLINGS = (
@@ -24,7 +25,12 @@ SAMPLINGS = (
     SamplingSettings(temperature=1.0, top_p=0.7, seed=2),
     SamplingSettings(temperature=1.0, min_p=0.2, seed=5),
     SamplingSettings(repetition_penalty=1.3),
+    SamplingSettings(presence_penalty=1.5),
+    SamplingSettings(frequency_penalty=-0.5),
+    SamplingSettings(logit_bias=((7, 3.0), (8, -100.0))),
+    SamplingSettings(top_logprobs=2),
 )
+RULES = (None, None, Rule(1), Rule(2))
 words = st.lists(st.integers(1, 29), min_size=1, max_size=30).map(tuple)
 questions = st.builds(
     Question,
@@ -33,6 +39,7 @@ questions = st.builds(
     max_new_tokens=st.integers(1, 60),
     sampling=st.sampled_from(SAMPLINGS),
     guesses=st.booleans(),
+    rule=st.sampled_from(RULES),
 )
 
 
@@ -116,6 +123,64 @@ def test_sampling_in_any_slot_leaves_its_greedy_neighbors_alone(slots: int, samp
         ]
         jobs = play(Bench(slots), [Visit(question, 0, None) for question in asked])
         assert [tuple(job.tokens) for job in jobs] == [alone(question) for question in asked]
+
+
+@pytest.mark.parametrize("slots", [2, 4, 8])
+def test_a_constraint_in_any_slot_leaves_its_neighbors_alone(slots: int) -> None:
+    for place in range(slots):
+        asked = [
+            Question((4, 5, index + 6), max_new_tokens=12, rule=Rule(3) if index == place else None)
+            for index in range(slots)
+        ]
+        jobs = play(Bench(slots), [Visit(question, 0, None) for question in asked])
+        assert [tuple(job.tokens) for job in jobs] == [alone(question) for question in asked]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+@pytest.mark.parametrize("fails_at", range(8))
+def test_an_error_of_a_constraint_at_any_token_ends_that_answer_alone(slots: int, fails_at: int) -> None:
+    for place in range(slots):
+        asked = [
+            Question((4, 5, index + 6), max_new_tokens=9, rule=Rule(3, fails_at if index == place else None))
+            for index in range(slots)
+        ]
+        bench = Bench(slots)
+        jobs = play(bench, [Visit(question, 0, None) for question in asked])
+        for index, job in enumerate(jobs):
+            if index == place:
+                assert isinstance(job.error, InputError)
+                assert len(job.tokens) <= fails_at
+            else:
+                assert tuple(job.tokens) == alone(asked[index])
+        follow_up = bench.job(Question((7, 8)))
+        bench.scheduler.submit(follow_up)
+        assert tuple(bench.finish(follow_up)) == alone(Question((7, 8)))
+        bench.assert_caches_hold_what_they_claim()
+
+
+@pytest.mark.parametrize("sampling", [SamplingSettings(), SamplingSettings(temperature=2.0, seed=1)], ids=str)
+@pytest.mark.parametrize("guesses", [False, True])
+def test_what_is_forced_is_put_in_one_step_and_changes_no_token(sampling: SamplingSettings, guesses: bool) -> None:
+    question = Question((4, 5, 6), max_new_tokens=41, sampling=sampling, rule=Rule(5), guesses=guesses)
+    bench = Bench(2)
+    job = bench.job(question, alone(question))
+    bench.scheduler.submit(job)
+    assert tuple(bench.finish(job)) == alone(question)
+    assert len(job.tokens) == 41
+    num_steps = sum(what == "alone" for what, _ in bench.backend.log)
+    assert num_steps <= 40 - 20, "each of ten forced pairs is one step with what is chosen behind it"
+
+
+def test_a_score_comes_with_every_token_however_many_a_step_gives() -> None:
+    sampling = SamplingSettings(top_logprobs=1)
+    for rule in (None, Rule(5)):
+        question = Question((4, 5, 6), max_new_tokens=41, sampling=sampling, rule=rule, guesses=True)
+        bench = Bench(1)
+        job = bench.job(question, alone(question))
+        bench.scheduler.submit(job)
+        bench.finish(job)
+        assert job.decoding is not None
+        assert [score.token for score in job.decoding.sampler.scores] == list(job.tokens)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 8])

@@ -19,12 +19,15 @@ import numpy as np
 from varco_runtime.backend import GREEDY, MAX_STEP_TOKENS, Draw, Features, PromptInputs
 from varco_runtime.backends.cuda.cache import KeyValueCaches
 from varco_runtime.backends.cuda.driver import GpuFacts, find_gpu
+from varco_runtime.backends.cuda.graphs import Graphs
 from varco_runtime.backends.cuda.library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.backends.cuda.memory import (
+    MAX_FURTHER_GRAPHS,
     NUM_LOGITS,
     buffer_shapes,
     buffer_sizes,
     check_memory,
+    gpu_slots,
     shortage,
     sizes_of,
 )
@@ -36,8 +39,10 @@ from varco_runtime.backends.cuda.vision import CudaVision
 from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens, Sizes
 from varco_runtime.backends.embedding import EmbeddingTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
+from varco_runtime.backends.slots import host_slots, slot_of_earlier_export
 from varco_runtime.backends.token_checks import check_chosen, check_tokens, not_finite
-from varco_runtime.bundle.graph_contract import check_graph_contract, decoder_rows, graph_contract
+from varco_runtime.bundle.graph_contract import BATCH, check_graph_contract, decoder_rows, graph_contract
+from varco_runtime.bundle.graph_nodes import takes_rows
 from varco_runtime.bundle.manifest import Embedding, Manifest
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array, to_stored
@@ -63,13 +68,19 @@ class CudaBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, max_context: int | None = None, place: str = "cuda", threads: int | None = None
+        self,
+        bundle: Bundle,
+        max_context: int | None = None,
+        place: str = "cuda",
+        threads: int | None = None,
+        slots: int | str = 1,
     ) -> None:
         manifest = bundle.manifest
         self._manifest = manifest
         self._gpu: GpuFacts | None = None
         self._max_context = max_context or manifest.max_context
-        self._sizes = sizes_of(manifest, self._max_context)
+        self._slot = 0
+        has_rows = slots == 1 or takes_rows(bundle.path(manifest.decoder.file).read_bytes())
         self._threads = threads or usable_cores()
         self.device_threads = DeviceThreads()
         missing: list[str] = []
@@ -77,9 +88,16 @@ class CudaBackend:
             self._gpu = find_gpu()
             check_capability(self._gpu, manifest)
             self._ort, missing = load_onnxruntime()
-            check_memory(manifest, self._sizes, self._gpu, ARENA.spare_bytes(buffer_sizes(manifest, self._sizes)))
+            one = sizes_of(manifest, self._max_context)
+            spare = ARENA.spare_bytes(buffer_sizes(manifest, one))
+            check_memory(manifest, one, self._gpu, spare)
+            self.slots = (
+                gpu_slots(manifest, one, self._gpu, spare, slots) if has_rows else slot_of_earlier_export(slots)
+            )
         else:
             self._ort = _host_onnxruntime()
+            self.slots = host_slots(manifest, self._max_context, slots, has_rows)
+        self._sizes = sizes_of(manifest, self._max_context, self.slots.number)
         # No method of this object, which would make a cycle: losing the backend gives its memory back at once.
         out_of_memory = partial(_shortage, manifest, self._sizes, self._gpu)
         self._device = Device(self._ort, place, self._threads, out_of_memory)
@@ -108,12 +126,17 @@ class CudaBackend:
         networks = {name: Network(device, name, self._session(bundle, name, missing)) for name in manifest.components}
         shapes = buffer_shapes(manifest, self._sizes)
         self._buffers = {name: device.buffer(*shapes[name]) for name in shapes if name != "cache"}
-        self._caches = KeyValueCaches(device, manifest, self._max_context)
+        self._caches = KeyValueCaches(device, manifest, self._max_context, self._sizes.slots)
         self._token_rows = None if manifest.embedding is None else _token_rows(bundle, manifest.embedding)
         self._decoder = networks["decoder"]
         self._vision = CudaVision(device, manifest, self._sizes, networks, self._buffers)
-        self._steps: dict[int, DecodeStep] = {}
-        self._sampling = SamplingStep(device, networks["sampling"], self._step(1).logits_buffer)
+        self._graphs = Graphs(device, MAX_STEP_TOKENS * len(self._caches.bands) + MAX_FURTHER_GRAPHS)
+        self._steps: dict[tuple[int, int], DecodeStep] = {}
+        """By numbers of rows and of tokens."""
+        self._draw = networks["sampling"]
+        self._draws: dict[int, SamplingStep] = {}
+        """By number of rows."""
+        self._sampling(1)
         if self._gpu is not None:
             self._warm_up()
 
@@ -134,7 +157,7 @@ class CudaBackend:
             self._caches.lay_out(band, 0)
             for num_tokens in range(1, MAX_STEP_TOKENS + 1):
                 self._run_step((0,) * num_tokens, 0)
-        self._sampling.run(GREEDY)
+        self._sampling(1).run([GREEDY])
 
     def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
         """Open one network. Without CUDA's libraries it would run on the CPU unasked, or fail for lack of a kernel."""
@@ -149,18 +172,21 @@ class CudaBackend:
             raise
         if self._gpu is not None and not runs_on_cuda(session):
             raise libraries_missing(missing)
-        check_graph_contract(session, path, graph_contract(self._manifest, decoder_rows(session))[name])
+        rows = BATCH if self._sizes.slots > 1 else decoder_rows(session)
+        check_graph_contract(session, path, graph_contract(self._manifest, rows)[name])
+        if name == "sampling":
+            self._draw_takes_rows = rows == BATCH
         return session
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
     @on_device_thread
-    def encode(self, pixel_values: Array) -> DeviceFeatures:
-        return self._vision.encode(pixel_values)
+    def encode(self, pixel_values: Array, first: int = 0) -> DeviceFeatures:
+        return self._vision.encode(pixel_values, first)
 
     @on_device_thread
-    def encode_pixels(self, tiles: Array) -> DeviceFeatures:
-        return self._vision.encode_pixels(tiles)
+    def encode_pixels(self, tiles: Array, first: int = 0) -> DeviceFeatures:
+        return self._vision.encode_pixels(tiles, first)
 
     @on_device_thread
     def pack(self, features: DeviceFeatures, plan: PackingPlan) -> DeviceImageTokens:
@@ -176,7 +202,7 @@ class CudaBackend:
     def prefill(self, inputs: PromptInputs, start: int, num_logits: int = 1) -> Array:
         total = len(inputs.ids)
         check_length(total, self._max_context)
-        self._caches.lay_out(total, start)
+        self._caches.lay_out(total, start, self._slot)
         rows = []
         for run in prompt_runs(total, start, num_logits, self._sizes.prefill_tokens, self._sizes.num_logits):
             logits = self._prefill_chunk(inputs, run.start, run.end, run.num_logits, read=run.num_wanted > 0)
@@ -202,7 +228,7 @@ class CudaBackend:
         binding.value("total_sequence_length", self._ort.OrtValue.ortvalue_from_numpy(total))
         length = end - start
         binding.value("logit_positions", upload(np.arange(length - num_logits, length, dtype=np.int64)))
-        self._caches.bind(binding)
+        self._caches.bind(binding, self._slot)
         vocab_size = self._manifest.model.vocab_size
         if num_logits == 1:  # without the other rows, which would come to the host too
             row = binding.host_output("logits", "fp32", (1, 1, vocab_size))
@@ -248,37 +274,103 @@ class CudaBackend:
     @on_device_thread
     def decode_sampled(self, token_id: int, position: int, draw: Draw) -> int:
         self._run_step((token_id,), position)
-        return self._checked([self._sampling.run(draw)], position)[0]
+        return self._checked(self._sampling(1).run([draw]), position)[0]
 
     def _run_step(self, token_ids: Sequence[int], position: int) -> DecodeStep:
         end = position + len(token_ids)
         check_length(end, self._max_context)
         self._check_tokens(min(token_ids), max(token_ids))
-        if end > self._caches.capacity:
-            self._caches.lay_out(end, position)
+        self._caches.reach(end, position, self._slot)
         step = self._step(len(token_ids))
-        step.run(token_ids, position)
+        step.run(token_ids, (position,), self._slot)
         return step
 
-    def _step(self, num_tokens: int) -> DecodeStep:
-        """Return the step of so many tokens, made when it is first taken."""
+    def _step(self, num_tokens: int, num_rows: int = 1) -> DecodeStep:
+        """Return the step of so many tokens in so many rows, made when it is first taken."""
         assert 1 <= num_tokens <= MAX_STEP_TOKENS, f"Bug: a step of {num_tokens} tokens"
-        if num_tokens not in self._steps:
-            self._steps[num_tokens] = DecodeStep(
+        key = num_rows, num_tokens
+        if key not in self._steps:
+            self._steps[key] = DecodeStep(
                 self._device,
                 self._decoder,
                 self._manifest,
                 self._caches,
+                self._graphs,
                 self._buffers["image_tokens"],
                 self._token_rows,
                 num_tokens,
+                num_rows,
             )
-        return self._steps[num_tokens]
+        return self._steps[key]
 
-    def _checked(self, tokens: list[int], position: int) -> list[int]:
-        """Check what the device chose after `position` and the positions behind it."""
+    def _sampling(self, num_rows: int) -> SamplingStep:
+        """Return the draw from the logits of so many rows, made when it is first taken."""
+        if num_rows not in self._draws:
+            logits = self._step(1, num_rows).logits_buffer
+            self._draws[num_rows] = SamplingStep(self._device, self._draw, logits, self._draw_takes_rows)
+        return self._draws[num_rows]
+
+    # -- several answers ----------------------------------------------------------------------------------------------
+
+    @property
+    def num_slots(self) -> int:
+        return self._sizes.slots
+
+    def select_slot(self, slot: int) -> None:
+        assert 0 <= slot < self._sizes.slots, f"Bug: slot {slot} of {self._sizes.slots}"
+        self._slot = slot
+
+    def num_rows(self, least: int) -> int:
+        """A power of two, since each number has a graph of its own, or all slots."""
+        return min(1 << (least - 1).bit_length(), self._sizes.slots)
+
+    @on_device_thread
+    def decode_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> Array:
+        logits = self._run_rows(token_ids, positions).logits()
+        for slot in np.flatnonzero(~np.isfinite(logits[:, 0])):
+            self._caches.clear(int(slot))
+        return logits
+
+    @on_device_thread
+    def decode_chosen_rows(
+        self, token_ids: Sequence[int], positions: Sequence[int], draws: Sequence[Draw | None]
+    ) -> list[int | Array | BackendError]:
+        step, num_rows = self._run_rows(token_ids, positions), len(token_ids)
+        if all(draw is None or draw is GREEDY for draw in draws):
+            chosen = step.chosen()
+        else:
+            chosen = self._sampling(num_rows).run([draw or GREEDY for draw in draws])
+        logits = step.logits() if None in draws else None
+        outcomes: list[int | Array | BackendError] = []
+        for slot, (token, draw) in enumerate(zip(chosen, draws, strict=True)):
+            try:
+                self._checked([token], positions[slot], slot)
+                outcomes.append(token if draw is not None or logits is None else logits[slot])
+            except BackendError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _run_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> DecodeStep:
+        num_rows = len(token_ids)
+        assert 1 <= num_rows == len(positions) <= self._sizes.slots, f"Bug: {num_rows} rows"
+        check_length(max(positions) + 1, self._max_context)
+        self._check_tokens(min(token_ids), max(token_ids))
+        for slot, position in enumerate(positions):
+            self._caches.reach(position + 1, position, slot)
+        step = self._step(1, num_rows)
+        step.run(token_ids, positions)
+        return step
+
+    @on_device_thread
+    def copy_from_slot(self, slot: int, num_positions: int) -> None:
+        self._caches.copy(slot, self._slot, num_positions)
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _checked(self, tokens: list[int], position: int, slot: int | None = None) -> list[int]:
+        """Check what the device chose after `position` and the positions behind it, in the selected slot by default."""
         if NO_TOKEN in tokens:
-            self._caches.clear()
+            self._caches.clear(self._slot if slot is None else slot)
             raise not_finite(position + tokens.index(NO_TOKEN), self._manifest.overflow_advice)
         for token in tokens:
             check_chosen(token, self._manifest.model.vocab_size)
@@ -290,10 +382,8 @@ class CudaBackend:
         One logit of a row tells: a NaN on the way to the head reaches all of them.
         """
         if not np.isfinite(logits[..., 0]).all():
-            self._caches.clear()
+            self._caches.clear(self._slot)
         return logits
-
-    # -- checks -------------------------------------------------------------------------------------------------------
 
     def _check_tokens(self, least: int, greatest: int) -> None:
         """Check the tokens, for the device looks up whatever it is given, without a word."""

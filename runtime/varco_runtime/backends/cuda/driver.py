@@ -109,6 +109,21 @@ def move_bytes(pieces: Iterable[tuple[int, int, int]]) -> None:
         _check(driver, "cuStreamSynchronize", driver.cuStreamSynchronize(None))
 
 
+def clear_bytes(pieces: Iterable[tuple[int, int]]) -> None:
+    """Fill pieces of the first GPU's memory with zeros, each (where, bytes), and wait for them.
+
+    Raises `BackendError`.
+    """
+    driver, device = _open()
+    with _primary_context(driver, device):
+        for address, num_bytes in pieces:
+            filled = driver.cuMemsetD8Async(
+                ctypes.c_uint64(address), ctypes.c_ubyte(0), ctypes.c_size_t(num_bytes), None
+            )
+            _check(driver, "cuMemsetD8Async", filled)
+        _check(driver, "cuStreamSynchronize", driver.cuStreamSynchronize(None))
+
+
 def _open() -> tuple[Any, Any]:
     """Open the driver, and its first device."""
     try:

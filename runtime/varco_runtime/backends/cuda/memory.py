@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from varco_runtime.backends.cuda.driver import GpuFacts
 from varco_runtime.backends.device_picture import Sizes
+from varco_runtime.backends.slots import AUTO, AUTO_SLOTS, Slots, device_slots
 from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.dtypes import ITEM_BYTES
 from varco_runtime.errors import ShortageError
@@ -20,13 +22,18 @@ NUM_LOGITS = 16
 PACK_TOKENS = 1024
 """Image tokens in one run of the packing, which gathers four rows for each."""
 LIBRARY_BYTES = 512 << 20
+MAX_FURTHER_GRAPHS = 40
+"""Graphs that are captured beside those of loading, when a step is first taken: of several rows, and of one sequence in
+another slot than the first. Steps of which there is none by then run as they are, launch by launch."""
+GRAPH_BYTES = 8 << 20
+"""Of one captured step, about: some 1,000 kernels with their arguments. An estimate: no GPU has measured it."""
 PROMPT_ROWS, TOWER_ROWS = 16, 12
 """What is set aside for kernels and libraries, and for activations, in rows of hidden size for each position of a run
 and each patch of a batch. Estimates: no GPU has measured them."""
 
 
-def sizes_of(manifest: Manifest, max_context: int) -> Sizes:
-    """Return what the buffers of a bundle hold, at a context of `max_context` positions."""
+def sizes_of(manifest: Manifest, max_context: int, slots: int = 1) -> Sizes:
+    """Return what the buffers of a bundle hold, at a context of `max_context` positions in each slot."""
     tiles, tokens = largest_picture(manifest.image)
     return Sizes(
         batch_tiles=min(BATCH_TILES, tiles),
@@ -35,6 +42,7 @@ def sizes_of(manifest: Manifest, max_context: int) -> Sizes:
         prefill_tokens=min(PREFILL_TOKENS, max_context),
         num_logits=NUM_LOGITS,
         max_context=max_context,
+        slots=slots,
     )
 
 
@@ -48,7 +56,7 @@ def buffer_shapes(manifest: Manifest, sizes: Sizes) -> dict[str, tuple[str, tupl
         "image_features": (compute, (sizes.picture_tiles, patches, model.hidden_size)),
         "image_tokens": (compute, (sizes.image_tokens, model.hidden_size)),
         "logits": ("fp32", (1, sizes.num_logits, model.vocab_size)),
-        "cache": (compute, (1, model.num_key_value_heads, sizes.max_context, model.head_dim)),
+        "cache": (compute, (sizes.slots, model.num_key_value_heads, sizes.max_context, model.head_dim)),
     }
 
 
@@ -81,8 +89,10 @@ def _work_bytes(manifest: Manifest, sizes: Sizes) -> int:
     prompt = PROMPT_ROWS * sizes.prefill_tokens * model.hidden_size * item
     tower = TOWER_ROWS * sizes.batch_tiles * manifest.image.patches_per_tile * model.vision_hidden_size * item
     packing = 4 * PACK_TOKENS * model.hidden_size * item
-    choice = 4 * sizes.num_logits * model.vocab_size * ITEM_BYTES["fp64"]
-    return LIBRARY_BYTES + prompt + tower + packing + choice
+    # A draw of all rows takes some copies of their logits, in fp64; their buffers are there once for each step.
+    choice = 4 * max(sizes.num_logits, sizes.slots) * model.vocab_size * ITEM_BYTES["fp64"]
+    graphs = MAX_FURTHER_GRAPHS * GRAPH_BYTES if sizes.slots > 1 else 0
+    return LIBRARY_BYTES + prompt + tower + packing + choice + graphs
 
 
 def check_memory(manifest: Manifest, sizes: Sizes, gpu: GpuFacts, spare_bytes: int = 0) -> None:
@@ -90,6 +100,13 @@ def check_memory(manifest: Manifest, sizes: Sizes, gpu: GpuFacts, spare_bytes: i
     needed, _ = needed_bytes(manifest, sizes)
     if needed > gpu.free_bytes + spare_bytes:
         raise shortage(manifest, sizes, gpu)
+
+
+def gpu_slots(manifest: Manifest, sizes: Sizes, gpu: GpuFacts, spare_bytes: int, slots: int | str) -> Slots:
+    """Return how many slots the GPU is to hold. `sizes` are those of one; raises `UsageError` for too many."""
+    number = AUTO_SLOTS if slots == AUTO else int(slots)
+    needed, caches = needed_bytes(manifest, replace(sizes, slots=number))
+    return device_slots(slots, caches // number, needed - caches, gpu.free_bytes + spare_bytes, gpu.name)
 
 
 def shortage(
@@ -105,8 +122,12 @@ def shortage(
     return ShortageError(
         f"{what} needs about {_gb(needed)} of GPU memory, {_gb(gpu.free_bytes)} of {_gb(gpu.total_bytes)} were free on "
         f"{gpu.name}{left}. End other programs, load with a lower max_context (the caches of "
-        f"{sizes.max_context:,} positions take {_gb(caches)}), or export {_smaller(manifest)}."
+        f"{_slots(sizes)}{sizes.max_context:,} positions take {_gb(caches)}), or export {_smaller(manifest)}."
     )
+
+
+def _slots(sizes: Sizes) -> str:
+    return "" if sizes.slots == 1 else f"{sizes.slots} slots of "
 
 
 def _smaller(manifest: Manifest) -> str:

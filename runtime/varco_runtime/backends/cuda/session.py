@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backends.cuda.driver import move_bytes
+from varco_runtime.backends.cuda.driver import clear_bytes, move_bytes
 from varco_runtime.bundle.graph_contract import SILENT
 from varco_runtime.dtypes import ITEM_BYTES, ONNX_TYPES, STORAGE, Array
 from varco_runtime.errors import BackendError, ShortageError, first_line
@@ -125,6 +125,14 @@ class Device:
             return
         for target, source, num_bytes in pieces:
             ctypes.memmove(target, source, num_bytes)
+
+    def clear(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """Fill pieces of the device's memory with zeros, each (where, bytes). Raises `BackendError`."""
+        if self.place == "cuda":
+            clear_bytes(pieces)
+            return
+        for address, num_bytes in pieces:
+            ctypes.memset(address, 0, num_bytes)
 
     def graph_options(self, graph_id: int) -> Any | None:
         """Return the options of runs that are captured as a CUDA graph and replayed; None where there are no graphs."""

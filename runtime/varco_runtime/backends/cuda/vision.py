@@ -42,23 +42,25 @@ class CudaVision:
         self.pack(largest, PackingPlan(indices, weights, (0, 0), self._sizes.picture_tiles * patches))
         self._picture = None
 
-    def encode(self, pixel_values: Array) -> DeviceFeatures:
-        """Encode tiles `[T, 3, S, S]` fp32 in batches, one behind the other into the picture's features."""
-        return self._encode(pixel_values.astype(np.float32, copy=False), self._run_vision_tower)
+    def encode(self, pixel_values: Array, first: int = 0) -> DeviceFeatures:
+        """Encode tiles `[T, 3, S, S]` fp32 in batches, behind the picture's first ones, which came before."""
+        return self._encode(pixel_values.astype(np.float32, copy=False), first, self._run_vision_tower)
 
-    def encode_pixels(self, tiles: Array) -> DeviceFeatures:
+    def encode_pixels(self, tiles: Array, first: int = 0) -> DeviceFeatures:
         """Encode uint8 tiles, which become `pixel_values` on the device."""
-        return self._encode(tiles, self._normalise_and_run_tower)
+        return self._encode(tiles, first, self._normalise_and_run_tower)
 
-    def _encode(self, tiles: Array, run_tower: Callable[[Any, int], None]) -> DeviceFeatures:
-        num_tiles, batch = len(tiles), self._sizes.batch_tiles
+    def _encode(self, tiles: Array, before: int, run_tower: Callable[[Any, int], None]) -> DeviceFeatures:
+        num_tiles, batch = before + len(tiles), self._sizes.batch_tiles
         assert num_tiles <= self._sizes.picture_tiles, f"Bug: {num_tiles} tiles of {self._sizes.picture_tiles}"
+        continues = isinstance(self._picture, DeviceFeatures) and self._picture.num_tiles == before
+        assert before == 0 or continues, f"Bug: tiles behind {before} of another picture"
         self._picture = None
-        firsts = range(0, num_tiles, batch)
+        firsts = range(0, len(tiles), batch)
         batches = [tiles[first : first + batch] for first in firsts]
         for first, one, uploaded in zip(firsts, batches, self._uploads(batches), strict=True):
             run_tower(uploaded, len(one))
-            self._project(len(one), first)
+            self._project(len(one), before + first)
         self._picture = DeviceFeatures(num_tiles)
         return self._picture
 

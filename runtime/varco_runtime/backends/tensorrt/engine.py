@@ -198,6 +198,12 @@ class ExecutionContext:
         """The shape of an input from now on."""
         self._done(self._context.set_input_shape(name, lengths), f"the shape {list(lengths)} for {name}")
 
+    def shape_of_rows(self, name: str, rows: int) -> None:
+        """The rows of an input whose every other length is fixed; nothing to do where they are fixed too."""
+        tensor = self._engine.tensors[name]
+        if not tensor.is_fixed:
+            self.shape(name, *(rows if isinstance(length, str) else length for length in tensor.shape))
+
     def run(self) -> None:
         """Ask the device for one pass. What it would write beyond a buffer is found here, before it does."""
         for name, tensor in self._engine.tensors.items():

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from varco_runtime.backends.slots import AUTO, AUTO_SLOTS, Slots, device_slots
 from varco_runtime.backends.tensorrt.cuda_api import Cuda
 from varco_runtime.backends.tensorrt.engine import Library
 from varco_runtime.backends.tensorrt.engine_io import COMPONENTS
 from varco_runtime.bundle.manifest import EngineFacts, Manifest
 from varco_runtime.errors import BackendError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBytes:
+    """The device's memory: bytes of a slot, of all else that the bundle takes, and what is free."""
+
+    per_slot: int
+    others: int
+    free: int
+
 
 Engines = dict[str, EngineFacts]
 """One engine for each component."""
@@ -55,6 +68,22 @@ def _of_version(library: Library, engines: list[EngineFacts]) -> Engines:
                 f"{engines[0].target}. {_BUILD}"
             )
     return matching
+
+
+def choose_slots(asked: int | str, engines: Engines, cuda: Cuda, memory: DeviceBytes) -> Slots:
+    """Answers at once, as asked, within what the decoder was built for and the memory. Raises `UsageError`."""
+    decoder = engines["decoder"]
+    most = decoder.num_slots
+    if asked != AUTO and int(asked) > most:
+        raise UsageError(
+            f"slots={asked} is too many: {decoder.file} was built for {most}. Load with fewer, or build again with: "
+            f"varco engines BUNDLE --slots {asked}"
+        )
+    if asked == AUTO and most == 1:
+        return Slots(1, f"1 slot: {decoder.file} was built for one; more with: varco engines BUNDLE --slots N")
+    if cuda.is_integrated:  # what is free is not known before it is asked for
+        return Slots(min(AUTO_SLOTS, most) if asked == AUTO else int(asked), f"as many as {decoder.file} takes, or 8")
+    return device_slots(asked, memory.per_slot, memory.others, memory.free, cuda.name, most)
 
 
 def choose_max_context(asked: int | None, engines: Engines) -> int:

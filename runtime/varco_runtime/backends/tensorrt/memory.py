@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from varco_runtime.backends.device_picture import Sizes
 from varco_runtime.backends.tensorrt.cuda_api import Buffer, Cuda
-from varco_runtime.backends.tensorrt.engine_choice import Engines
+from varco_runtime.backends.tensorrt.engine_choice import DeviceBytes, Engines
 from varco_runtime.bundle.manifest import Manifest, cache_names
 from varco_runtime.dtypes import ITEM_BYTES
 from varco_runtime.errors import BackendError
@@ -14,7 +14,7 @@ MAX_LOGITS = 16
 """Rows of logits kept at once, of those that the engine allows: one is the answer's, many are a measurement's."""
 
 
-def sizes_of(manifest: Manifest, engines: Engines) -> Sizes:
+def sizes_of(manifest: Manifest, engines: Engines, slots: int = 1) -> Sizes:
     """Return the sizes of all buffers: the bundle's largest picture, within what the engines were built for."""
     tiles, tokens = largest_picture(manifest.image)
     max_context = engines["decoder"].max_context
@@ -25,7 +25,17 @@ def sizes_of(manifest: Manifest, engines: Engines) -> Sizes:
         prefill_tokens=min(engines["decoder"].prefill_tokens, engines["embedding"].prefill_tokens, max_context),
         num_logits=min(engines["decoder"].max_logits, MAX_LOGITS),
         max_context=max_context,
+        slots=slots,
     )
+
+
+def device_bytes(cuda: Cuda, manifest: Manifest, engines: Engines) -> DeviceBytes:
+    """What slots are counted by: the buffers beside the caches are those of as many slots as the engines take."""
+    most = engines["decoder"].num_slots
+    sizes = buffer_bytes(manifest, sizes_of(manifest, engines, most))
+    caches = sum(size for name, size in sizes.items() if name.startswith("cache."))
+    weights = sum(manifest.files[engine.file].size for engine in engines.values())
+    return DeviceBytes(caches // most, weights + sum(sizes.values()) - caches, cuda.free_bytes())
 
 
 def buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, int]:
@@ -37,7 +47,14 @@ def buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, int]:
     model, image = manifest.model, manifest.image
     item, integer = ITEM_BYTES[manifest.decoder.compute], ITEM_BYTES["int64"]
     patches, width = image.patches_per_tile, model.hidden_size
-    cache = model.num_key_value_heads * sizes.max_context * model.head_dim * item
+    cache = sizes.slots * slot_bytes(manifest, sizes.max_context)
+    rows = max(sizes.num_logits, sizes.slots)
+    several = {
+        "rows_tokens": sizes.slots * integer,
+        "rows_embeds": sizes.slots * width * item,
+        "rows_positions": sizes.slots * integer,
+        "rows_mask": sizes.slots * sizes.max_context,
+    }
     return {
         "pixel_values": sizes.batch_tiles * 3 * image.tile_px**2 * item,
         "patch_features": sizes.batch_tiles * patches * model.vision_hidden_size * item,
@@ -52,8 +69,8 @@ def buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, int]:
         "write_indices": integer,
         "attention_mask": sizes.prefill_tokens * sizes.max_context,
         "logit_positions": sizes.num_logits * integer,
-        "logits": sizes.num_logits * model.vocab_size * ITEM_BYTES["fp32"],
-        "next_token": sizes.num_logits * integer,
+        "logits": rows * model.vocab_size * ITEM_BYTES["fp32"],
+        "next_token": rows * integer,
         "step_token": integer,
         "step_embeds": width * item,
         "step_position": integer,
@@ -61,7 +78,14 @@ def buffer_bytes(manifest: Manifest, sizes: Sizes) -> dict[str, int]:
         "step_logit": integer,
         "positions": sizes.max_context * integer,
         "triangle": sizes.prefill_tokens**2,
+        **(several if sizes.slots > 1 else {}),
     } | {f"cache.{name}": cache for name in cache_names(model.num_layers)}
+
+
+def slot_bytes(manifest: Manifest, max_context: int) -> int:
+    """Bytes of a slot in one cache: an address that TensorRT takes begins each of them."""
+    model = manifest.model
+    return model.num_key_value_heads * max_context * model.head_dim * ITEM_BYTES[manifest.decoder.compute]
 
 
 class DeviceMemory:

@@ -48,20 +48,22 @@ class TensorRtVision:
         """The most tiles and the most image tokens at a time."""
         return self._sizes.picture_tiles, self._max_tokens
 
-    def encode(self, pixel_values: Array) -> DeviceFeatures:
-        """Tiles `[T, 3, S, S]` in batches of the engine's size, one behind the other into the picture's features.
+    def encode(self, pixel_values: Array, before: int = 0) -> DeviceFeatures:
+        """Tiles `[T, 3, S, S]` in batches of the engine's size, behind the picture's first ones, which came before.
 
         A batch's features pass through a buffer of their own, because TensorRT wants its addresses aligned.
         """
-        num_tiles, batch = len(pixel_values), self._sizes.batch_tiles
+        num_tiles, batch = before + len(pixel_values), self._sizes.batch_tiles
         if num_tiles > self._sizes.picture_tiles:
             raise ImageError(
                 f"The picture makes {num_tiles} tiles, these engines take {self._sizes.picture_tiles}. "
                 "Use a smaller picture, or build with a higher --max-tiles: varco engines BUNDLE"
             )
+        continues = isinstance(self._picture, DeviceFeatures) and self._picture.num_tiles == before
+        assert before == 0 or continues, f"Bug: tiles behind {before} of another picture"
         self._picture = None
-        for first in range(0, num_tiles, batch):
-            self._run_vision_tower(pixel_values[first : first + batch], first)
+        for first in range(0, len(pixel_values), batch):
+            self._run_vision_tower(pixel_values[first : first + batch], before + first)
         self._picture = DeviceFeatures(num_tiles)
         return self._picture
 

@@ -35,14 +35,21 @@ class Drawing:
         with Graph("sampling", folder) as graph:
             emit_sampling(graph, vocab_size, lambda: None)
             graph.save()
-        device = Device(onnxruntime, "cpu", 1, ShortageError)
+        self._device = device = Device(onnxruntime, "cpu", 1, ShortageError)
         self._logits: Buffer = device.buffer("fp32", (1, 1, vocab_size))
-        network = Network(device, "sampling", device.session(folder / "sampling.onnx", {}, {}))
-        self._step = SamplingStep(device, network, self._logits)
+        self._network = Network(device, "sampling", device.session(folder / "sampling.onnx", {}, {}))
+        self._step = SamplingStep(device, self._network, self._logits)
 
     def __call__(self, logits: Array, draw: Draw) -> int:
         self._logits.set(logits)
-        return self._step.run(draw)
+        return self._step.run([draw])[0]
+
+    def rows(self, logits: list[Array], draws: list[Draw]) -> list[int]:
+        """The draws of several rows in one run."""
+        shape = (len(logits), 1, logits[0].size)
+        buffer = self._device.buffer("fp32", shape)
+        buffer.set(np.stack(logits))
+        return SamplingStep(self._device, self._network, buffer).run(draws)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +112,25 @@ def test_every_setting_draws_the_tokens_of_the_host(drawing: Callable[[int], Dra
             different.add(got)
     assert len(different) > 10
     assert num_close <= len(chosen) / 16
+
+
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES[:3])
+@pytest.mark.parametrize("count", [2, 8, 16])
+def test_rows_drawn_at_once_are_those_drawn_alone(
+    drawing: Callable[[int], Drawing], vocab_size: int, count: int
+) -> None:
+    """Each row has its own options; some are greedy, one has no finite logits and chooses nothing."""
+    device, logits = drawing(vocab_size), rows(vocab_size, count)
+    logits[1] = np.full(vocab_size, np.nan, np.float32)
+    grid = list(itertools.product((0.0, 0.7, 1.5), (0, 5), (0.5, 1.0), (0.0, 0.2), (1.0, 1.3)))
+    prompt = np.random.default_rng(2).integers(0, vocab_size, 20)
+    for turn in range(0, len(grid), count):
+        settings = [SamplingSettings(*grid[(turn + at) % len(grid)], seed=at) for at in range(count)]
+        draws = [Sampler(one, GENERATION, prompt).draw(vocab_size) for one in settings]
+        got = device.rows(logits, draws)
+        assert got == [device(row, draw) for row, draw in zip(logits, draws, strict=True)]
+        assert got.index(-1) == 1
+        assert got.count(-1) == 1
 
 
 def test_the_draws_have_the_probabilities_of_the_softmax(drawing: Callable[[int], Drawing]) -> None:

@@ -1,0 +1,1 @@
+"""The parts of `python -m benchmarks.serve`: a server under load, beside the engine alone."""

@@ -1,0 +1,75 @@
+"""Who is let in: as many answers as may run and wait. Others are told so at once, before anything is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from varco_serve.documents.errors import RequestError
+
+RETRY_AFTER_S = 1.0
+
+
+class Admission:
+    """Counts the answers that are asked for, from the end of a request's body on.
+
+    Args:
+        max_answers: Returns how many there may be.
+    """
+
+    def __init__(self, max_answers: Callable[[], int]) -> None:
+        self._max_answers = max_answers
+        self.num_answers = 0
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """Let one answer in; its place is given back at the end of the context.
+
+        Raises:
+            RequestError: 429, there are too many.
+        """
+        place = Place(self)
+        place.widen(1)
+        try:
+            yield place
+        finally:
+            self.num_answers -= place.num_answers
+
+    def let_in(self, num_answers: int) -> None:
+        """Count further answers.
+
+        Raises:
+            RequestError: 429, there are too many.
+        """
+        most = self._max_answers()
+        if self.num_answers + num_answers > most:
+            raise RequestError(
+                f"{most} answers run and wait, which is all that may. Try again in a while.",
+                status=429,
+                code="queue_full",
+                kind="rate_limit_error",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self.num_answers += num_answers
+
+
+class Place:
+    """What one request takes up.
+
+    Args:
+        admission: Where it is counted.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.num_answers = 0
+
+    def widen(self, num_answers: int) -> None:
+        """Take up as many answers as the request asks for, if it takes up fewer.
+
+        Raises:
+            RequestError: 429, there are too many.
+        """
+        more = max(0, num_answers - self.num_answers)
+        self._admission.let_in(more)
+        self.num_answers += more

@@ -1,0 +1,111 @@
+"""The answers that one request asks for, all at once, as one sequence of events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+from varco_serve.front.observer import Observer
+from varco_serve.front.record import Record
+from varco_serve.messages import Ask, Begun, Done, Event, Failed, Model, Said
+
+_WAITING = 64
+"""Events that may wait for a client that reads slowly, before the worker's have to."""
+
+
+class Asks:
+    """Several answers under way. Leaving the context cancels those that have not ended, and waits until they have.
+
+    Args:
+        model: What answers.
+        asks: What is asked, one for each answer.
+        observer: What watches them.
+        record: Of the request that asks.
+        on_begun: Called once all have a place in the worker, which holds their pictures from then on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        asks: Sequence[Ask],
+        observer: Observer,
+        record: Record,
+        on_begun: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._model = model
+        self._asks = asks
+        self._on_begun = on_begun
+        self._num_to_begin = len(asks)
+        self._observer = observer
+        self._record = record
+        self._events: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(_WAITING)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._num_open = len(asks)
+
+    async def __aenter__(self) -> Asks:
+        asks, self._asks = self._asks, ()  # whoever answers lets go of pictures in time, and so do we
+        self._tasks = [asyncio.create_task(self._read(index, ask)) for index, ask in enumerate(asks)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def next(self, timeout_s: float | None = None) -> tuple[int, Begun | Said | Done] | None:
+        """Return the next event and the number of its answer; None once all answers are done.
+
+        Args:
+            timeout_s: How long to wait for one.
+
+        Raises:
+            AnswerError: An answer failed, which ends them all.
+            TimeoutError: None came in time.
+        """
+        if self._num_open == 0:
+            return None
+        async with asyncio.timeout(timeout_s):
+            index, event = await self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, Failed):
+            raise AnswerError(event)
+        self._num_open -= isinstance(event, Done)
+        return index, event
+
+    async def _read(self, index: int, ask: Ask) -> None:
+        try:
+            has_ended = False
+            observe = self._observer.asking(self._record)
+            iterator = self._model.ask(ask)
+            del ask
+            async with aclosing(cast(Any, iterator)) as events:
+                async for event in cast(AsyncIterator[Event], events):
+                    observe(event)
+                    if isinstance(event, Begun):
+                        self._count_begun()
+                    await self._events.put((index, event))
+                    has_ended = isinstance(event, Done | Failed)
+            if not has_ended:
+                raise RuntimeError("Bug: an answer ended without its end.")
+        except Exception as error:
+            await self._events.put((index, error))
+
+    def _count_begun(self) -> None:
+        self._num_to_begin -= 1
+        if self._num_to_begin == 0:
+            self._on_begun()
+
+
+class AnswerError(Exception):
+    """The worker could not answer.
+
+    Args:
+        failed: Why.
+    """
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
