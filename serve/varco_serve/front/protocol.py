@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import h11
 from h11._state import MIGHT_SWITCH_PROTOCOL
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from varco_serve.documents.errors import RequestError, envelope
 from varco_serve.front.connection import BoundedConnection
@@ -103,13 +104,23 @@ class FrontProtocol(H11Protocol):
         self._stop_timer("stalled")
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with an error document, if an answer can still be sent, and end the connection."""
+        """Refuse what is no HTTP, or is out of bounds."""
+        self._refuse(400, RequestError("This is no valid HTTP/1.1 request.", code="invalid_http"))
+
+    def _refuse_late_header(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._refuse(408, RequestError("The request's header came too slowly.", status=408, code="slow_header"))
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, error: RequestError) -> None:
+        """Send an error document, if an answer can still be sent, and end the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            error = RequestError("This is no valid HTTP/1.1 request.", code="invalid_http")
             body = json.dumps(envelope(error)[1]).encode()
             fields = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-            self.transport.write(self.conn.send(h11.Response(status_code=400, headers=fields, reason=b"Bad Request")))
-            self.transport.write(self.conn.send(h11.Data(data=body)) + self.conn.send(h11.EndOfMessage()))
+            response = h11.Response(status_code=status, headers=fields, reason=STATUS_PHRASES[status])
+            self.transport.write(self.conn.send(response) + self.conn.send(h11.Data(data=body)))
+            self.conn.send(h11.EndOfMessage())
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -122,11 +133,11 @@ class FrontProtocol(H11Protocol):
     def _expect_header(self) -> None:
         self.waiting[self] = None
         if "header" not in self._timers:
-            self._start_timer("header", self.limits.header_s)
+            self._start_timer("header", self.limits.header_s, self._refuse_late_header)
 
-    def _start_timer(self, name: str, seconds: float) -> None:
+    def _start_timer(self, name: str, seconds: float, on_end: Callable[[], None] | None = None) -> None:
         self._stop_timer(name)
-        self._timers[name] = self.loop.call_later(seconds, self.transport.abort)
+        self._timers[name] = self.loop.call_later(seconds, on_end or self.transport.abort)
 
     def _stop_timer(self, name: str) -> None:
         if (timer := self._timers.pop(name, None)) is not None:

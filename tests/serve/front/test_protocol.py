@@ -40,18 +40,28 @@ def limits(**changed: float) -> FrontLimits:
     return dataclasses.replace(FrontLimits(), **changed)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nhost: local", HEALTH + b"GET /hea"])
-def test_a_connection_whose_header_is_late_is_closed(sent: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nhost: local", HEALTH, HEALTH + b"GET /hea"])
+def test_a_connection_whose_header_is_late_is_told_so_and_closed(sent: bytes) -> None:
     async def asking() -> bytes:
-        bounds = limits(header_s=0.05)
-        async with listening(front(ScriptedModel()), bounds) as port, connected(port, sent) as (reader, _):
+        bounds = limits(header_s=0.05, keep_alive_s=0.3)
+        async with (
+            listening(front(ScriptedModel()), bounds) as port,
+            connected(port, sent[: len(HEALTH)]) as (reader, writer),
+        ):
+            received = b""
+            if sent.startswith(HEALTH):
+                received = await reader.readuntil(b"}")
+                writer.write(sent[len(HEALTH) :])
             try:
-                return await asyncio.wait_for(reader.read(), 20)
+                return received + await asyncio.wait_for(reader.read(), 20)
             except ConnectionError:
-                return b""
+                return received
 
     received = asyncio.run(asking())
     assert received.count(b"HTTP/1.1 200 OK") == sent.count(HEALTH)
+    is_begun = sent not in (b"", HEALTH)
+    assert received.count(b"HTTP/1.1 408 Request Timeout") == is_begun
+    assert received.count(b'"code": "slow_header"') == is_begun
 
 
 def test_a_header_that_trickles_gets_no_more_time() -> None:
