@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -58,6 +59,10 @@ def _listening(settings: ServeSettings) -> socket.socket:
         listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(
+                f"--host {settings.host} is no address of this machine. Give one that it has, 0.0.0.0 or :: for all."
+            ) from None
         raise UsageError(
             f"Port {settings.port} of {settings.host} cannot be had: {error.strerror}. Choose another --port."
         ) from None
