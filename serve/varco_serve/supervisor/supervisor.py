@@ -195,6 +195,7 @@ class Supervisor:
                 self._log("worker_died", status=status, again_in_s=wait_s)
                 if wait_s is None:
                     raise EndedError("The worker died five times within ten minutes. See the lines above.", 1)
+                self._lose(self._queue.lost(), "The server lost this answer and is starting again. Ask again.")
                 self._restarts += 1
                 await asyncio.sleep(wait_s)
         finally:
@@ -225,7 +226,6 @@ class Supervisor:
             self._is_ready = False
             self._worker = None
             self._stats = replace(self._stats, kv_tokens=0)
-            self._lose(self._queue.lost(), "The server lost this answer and is starting again. Ask again.")
             status = await worker.end()
         return status
 

@@ -33,7 +33,7 @@ class Answering:
         tell: Takes each event.
 
     Attributes:
-        num_pictures: The pictures of the question that is being answered.
+        num_pictures: The pictures of the question, once it has been answered.
     """
 
     def __init__(self, varco: Varco, forms: Forms, tell: Callable[[Event], None]) -> None:
@@ -80,7 +80,6 @@ class Answering:
         options: Any = dict(ask.options)
         if ask.grammar is not None:
             options["constraint"] = self._forms.constraint(ask.grammar)
-        self.num_pictures = len(ask.pictures)
         stream = self._stream = start_stream(self._varco.session, lambda: self._turns(ask), options)
         if self._is_cancelled:
             stream.cancel()
@@ -89,6 +88,8 @@ class Answering:
         for piece in stream:
             self._tell(_said(piece, one_size))
         answer = stream.answer
+        if answer.token_ids:  # else it was cancelled, perhaps before its pictures were looked at
+            self.num_pictures = len(ask.pictures)
         self._tell(Done(answer.to_dict()))
 
     def _turns(self, ask: Ask) -> list[Turn]:

@@ -28,5 +28,5 @@ class Tally:
             "kv_tokens": sum(len(self._memory.sequence_in(slot).ids) for slot in range(num_slots)),
             "kv_max_tokens": num_slots * self._max_context,
             "picture_hits": max(0, num_pictures - num_encoded),
-            "picture_misses": num_encoded,
+            "picture_misses": min(num_pictures, num_encoded),
         }

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from varco_runtime import Varco
+from varco_runtime.backend import ReservesMemory
 from varco_runtime.errors import UsageError, VarcoError
 from varco_serve import wire
 from varco_serve.codec import ask_of, event_header, facts_header
@@ -52,6 +53,8 @@ class Worker:
         """Load the model and tell its facts, or why there is none."""
         try:
             varco = Varco.load(**header["load"])
+            if isinstance(varco.backend, ReservesMemory):
+                varco.backend.reserve_memory()
         except (VarcoError, MemoryError) as error:
             status = 2 if isinstance(error, UsageError) else 1
             message = str(error) or "There is not enough memory. Close programs or lower --max-context."
