@@ -163,6 +163,9 @@ class Pass:
             began = time.monotonic()
             layer = decoder.layer(self._checkpoint, index)
             original = list(decoder.run(layer, original))
+            if index >= (self._given.layers or text.num_hidden_layers):
+                streams = {name: list(decoder.run(layer, stream)) for name, stream in streams.items()}
+                continue
             if self._given.nearest:
                 self._round(layer, LINEARS, None)
             elif self._given.compensate:
@@ -255,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fp8", action="store_true", help="FP8 weights and inputs")
     parser.add_argument("--head", action="store_true", help="int4 and int8 heads too")
     parser.add_argument("--compensate", action=argparse.BooleanOptionalAction, default=True, help="make up for errors")
+    parser.add_argument("--layers", type=int, metavar="N", help="round the first N only")
     parser.add_argument("--drawn", type=int, default=0, metavar="N", help="calibrate with N of the project's texts")
     given = parser.parse_args(arguments)
     torch.set_grad_enabled(False)

@@ -126,7 +126,7 @@ def _own_cpu_s() -> float:
 
 
 def _per_token(seconds: float, found: dict[str, Any]) -> float | None:
-    """Return milliseconds of a processor per token of the answers, which other programs on the machine hardly change."""
+    """Return milliseconds of a processor per token of the answers; other programs on the machine hardly change it."""
     tokens = found["tokens_per_s"] * found["wall_s"]
     return round(1e3 * seconds / tokens, 4) if tokens else None
 

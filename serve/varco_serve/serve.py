@@ -11,6 +11,7 @@ from collections.abc import Callable
 from varco_runtime.errors import BackendError, UsageError, VarcoError
 from varco_serve.front.app import Front, create_app
 from varco_serve.front.journal import log_to_stderr, write_event
+from varco_serve.front.memory import return_large_blocks
 from varco_serve.front.server import HttpServer
 from varco_serve.messages import Facts
 from varco_serve.settings import LOCALHOST, ServeSettings
@@ -33,6 +34,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> int:
         VarcoError: The bundle cannot be loaded, the address cannot be had, or the worker died too often.
     """
     log_to_stderr()
+    return_large_blocks()
     with _listening(settings) as listening:
         return asyncio.run(_Server(settings, listening, say).run())
 

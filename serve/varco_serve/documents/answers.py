@@ -16,16 +16,18 @@ from varco_serve.documents.logprobs import to_logprobs
 from varco_serve.messages import Begun, Done, Facts, Said, TokenScore
 
 _FINISH_REASONS = {"stop": "stop", "stop_string": "stop", "loop": "stop", "length": "length", "cancelled": "length"}
+_DECIDING = ("bundle", "version", "provider", "precision")
+"""What decides an answer, of what the worker says; the rest differs from start to start."""
 _EXTRA = ("plain_text", "regions", "picture", "media", "warnings", "finish_reason")
 
 
 def fingerprint(facts: Facts) -> str:
-    """Return OpenAI's `system_fingerprint`: the same for the same bundle, device and bounds.
+    """Return OpenAI's `system_fingerprint`: another where the same seed may give another answer.
 
     Args:
         facts: What the worker says about the model.
     """
-    text = json.dumps([facts.details, facts.max_context], sort_keys=True, default=str)
+    text = json.dumps([facts.details.get(name) for name in _DECIDING], sort_keys=True)
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -179,13 +181,12 @@ def _without_end(tokens: list[TokenScore], document: dict[str, Any]) -> list[Tok
 
 def _choice(index: int, document: dict[str, Any], events: Iterable[Said | Done]) -> dict[str, Any]:
     said = [event for event in events if isinstance(event, Said)]
-    tokens = [token for event in said for token in event.tokens]
-    if said and not said[-1].text:
-        tokens = _without_end(tokens, document)
+    scored = [token for event in said for token in event.tokens]
+    tokens = scored if not said or said[-1].text else _without_end(scored, document)
     return {
         "index": index,
         "message": {"role": "assistant", "content": document["text"], "refusal": None},
-        "logprobs": to_logprobs(tokens) if tokens else None,
+        "logprobs": to_logprobs(tokens) if scored else None,  # of an empty answer an empty list, as clients read it
         "finish_reason": _FINISH_REASONS[document["finish_reason"]],
         "varco": {name: document[name] for name in _EXTRA},
     }

@@ -58,6 +58,8 @@ _EVERYWHERE: Unsupported = {
     "modalities": ((["text"], []), "Answers are text"),
     "audio": ((), "Answers are text"),
     "prompt_logprobs": ((False,), "logprobs are those of the answer"),
+    "n_probs": ((0,), "Use top_logprobs"),
+    "return_tokens_as_token_ids": ((False,), "Tokens are texts and bytes"),
     "echo": ((False,), "The prompt is not part of the answer"),
     "best_of": ((1,), "Use n"),
     "use_beam_search": ((False,), "One answer is followed"),

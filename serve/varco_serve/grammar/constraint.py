@@ -68,6 +68,8 @@ class GrammarConstraint:
         """
         coming, self._coming = self._coming, None
         if token in self._eos_token_ids:
+            if not self._asked(LLMatcher.is_accepting):
+                raise GrammarError(f"The answer ends at its token {len(self._taken)}, before its grammar does.")
             return
         self._asked(lambda matcher: matcher.consume_token(token))
         self._taken.append(token)

@@ -305,23 +305,29 @@ def test_a_killed_run_continues_to_the_same_bytes(
     assert not work.exists()
 
 
-@pytest.mark.parametrize("stage", ["write_activations", "write_shard"])
+@pytest.mark.parametrize(("stage", "call"), [("write_activations", 2), ("write_activations", 7), ("write_shard", 2)])
 def test_a_run_that_fails_anywhere_in_a_layer_continues_to_the_same_bytes(
-    checkpoint: Path, pictures: Path, quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    checkpoint: Path,
+    pictures: Path,
+    quantised: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    call: int,
 ) -> None:
-    from varco_export.quantize import layers
+    from varco_export.quantize import compensated
 
     calls = 0
-    real = getattr(layers, stage)
+    real = getattr(compensated, stage)
 
     def failing(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == call:
             raise OSError(28, "No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr(layers, stage, failing)
+    monkeypatch.setattr(compensated, stage, failing)
     with pytest.raises(ExportError, match=r"No space left on device.*run the same command again"):
         quantize(checkpoint, tmp_path / "out", options_for(pictures), Quiet())
     assert not (tmp_path / "out").exists()

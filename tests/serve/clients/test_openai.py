@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.makers.requests import data_url, picture_part, text_part, user
+from tests.makers.requests import PIXEL, data_url, picture_part, text_part, user
 from tests.makers.server import RunningServer
 from varco_runtime import Varco
 
@@ -177,9 +177,12 @@ def test_what_is_refused_is_a_bad_request_by_name(
     assert caught.value.type == "invalid_request_error"
 
 
-def test_a_picture_that_is_none_is_a_bad_request(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(model="varco", messages=[user(picture_part(data_url(b"GIF89a...")))])  # type: ignore[list-item]
+@pytest.mark.parametrize("data", [b"GIF89a...", b"II*\0" + bytes(40), b"hello", PIXEL[:45]])
+def test_a_picture_that_is_none_is_a_bad_request_with_its_place(client: openai.OpenAI, data: bytes) -> None:
+    messages: Any = [user("Hello"), user(text_part("And?"), picture_part(data_url(data)))]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="varco", messages=messages)
+    assert caught.value.param == "messages[1].content[1].image_url.url"
 
 
 def test_the_model_has_a_name(client: openai.OpenAI) -> None:

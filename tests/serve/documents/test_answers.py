@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.doubles.model import FACTS, done
 from varco_serve.documents.answers import ChatStream, chat_answer, fingerprint
@@ -178,12 +182,40 @@ def test_the_token_that_ends_an_answer_is_not_among_its_probabilities() -> None:
     assert tokens_of(choices_of(ChatStream(*HEAD), (0, half), (0, END), (0, done("")))[-1]) == ["Hi"]
     assert tokens_of(choices_of(ChatStream(*HEAD), (0, half), (0, done("", "length")))[-1]) == ["Hi"]
     assert tokens_of(whole([half, done("", "length")])["choices"][0]) == ["Hi"]
+    assert tokens_of(whole([END, done("")])["choices"][0]) == []
     last = Said("}", "}", tokens=SCORES)  # a grammar that allows nothing more ends an answer without such a token
     assert tokens_of(whole([last, done("}")])["choices"][0]) == ["Hi"]
     assert tokens_of(choices_of(ChatStream(*HEAD), (0, last), (0, done("}")))[1]) == ["Hi"]
 
 
-def test_the_fingerprint_is_the_bundles() -> None:
-    assert fingerprint(FACTS) == fingerprint(FACTS)
+SAID = st.builds(Said, st.text(max_size=2), st.text(max_size=2), st.just(()) | st.just((REGION,)), st.just(SCORES))
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(st.lists(SAID, max_size=4), min_size=1, max_size=4), st.randoms(use_true_random=False))
+def test_however_answers_mix_each_choice_is_whole(saids: list[list[Said]], random: Random) -> None:
+    waiting: list[tuple[int, list[Any]]] = [
+        (index, [Begun(7), *said, done("".join(one.text for one in said), "length")])
+        for index, said in enumerate(saids)
+    ]
+    stream, choices = ChatStream(*HEAD), []
+    while waiting:
+        index, events = random.choice(waiting)
+        choices += choices_of(stream, (index, events.pop(0)))
+        waiting = [one for one in waiting if one[1]]
+    for index, said in enumerate(saids):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert [choice["delta"].get("role") for choice in own] == ["assistant"] + [None] * (len(own) - 1)
+        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["length"]
+        assert "".join(choice["delta"].get("content", "") for choice in own) == "".join(one.text for one in said)
+        assert sum(len(tokens_of(choice) or ()) for choice in own) == len(said)
+        regions = [region for choice in own for region in choice.get("varco", {}).get("regions", ())]
+        assert regions == [region for one in said for region in one.regions]
+
+
+def test_the_fingerprint_is_that_of_what_decides_an_answer() -> None:
     assert fingerprint(FACTS).startswith("fp_")
-    assert fingerprint(FACTS) != fingerprint(type(FACTS)(8192, 2, 4, 2000, FACTS.details))
+    started_again = replace(FACTS, details=FACTS.details | {"load_s": 3.5}, slots=5)
+    assert fingerprint(started_again) == fingerprint(FACTS)
+    for name in ("bundle", "version", "provider", "precision"):
+        assert fingerprint(replace(FACTS, details=FACTS.details | {name: "another"})) != fingerprint(FACTS)

@@ -237,6 +237,8 @@ def test_names_of_ignored_fields_fit_a_header() -> None:
         ("prompt_logprobs", 0),
         ("prompt_logprobs", 5),
         ("best_of", 2),
+        ("n_probs", 5),
+        ("return_tokens_as_token_ids", True),
         ("echo", True),
         ("suffix", "end"),
         ("modalities", ["text", "audio"]),

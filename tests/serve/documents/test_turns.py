@@ -43,6 +43,7 @@ def test_a_conversation_keeps_its_order_and_its_pictures_theirs() -> None:
         AskTurn("user", ("And", 1, "this?")),
     )
     assert request.pictures == (PIXEL, b"BM")
+    assert request.picture_params == ("messages[1].content[0].image_url.url", "messages[3].content[1].image_url.url")
 
 
 @pytest.mark.parametrize("max_chars", [turns.MAX_TEXT_CHARS])

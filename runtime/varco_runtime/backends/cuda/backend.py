@@ -19,10 +19,8 @@ import numpy as np
 from varco_runtime.backend import GREEDY, MAX_STEP_TOKENS, Draw, Features, PromptInputs
 from varco_runtime.backends.cuda.cache import KeyValueCaches
 from varco_runtime.backends.cuda.driver import GpuFacts, find_gpu
-from varco_runtime.backends.cuda.graphs import Graphs
 from varco_runtime.backends.cuda.library import check_capability, libraries_missing, load_onnxruntime, runs_on_cuda
 from varco_runtime.backends.cuda.memory import (
-    MAX_FURTHER_GRAPHS,
     NUM_LOGITS,
     buffer_shapes,
     buffer_sizes,
@@ -31,16 +29,16 @@ from varco_runtime.backends.cuda.memory import (
     shortage,
     sizes_of,
 )
-from varco_runtime.backends.cuda.sampling import SamplingStep
 from varco_runtime.backends.cuda.session import ARENA, Device, Network
-from varco_runtime.backends.cuda.step import DecodeStep, TokenRows
+from varco_runtime.backends.cuda.step import TokenRows
+from varco_runtime.backends.cuda.steps import Steps
 from varco_runtime.backends.cuda.threads import DEVICE_LOCK, DeviceThreads, on_device_thread
 from varco_runtime.backends.cuda.vision import CudaVision
 from varco_runtime.backends.device_picture import DeviceFeatures, DeviceImageTokens, Sizes
 from varco_runtime.backends.embedding import EmbeddingTable
 from varco_runtime.backends.prompt_runs import check_length, prompt_runs
 from varco_runtime.backends.slots import host_slots, slot_of_earlier_export
-from varco_runtime.backends.token_checks import check_chosen, check_tokens, not_finite
+from varco_runtime.backends.token_checks import check_tokens
 from varco_runtime.bundle.graph_contract import BATCH, check_graph_contract, decoder_rows, graph_contract
 from varco_runtime.bundle.graph_nodes import takes_rows
 from varco_runtime.bundle.manifest import Embedding, Manifest
@@ -57,8 +55,6 @@ PROFILED_ROWS = (*range(1, MAX_STEP_TOKENS + 1), NUM_LOGITS)
 """Numbers of rows for which every fused product of integers seeks its best form when the session is made: those of
 steps, and what the head sees at most. Larger numbers, rounded up to powers of two, a product seeks when they first
 come: `_warm_up` lets the layers see them, and the head, which would need gigabytes of scratch for them, never does."""
-NO_TOKEN = -1
-"""The device's choice among logits that are not finite."""
 
 
 class CudaBackend:
@@ -130,13 +126,16 @@ class CudaBackend:
         self._token_rows = None if manifest.embedding is None else _token_rows(bundle, manifest.embedding)
         self._decoder = networks["decoder"]
         self._vision = CudaVision(device, manifest, self._sizes, networks, self._buffers)
-        self._graphs = Graphs(device, MAX_STEP_TOKENS * len(self._caches.bands) + MAX_FURTHER_GRAPHS)
-        self._steps: dict[tuple[int, int], DecodeStep] = {}
-        """By numbers of rows and of tokens."""
-        self._draw = networks["sampling"]
-        self._draws: dict[int, SamplingStep] = {}
-        """By number of rows."""
-        self._sampling(1)
+        self._steps = Steps(
+            device,
+            networks["decoder"],
+            networks["sampling"],
+            manifest,
+            self._caches,
+            self._buffers["image_tokens"],
+            self._token_rows,
+            self._draw_takes_rows,
+        )
         if self._gpu is not None:
             self._warm_up()
 
@@ -148,7 +147,7 @@ class CudaBackend:
         is finite, and overwritten before it is seen.
         """
         for num_tokens in range(1, MAX_STEP_TOKENS + 1):
-            self._step(num_tokens)  # its buffers, which would else take the place that a prompt's inputs leave
+            self._steps.step(num_tokens)  # its buffers, which would else take the place that a prompt's inputs leave
         self._vision.warm_up()
         for num_rows in warm_up_rows(self._sizes.prefill_tokens):
             prompt = PromptInputs(np.zeros(num_rows, np.int64), self._manifest.prompt.image_token_id, None)
@@ -156,8 +155,8 @@ class CudaBackend:
         for band in reversed(self._caches.bands):  # and so ends in the smallest
             self._caches.lay_out(band, 0)
             for num_tokens in range(1, MAX_STEP_TOKENS + 1):
-                self._run_step((0,) * num_tokens, 0)
-        self._sampling(1).run([GREEDY])
+                self._steps.run((0,) * num_tokens, 0)
+        self._steps.sampling(1).run([GREEDY])
 
     def _session(self, bundle: Bundle, name: str, missing: list[str]) -> Any:
         """Open one network. Without CUDA's libraries it would run on the CPU unasked, or fail for lack of a kernel."""
@@ -244,7 +243,7 @@ class CudaBackend:
         rows = inputs.rows(start, end)
         is_image = rows >= 0
         token_ids = np.where(is_image, 0, inputs.ids[start:end]).astype(np.int64)
-        self._check_tokens(int(token_ids.min()), int(token_ids.max()))
+        check_tokens(int(token_ids.min()), int(token_ids.max()), self._manifest.model.vocab_size)
         image_rows = np.where(is_image, rows, 0).astype(np.int64)
         if inputs.image_tokens is None:
             is_image, image_rows = np.zeros_like(is_image), np.zeros_like(image_rows)
@@ -262,53 +261,20 @@ class CudaBackend:
 
     @on_device_thread
     def decode_steps(self, token_ids: Sequence[int], position: int) -> Array:
-        return self._watched(self._run_step(token_ids, position).logits())
+        return self._watched(self._steps.run(token_ids, position, self._slot).logits())
 
     def decode_greedy(self, token_id: int, position: int) -> int:
         return self.decode_greedy_steps((token_id,), position)[0]
 
     @on_device_thread
     def decode_greedy_steps(self, token_ids: Sequence[int], position: int) -> list[int]:
-        return self._checked(self._run_step(token_ids, position).chosen(), position)
+        step = self._steps.run(token_ids, position, self._slot)
+        return self._steps.checked(step.chosen(), position, self._slot)
 
     @on_device_thread
     def decode_sampled(self, token_id: int, position: int, draw: Draw) -> int:
-        self._run_step((token_id,), position)
-        return self._checked(self._sampling(1).run([draw]), position)[0]
-
-    def _run_step(self, token_ids: Sequence[int], position: int) -> DecodeStep:
-        end = position + len(token_ids)
-        check_length(end, self._max_context)
-        self._check_tokens(min(token_ids), max(token_ids))
-        self._caches.reach(end, position, self._slot)
-        step = self._step(len(token_ids))
-        step.run(token_ids, (position,), self._slot)
-        return step
-
-    def _step(self, num_tokens: int, num_rows: int = 1) -> DecodeStep:
-        """Return the step of so many tokens in so many rows, made when it is first taken."""
-        assert 1 <= num_tokens <= MAX_STEP_TOKENS, f"Bug: a step of {num_tokens} tokens"
-        key = num_rows, num_tokens
-        if key not in self._steps:
-            self._steps[key] = DecodeStep(
-                self._device,
-                self._decoder,
-                self._manifest,
-                self._caches,
-                self._graphs,
-                self._buffers["image_tokens"],
-                self._token_rows,
-                num_tokens,
-                num_rows,
-            )
-        return self._steps[key]
-
-    def _sampling(self, num_rows: int) -> SamplingStep:
-        """Return the draw from the logits of so many rows, made when it is first taken."""
-        if num_rows not in self._draws:
-            logits = self._step(1, num_rows).logits_buffer
-            self._draws[num_rows] = SamplingStep(self._device, self._draw, logits, self._draw_takes_rows)
-        return self._draws[num_rows]
+        self._steps.run((token_id,), position, self._slot)
+        return self._steps.checked(self._steps.sampling(1).run([draw]), position, self._slot)[0]
 
     # -- several answers ----------------------------------------------------------------------------------------------
 
@@ -326,55 +292,17 @@ class CudaBackend:
 
     @on_device_thread
     def decode_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> Array:
-        logits = self._run_rows(token_ids, positions).logits()
-        for slot in np.flatnonzero(~np.isfinite(logits[:, 0])):
-            self._caches.clear(int(slot))
-        return logits
+        return self._steps.logits_of_rows(token_ids, positions)
 
     @on_device_thread
     def decode_chosen_rows(
         self, token_ids: Sequence[int], positions: Sequence[int], draws: Sequence[Draw | None]
     ) -> list[int | Array | BackendError]:
-        step, num_rows = self._run_rows(token_ids, positions), len(token_ids)
-        if all(draw is None or draw is GREEDY for draw in draws):
-            chosen = step.chosen()
-        else:
-            chosen = self._sampling(num_rows).run([draw or GREEDY for draw in draws])
-        logits = step.logits() if None in draws else None
-        outcomes: list[int | Array | BackendError] = []
-        for slot, (token, draw) in enumerate(zip(chosen, draws, strict=True)):
-            try:
-                self._checked([token], positions[slot], slot)
-                outcomes.append(token if draw is not None or logits is None else logits[slot])
-            except BackendError as error:
-                outcomes.append(error)
-        return outcomes
-
-    def _run_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> DecodeStep:
-        num_rows = len(token_ids)
-        assert 1 <= num_rows == len(positions) <= self._sizes.slots, f"Bug: {num_rows} rows"
-        check_length(max(positions) + 1, self._max_context)
-        self._check_tokens(min(token_ids), max(token_ids))
-        for slot, position in enumerate(positions):
-            self._caches.reach(position + 1, position, slot)
-        step = self._step(1, num_rows)
-        step.run(token_ids, positions)
-        return step
+        return self._steps.choices_of_rows(token_ids, positions, draws)
 
     @on_device_thread
     def copy_from_slot(self, slot: int, num_positions: int) -> None:
         self._caches.copy(slot, self._slot, num_positions)
-
-    # -- checks -------------------------------------------------------------------------------------------------------
-
-    def _checked(self, tokens: list[int], position: int, slot: int | None = None) -> list[int]:
-        """Check what the device chose after `position` and the positions behind it, in the selected slot by default."""
-        if NO_TOKEN in tokens:
-            self._caches.clear(self._slot if slot is None else slot)
-            raise not_finite(position + tokens.index(NO_TOKEN), self._manifest.overflow_advice)
-        for token in tokens:
-            check_chosen(token, self._manifest.model.vocab_size)
-        return tokens
 
     def _watched(self, logits: Array) -> Array:
         """Return the logits as they are. Where they are not finite, so are the caches, which are then cleared.
@@ -384,10 +312,6 @@ class CudaBackend:
         if not np.isfinite(logits[..., 0]).all():
             self._caches.clear(self._slot)
         return logits
-
-    def _check_tokens(self, least: int, greatest: int) -> None:
-        """Check the tokens, for the device looks up whatever it is given, without a word."""
-        check_tokens(least, greatest, self._manifest.model.vocab_size)
 
 
 def warm_up_rows(prefill_tokens: int) -> list[int]:

@@ -54,6 +54,16 @@ class KeyValueCaches:
         self.buffers = {name: device.buffer(dtype, shape, zeros) for name in cache_names(model.num_layers)}
 
     @property
+    def max_context(self) -> int:
+        """Return the positions of the longest sequence."""
+        return self.bands[-1]
+
+    @property
+    def num_slots(self) -> int:
+        """Return how many sequences there may be."""
+        return len(self._num_held)
+
+    @property
     def band(self) -> int:
         """Return the number of the present band, from 0 on."""
         return self.bands.index(self.capacity)

@@ -135,7 +135,7 @@ def test_three_answers_take_a_step_of_four_rows(four: Varco, gpu: Gpu) -> None:
 def test_steps_are_captured_when_first_taken_and_run_plainly_once_there_are_enough(
     bundle: Path, gpu: Gpu, cpu: Varco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("varco_runtime.backends.cuda.backend.MAX_FURTHER_GRAPHS", 3)
+    monkeypatch.setattr("varco_runtime.backends.cuda.steps.MAX_FURTHER_GRAPHS", 3)
     monkeypatch.setattr("varco_runtime.engine.costs.RowCosts.go_together", lambda *_: True)
     varco = Varco.load(bundle, slots=SLOTS)
     captured = [call[1] for call in gpu.asked if call[0] == "capture"]
@@ -155,7 +155,7 @@ def test_steps_are_captured_when_first_taken_and_run_plainly_once_there_are_enou
             backend.decode_steps([4], 9)
     decoder = [call[0] for call in gpu.asked if call[-1] == "decoder"]
     assert decoder == ["capture", "replay", "run", "run", "run", "run"]
-    assert backend._graphs.count == MAX_STEP_TOKENS + 3
+    assert backend._steps.graphs.count == MAX_STEP_TOKENS + 3
 
 
 def test_rows_that_outgrow_a_band_take_all_slots_along(four: Varco, cpu: Varco, gpu: Gpu) -> None:
