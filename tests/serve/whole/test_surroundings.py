@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.makers import no_connections
-from tests.makers.server import RunningServer
+from tests.makers.server import RunningServer, until
 
 ROOT = Path(__file__).resolve().parents[3]
 PICTURE = ROOT / "docs/images/sign.png"
@@ -68,6 +69,19 @@ def test_files_of_the_folder_that_it_is_started_in_are_not_run(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     with RunningServer("--slots", "1") as server:
         answers(server)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_log_that_cannot_be_written_costs_no_answer() -> None:
+    """Its reader ends after a line, as a disk may be full: what is said then is an error of the system."""
+    command = ("bash", "-c", 'exec "$@" 2> >(head -n 1 >&2)', "bash")
+    with RunningServer("--slots", "1", command=command) as server, ThreadPoolExecutor(1) as pool:
+        answers(server)
+        asking = pool.submit(server.chat, "Hi", ignore_eos=True, max_tokens=400)
+        until(lambda: server.metric("varco_answers_running") == 1)
+        assert server.stop() == 0
+        assert asking.result().status_code == 200
+        assert len(server.lines) == 1
 
 
 def test_the_front_knows_neither_the_engine_nor_what_reads_pictures() -> None:
