@@ -156,16 +156,14 @@ def start_lines(facts: Facts, settings: ServeSettings) -> list[str]:
         f"{facts.max_context} tokens each. Runs on {details['provider']}.",
         f"Licence of the weights: {details['license']}.",
     ]
-    if facts.largest_picture_tokens >= facts.max_context:
+    if not details["largest_picture_fits"]:
         fitting = details["largest_fitting_picture"]
         what = (
             "no grid of tiles fits, only pictures of one tile"
             if fitting is None
             else f"{fitting['width']} x {fitting['height']} pixels ({fitting['tokens']} tokens) still fit"
         )
-        lines.append(
-            f"The context is shorter than the largest picture's {facts.largest_picture_tokens} tokens: {what}."
-        )
+        lines.append(f"The context does not hold the largest picture's {facts.largest_picture_tokens} tokens: {what}.")
     return lines
 
 
