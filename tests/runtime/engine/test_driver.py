@@ -126,8 +126,10 @@ def test_a_thread_that_stays_is_found() -> None:
     crowd, before, go_on = Crowd(), threading.active_count(), threading.Event()
     thread = threading.Thread(target=go_on.wait)
     thread.start()
-    crowd.ask(32, seed=0)
-    assert threading.active_count() == before + 1
-    go_on.set()
-    thread.join()
+    try:
+        crowd.ask(32, seed=0)
+        assert threading.active_count() == before + 1
+    finally:
+        go_on.set()
+        thread.join()
     assert threading.active_count() == before
