@@ -4,8 +4,8 @@
 
 The documents are those of the machine (licences, READMEs), 24 of 512 tokens to calibrate and four others to evaluate.
 Layers are rounded one after the other by the functions of `varco quantize`; a row whose length no block divides ends
-with a short one, which no checkpoint format holds. One pass gives several figures: with the head as it is, with an int4
-head, and with that and inputs of all linears rounded to int8 by the block, as a CPU's fast recipe does.
+with a short one, which no checkpoint format holds. One pass gives several figures: with the head as it is and in int4
+and int8, and with that and inputs of all linears rounded to int8 by the block, as a CPU's fast recipe does.
 
 Each linear's weight first gets uniform noise within one step of blocks of 32: weights that were stored in 4 bits would
 else meet some ways of rounding by accident. The model with that noise is the reference.
@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ from benchmarks.machine import describe_machine
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import prompts_of
 from varco_export.quantize.feedback import best_factor, round_to_nearest, round_with_feedback
-from varco_export.quantize.grid import Fp8Grid, Grid, IntegerGrid
+from varco_export.quantize.grid import Fp8Grid, Grid, IntegerGrid, to_fp8
+from varco_export.quantize.halves import FIRST, HALVES, LAST, Halves
 from varco_export.quantize.head import Divergence, normed
 from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, watched_inputs
 from varco_export.quantize.linear import Hessian, Measured
@@ -54,6 +56,10 @@ CALIBRATE = (
 )
 NUM_TOKENS = 512
 HEAD_ROWS = 4096
+SHARING = {
+    shared: [name for name in LINEARS if SHARED_INPUT[name] == shared]
+    for shared in dict.fromkeys(SHARED_INPUT.values())
+}
 
 
 def write_noisy(source: Path, out: Path) -> Path:
@@ -117,12 +123,6 @@ def to_int8(block: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return round_
 
 
-def to_fp8(x: torch.Tensor) -> torch.Tensor:
-    """Return inputs rounded to float8 E4M3 by each token's largest entry."""
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
-    return (x / scale).to(torch.float8_e4m3fn).float() * scale
-
-
 class Pass:
     """One pass through the model: calibration, the original, and the rounded one with its variants."""
 
@@ -132,85 +132,115 @@ class Pass:
         self.grid: Grid = (
             Fp8Grid(torch.float16) if given.fp8 else IntegerGrid(4, given.block, not given.zeros, torch.float16)
         )
+        self._heads = {
+            f", int{bits} head": IntegerGrid(bits, given.block, True, torch.float16) for bits in (4, 8) if given.head
+        }
+        self._round_inputs = to_fp8 if given.fp8 else None
         self.inputs = {"": to_fp8} if given.fp8 else {"": None, ", int8 inputs": to_int8(given.block)}
 
-    def rounded(self, weight: torch.Tensor, measured: Measured | None) -> torch.Tensor:
+    def rounded(self, weight: torch.Tensor, measured: Measured | None, grid: Grid) -> torch.Tensor:
         """Return a weight as the options round it."""
         if measured is None:
-            return round_to_nearest(weight, self.grid).weight
-        factor = best_factor(weight, self.grid, measured.factors, measured.search, measured.hessian)
+            return round_to_nearest(weight, grid).weight
+        factor = best_factor(weight, grid, measured.factors, measured.search, measured.hessian)
         self.orders.append(factor.keeps_groups)
-        return round_with_feedback(weight, self.grid, factor, measured.search).weight
+        return round_with_feedback(weight, grid, factor, measured.search).weight
 
-    def measure(self, hessian: Hessian) -> Measured | None:
-        """Return what a Hessian tells; None where it is not asked."""
-        if self._given.nearest:
-            return None
-        return Measured.of(hessian.mean(), self.grid.group_size, not self._given.minmax)
+    def measure(self, hessian: Hessian, is_beside: bool = False) -> Measured:
+        """Return what a Hessian tells."""
+        lack, search = hessian.lack(), not self._given.minmax
+        return Measured.of(hessian.mean(), self.grid.group_size, search, lack, is_beside)
 
     def run(self, calibration: list[Array], evaluation: list[Array]) -> dict[str, float]:
         """Return KL by variant."""
         text, cpu = self._checkpoint.config.text, torch.device("cpu")
         table = self._checkpoint.tensor("language_model.embed_tokens.weight").read().astype(np.float32)
         decoder = Decoder(text, cpu)
-        seen = [table[ids] for ids in calibration]
+        seen = theirs = [table[ids] for ids in calibration]
         original = [table[ids] for ids in evaluation]
         streams = {name: list(original) for name in self.inputs}
         for index in range(text.num_hidden_layers):
             began = time.monotonic()
             layer = decoder.layer(self._checkpoint, index)
-            hessians: dict[str, Hessian] = {}
-
-            def watch(
-                name: str, linear: torch.nn.Linear, x: torch.Tensor, found: dict[str, Hessian] = hessians
-            ) -> None:
-                found.setdefault(name, Hessian(linear)).add(x)
-
-            if not self._given.nearest:
-                with watched_inputs(layer, watch):
-                    for _ in decoder.run(layer, seen):
-                        pass
             original = list(decoder.run(layer, original))
-            for shared in dict.fromkeys(SHARED_INPUT.values()):
-                measured = None if self._given.nearest else self.measure(hessians.pop(shared))
-                for name in (one for one in LINEARS if SHARED_INPUT[one] == shared):
-                    weight = layer.get_submodule(name).weight
-                    weight.copy_(self.rounded(weight.clone(), measured))
-            if not self._given.nearest:
-                seen = list(decoder.run(layer, seen))
+            if index >= (self._given.layers or text.num_hidden_layers):
+                streams = {name: list(decoder.run(layer, stream)) for name, stream in streams.items()}
+                continue
+            if self._given.nearest:
+                self._round(layer, LINEARS, None)
+            elif self._given.compensate:
+                seen, theirs = self._compensate(Halves(decoder, layer, self._round_inputs), seen, theirs)
+            else:
+                seen = self._calibrate(decoder, layer, seen)
             for name, round_ in self.inputs.items():
                 with rounded_inputs(layer, round_):
                     streams[name] = list(decoder.run(layer, streams[name]))
             print(f"layer {index}: {time.monotonic() - began:.0f} s", flush=True)
-        return self._divergences(seen, original, streams)
+        return self._divergences(seen, theirs, original, streams)
+
+    def _round(self, layer: torch.nn.Module, names: Sequence[str], measured: Measured | None) -> None:
+        """Give linears of a layer their rounded weights."""
+        for name in names:
+            weight = layer.get_submodule(name).weight
+            wanted = weight.clone() if measured is None else measured.wanted(weight.clone())
+            weight.copy_(self.rounded(wanted, measured, self.grid))
+
+    def _calibrate(self, decoder: Decoder, layer: torch.nn.Module, seen: list[Array]) -> list[Array]:
+        """Round a layer by what flows through it as it was, and return what flows out of it then."""
+        hessians: dict[str, Hessian] = {}
+
+        def watch(name: str, linear: torch.nn.Linear, x: torch.Tensor) -> None:
+            hessians.setdefault(name, Hessian(linear)).add(x)
+
+        with watched_inputs(layer, watch):
+            for _ in decoder.run(layer, seen):
+                pass
+        for shared, names in SHARING.items():
+            self._round(layer, names, self.measure(hessians.pop(shared)))
+        return list(decoder.run(layer, seen))
+
+    def _compensate(self, ours: Halves, seen: list[Array], theirs: list[Array]) -> tuple[list[Array], list[Array]]:
+        """Round a layer linear by linear, and return what flows out of it then, and what did before."""
+        original = replace(ours, round_inputs=None)
+        streams = [[torch.from_numpy(one) for one in theirs]]
+        for half in HALVES:
+            streams.append([original.run(half, one) for one in streams[-1]])
+        front = [torch.from_numpy(one) for one in seen]
+        for number, half in enumerate(HALVES):
+            for shared, wanted in ((FIRST[half], streams[number]), (LAST[half], streams[number + 1])):
+                hessian = Hessian(ours.layer.get_submodule(shared))
+                for one, other in zip(front, wanted, strict=True):
+                    hessian.add(*ours.lack(shared, one, other))
+                self._round(ours.layer, SHARING[shared], self.measure(hessian, shared == LAST[half]))
+            front = [ours.run(half, one) for one in front]
+        return [one.numpy() for one in front], [one.numpy() for one in streams[-1]]
 
     def _divergences(
-        self, seen: list[Array], original: list[Array], streams: dict[str, list[Array]]
+        self, seen: list[Array], seen_before: list[Array], original: list[Array], streams: dict[str, list[Array]]
     ) -> dict[str, float]:
         def states(samples: list[Array]) -> torch.Tensor:
             return normed(self._checkpoint, torch.from_numpy(np.concatenate(samples)))
 
         theirs, ours = states(original), {name: states(samples) for name, samples in streams.items()}
-        found = {name: Divergence.of_tokens(len(theirs)) for name in ours}
+        found = {name + head: Divergence.of_tokens(len(theirs)) for name in ours for head in ("", *self._heads)}
         measured = None
-        if self._given.head:
-            found |= {f"{name}, int4 head": Divergence.of_tokens(len(theirs)) for name in ours}
-            if not self._given.nearest:
-                width = theirs.shape[1]
-                hessian = Hessian(torch.nn.Linear(width, 1))
-                for sample in seen:
-                    hessian.add(normed(self._checkpoint, torch.from_numpy(sample)))
-                measured = self.measure(hessian)
+        if self._heads and not self._given.nearest:
+            hessian = Hessian(torch.nn.Linear(theirs.shape[1], 1))
+            for sample, before in zip(seen, seen_before, strict=True):
+                inputs = states([sample])
+                hessian.add(inputs, states([before]) - inputs if self._given.compensate else None)
+            measured = self.measure(hessian)
         head = self._checkpoint.tensor("lm_head.weight")
         for start in range(0, head.shape[0], HEAD_ROWS):
             rows = torch.from_numpy(exact_rows(head, start, min(start + HEAD_ROWS, head.shape[0])))
             logits = theirs @ rows.T
-            rounded = self.rounded(rows, measured) if self._given.head else rows
+            wanted = rows if measured is None else measured.wanted(rows)
+            rounded = {name: self.rounded(wanted, measured, grid) for name, grid in self._heads.items()}
             for name, hidden in ours.items():
+                round_ = self.inputs[name]
                 found[name].add(logits, hidden @ rows.T)
-                if self._given.head:
-                    round_ = self.inputs[name]
-                    found[f"{name}, int4 head"].add(logits, (round_(hidden) if round_ else hidden) @ rounded.T)
+                for head_name, weight in rounded.items():
+                    found[name + head_name].add(logits, (round_(hidden) if round_ else hidden) @ weight.T)
         return {name: divergence.mean() for name, divergence in found.items()}
 
 
@@ -226,7 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--nearest", action="store_true", help="round to the nearest")
     parser.add_argument("--zeros", action="store_true", help="zero points")
     parser.add_argument("--fp8", action="store_true", help="FP8 weights and inputs")
-    parser.add_argument("--head", action="store_true", help="an int4 head too")
+    parser.add_argument("--head", action="store_true", help="int4 and int8 heads too")
+    parser.add_argument("--compensate", action=argparse.BooleanOptionalAction, default=True, help="make up for errors")
+    parser.add_argument("--layers", type=int, metavar="N", help="round the first N only")
     parser.add_argument("--drawn", type=int, default=0, metavar="N", help="calibrate with N of the project's texts")
     given = parser.parse_args(arguments)
     torch.set_grad_enabled(False)

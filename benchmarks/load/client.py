@@ -24,6 +24,7 @@ class Outcome:
         retry_after: The header of that name, None without it.
         fault: What was wrong about the way it was answered, None if nothing was.
         text: The text of the answer.
+        finish_reason: Why it ended; None where that was not said.
     """
 
     status: int = 0
@@ -34,6 +35,7 @@ class Outcome:
     retry_after: str | None = None
     fault: str | None = None
     text: str = ""
+    finish_reason: str | None = None
 
     @property
     def is_answer(self) -> bool:
@@ -175,7 +177,10 @@ class Events:
         if "error" in document:
             self._outcome.fault = str(document["error"].get("message"))
             return
-        text = "".join(choice.get("delta", {}).get("content") or "" for choice in document.get("choices", []))
+        text = ""
+        for choice in document.get("choices", []):
+            text += choice.get("delta", {}).get("content") or ""
+            self._outcome.finish_reason = choice.get("finish_reason") or self._outcome.finish_reason
         if text:
             self._outcome.pieces_s.append(now)
             self._outcome.text += text
@@ -188,3 +193,4 @@ def _note_answer(document: Any, outcome: Outcome) -> None:
     if isinstance(document, dict) and isinstance(document.get("choices"), list):
         outcome.text = "".join(choice["message"]["content"] or "" for choice in document["choices"])
         outcome.num_tokens = int(document.get("usage", {}).get("completion_tokens", 0))
+        outcome.finish_reason = document["choices"][0]["finish_reason"]

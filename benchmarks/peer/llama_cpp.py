@@ -40,7 +40,7 @@ class LlamaCpp(Peer):
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
             partial = path.with_suffix(".partial")
-            _write_gguf(material / "text", partial, "F32" if head == "F32" else "Q4_0", head)
+            write_gguf(material / "text", partial, "F32" if head == "F32" else "Q4_0", head)
             partial.rename(path)
 
     def load(self, material: Path, variant: str, max_context: int, threads: int) -> None:
@@ -92,8 +92,16 @@ def _path(material: Path, variant: str) -> Path:
     return material / "llama_cpp" / f"{variant}.gguf"
 
 
-def _write_gguf(source: Path, target: Path, weights: str, head: str) -> None:
-    """Write the Qwen2 checkpoint `source` as GGUF: matrices in `weights`, the embedding in `head`, the rest fp32."""
+def write_gguf(source: Path, target: Path, weights: str, head: str, has_text: bool = False) -> None:
+    """Write the Qwen2 checkpoint `source` as GGUF: matrices in `weights`, the embedding in `head`, the rest fp32.
+
+    Args:
+        source: The checkpoint's folder.
+        target: The file to write.
+        weights: What llama.cpp calls the format of matrices.
+        head: The same of the embedding, which is also the head.
+        has_text: Whether the checkpoint's tokenizer goes along, for who asks in words and not in ids.
+    """
     import gguf
 
     config = json.loads((source / "config.json").read_text())
@@ -107,7 +115,10 @@ def _write_gguf(source: Path, target: Path, weights: str, head: str) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_file_type({"F32": gguf.LlamaFileType.ALL_F32}.get(weights, gguf.LlamaFileType.MOSTLY_Q4_0))
-    _add_vocabulary(writer, config["vocab_size"])
+    if has_text:
+        _add_tokenizer(writer, config["vocab_size"], json.loads((source / "tokenizer.json").read_text("utf-8")))
+    else:
+        _add_vocabulary(writer, config["vocab_size"])
     for name, values in _tensors(source / "model.safetensors"):
         kind = head if name == "token_embd.weight" else weights if values.ndim == 2 else "F32"
         quantisation = gguf.GGMLQuantizationType[kind]
@@ -129,6 +140,26 @@ def _add_vocabulary(writer: Any, size: int) -> None:
     writer.add_token_types([gguf.TokenType.NORMAL] * size)
     writer.add_token_merges(["< 0", "< 1"])
     writer.add_eos_token_id(size - 1)
+
+
+def _add_tokenizer(writer: Any, size: int, tokenizer: dict[str, Any]) -> None:
+    """The tokens and merges of a byte-level BPE; ids that it does not use become placeholders."""
+    import gguf
+
+    added = {entry["id"]: entry["content"] for entry in tokenizer["added_tokens"]}
+    names = {number: name for name, number in tokenizer["model"]["vocab"].items()} | added
+    ids = {name: number for number, name in names.items()}
+    kinds = [
+        gguf.TokenType.CONTROL if i in added else gguf.TokenType.NORMAL if i in names else gguf.TokenType.UNUSED
+        for i in range(size)
+    ]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([names.get(i, f"[unused {i}]") for i in range(size)])
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(ids["<|im_end|>"])
+    writer.add_add_bos_token(False)
 
 
 def _tensors(path: Path) -> Any:

@@ -275,6 +275,14 @@ class CopiesSlots(Protocol):
         """Copy the first positions of another slot to the selected one."""
 
 
+@runtime_checkable
+class ReservesMemory(Protocol):
+    """A backend whose caches take memory of the system as they fill, unless it is told to take all of it before."""
+
+    def reserve_memory(self) -> None:
+        """Take it now; what the caches hold stays as it is. A server runs out of memory at its start, or never."""
+
+
 def num_slots_of(backend: Backend) -> int:
     """Return how many sequences a backend holds."""
     return backend.num_slots if isinstance(backend, BatchingBackend) else 1

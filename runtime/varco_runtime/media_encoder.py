@@ -38,10 +38,14 @@ class Pace(Protocol):
 
 @dataclass(slots=True)
 class VisionTimes:
-    """Seconds of a prompt's media: `preprocess_s` to their tiles, `vision_s` from these to image tokens; 0 if known."""
+    """Seconds of a prompt's media: `preprocess_s` to their tiles, `vision_s` from these to image tokens; 0 if known.
+
+    `num_encoded` counts the media that were not known.
+    """
 
     preprocess_s: float = 0.0
     vision_s: float = 0.0
+    num_encoded: int = 0
 
 
 class MediaEncoder:
@@ -173,6 +177,7 @@ class MediaEncoder:
             features = parts[0] if len(parts) == 1 else np.concatenate(parts)
         tokens = self._backend.pack(features, media_plan(media, self._settings))
         times.vision_s += time.perf_counter() - started
+        times.num_encoded += len(media)
         return tokens
 
     def _tiles_before(self, num_tiles: int) -> tuple[int, ...]:

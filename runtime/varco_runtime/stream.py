@@ -169,6 +169,11 @@ class Stream:
         return len(self._request.prompt.ids)
 
     @property
+    def num_encoded_media(self) -> int:
+        """Return how many pictures and parts of videos were encoded so far: the others' tokens were known."""
+        return self._job.vision.num_encoded
+
+    @property
     def token_times(self) -> list[float]:
         """Return when each token of the answer so far came, on the clock of `time.perf_counter`."""
         return list(self._transcript.token_times)

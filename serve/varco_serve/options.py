@@ -13,7 +13,7 @@ from typing import Any
 
 from varco_runtime.backends.slots import AUTO, check_slots
 from varco_runtime.errors import UsageError
-from varco_serve.settings import ServeSettings
+from varco_serve.settings import LOCALHOST, ServeSettings
 
 MAX_KEY_FILE_BYTES = 1 << 16
 MIN_KEY_CHARS = 16
@@ -59,6 +59,7 @@ def serve_settings(*, api_key_file: Path | None, slots: str, **options: Any) -> 
     for origin in settings.cors:
         if not _ORIGIN.fullmatch(origin):
             raise UsageError(f"--cors {origin!r} is no origin. Expected scheme, host and port: https://page.example")
+    _check_address(settings.host)
     if not settings.keys and not is_loopback(settings.host):
         raise UsageError(
             f"--host {settings.host} lets other machines in, and nobody would be asked for a key. Give --api-key-file "
@@ -70,7 +71,7 @@ def serve_settings(*, api_key_file: Path | None, slots: str, **options: Any) -> 
 def is_loopback(host: str) -> bool:
     """Return whether an address is reached from this machine alone."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host == LOCALHOST or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -113,6 +114,17 @@ def _whole(text: str) -> int:
         return int(text)
     except ValueError:
         raise UsageError(f"--slots {text!r} is no whole number. Expected 1 to 64, or auto.") from None
+
+
+def _check_address(host: str) -> None:
+    """Check that an address is one of numbers: to look up a name, the server would have to ask the network."""
+    try:
+        if host != LOCALHOST:
+            ipaddress.ip_address(host)
+    except ValueError:
+        raise UsageError(
+            f"--host {host!r} is no address. Expected one of numbers, such as 127.0.0.1, 0.0.0.0 or ::, or {LOCALHOST}."
+        ) from None
 
 
 def _check_range(name: str, value: int, least: int, most: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from collections.abc import Callable
 from varco_runtime.errors import BackendError, UsageError, VarcoError
 from varco_serve.front.app import Front, create_app
 from varco_serve.front.journal import log_to_stderr, write_event
+from varco_serve.front.memory import return_large_blocks
 from varco_serve.front.server import HttpServer
 from varco_serve.messages import Facts
-from varco_serve.settings import ServeSettings
+from varco_serve.settings import LOCALHOST, ServeSettings
 from varco_serve.supervisor.supervisor import EndedError, Supervisor
 
 _BACKLOG = 2048
@@ -32,6 +34,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> int:
         VarcoError: The bundle cannot be loaded, the address cannot be had, or the worker died too often.
     """
     log_to_stderr()
+    return_large_blocks()
     with _listening(settings) as listening:
         return asyncio.run(_Server(settings, listening, say).run())
 
@@ -43,7 +46,9 @@ def _listening(settings: ServeSettings) -> socket.socket:
         UsageError: The address cannot be had.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        host = "127.0.0.1" if settings.host == LOCALHOST else settings.host
+        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # nobody is asked for a name
+        family, _, _, _, address = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=flags)[0]
         # Its protocol is named: else asyncio leaves Nagle on, and first tokens wait 40 ms for an acknowledgement.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
@@ -54,6 +59,10 @@ def _listening(settings: ServeSettings) -> socket.socket:
         listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(
+                f"--host {settings.host} is no address of this machine. Give one that it has, 0.0.0.0 or :: for all."
+            ) from None
         raise UsageError(
             f"Port {settings.port} of {settings.host} cannot be had: {error.strerror}. Choose another --port."
         ) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+LOCALHOST = "localhost"
+"""The one name of an address that is taken: 127.0.0.1, without asking the network."""
 MAX_BODY_BYTES = 32 << 20
 """Of a request, pictures in base64 included."""
 

@@ -28,11 +28,15 @@ class WireError(Exception):
     """The other side closed the connection, or sent what is no frame."""
 
 
+class TooLargeError(WireError):
+    """A frame is larger than the other side takes; nothing of it was sent."""
+
+
 def _packed(header: dict[str, Any], parts: Sequence[Buffer]) -> bytes:
     text = json.dumps(header, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
     num_bytes = sum(memoryview(part).nbytes for part in parts)
     if len(text) > MAX_HEADER_BYTES or num_bytes > MAX_BODY_BYTES:
-        raise WireError(f"A frame has {len(text)} + {num_bytes} bytes, more than the other side takes.")
+        raise TooLargeError(f"A frame has {len(text)} + {num_bytes} bytes, more than the other side takes.")
     return _LENGTHS.pack(len(text), num_bytes) + text
 
 
@@ -62,7 +66,8 @@ def send(connection: socket.socket, header: dict[str, Any], *parts: Buffer) -> N
         parts: Bytes, one behind the other.
 
     Raises:
-        WireError: The frame is too large, or nobody reads it any more.
+        TooLargeError: The frame is too large.
+        WireError: Nobody reads it any more.
     """
     try:
         connection.sendall(_packed(header, parts))
@@ -100,7 +105,8 @@ async def send_async(writer: asyncio.StreamWriter, header: dict[str, Any], *part
     """Send one frame from an event loop. One caller at a time: frames must not mix.
 
     Raises:
-        WireError: The frame is too large, or nobody reads it any more.
+        TooLargeError: The frame is too large.
+        WireError: Nobody reads it any more.
     """
     try:
         writer.write(_packed(header, parts))

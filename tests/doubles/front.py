@@ -35,11 +35,11 @@ def front(model: Model, limits: FrontLimits | None = None, **changed: Any) -> Fr
 
 
 @contextlib.asynccontextmanager
-async def listening(app: Front, limits: FrontLimits | None = None) -> AsyncIterator[int]:
+async def listening(app: Front, limits: FrontLimits | None = None, stop_s: int = 1) -> AsyncIterator[int]:
     """Serve an app on a port of loopback, which is given."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
-    server = HttpServer(app, limits, stop_s=1)
+    server = HttpServer(app, limits, stop_s=stop_s)
     running = asyncio.create_task(server.serve_on(bound))
     try:
         await server.until_started()

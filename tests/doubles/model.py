@@ -44,10 +44,13 @@ def done(text: str, finish_reason: str = "stop", **changed: Any) -> Done:
     return Done(document | changed)
 
 
-def answer(*pieces: str) -> list[Event]:
-    """The events of an answer that is said in pieces."""
-    return [Begun(7), *(Said(piece, piece) for piece in pieces), done("".join(pieces))]
+def answer(*pieces: str, **changed: Any) -> list[Event]:
+    """The events of an answer that is said in pieces, and what is different in its document."""
+    return [Begun(7), *(Said(piece, piece) for piece in pieces), done("".join(pieces), **changed)]
 
+
+PICTURE = {"width": 2, "height": 1}
+"""The size of the picture that the double decodes, for answers of the native routes."""
 
 Script = Sequence[Event | asyncio.Event | Exception]
 """Events to give; an `asyncio.Event` to wait for before the next; an error to raise."""

@@ -14,7 +14,9 @@ import typer
 from varco_cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = [ROOT / "cli/varco_cli", ROOT / "export/varco_export", ROOT / "runtime/varco_runtime"]
+PACKAGES = [
+    ROOT / name for name in ("cli/varco_cli", "export/varco_export", "runtime/varco_runtime", "serve/varco_serve")
+]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/RESULTS.md"])
 PAGES_OF_COMMANDS = [page for page in PAGES if page.name not in ("CHANGELOG.md", "RESULTS.md")]
 """Without those that speak of benchmarks' options and of former ones."""

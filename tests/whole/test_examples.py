@@ -28,6 +28,7 @@ def run(name: str, *arguments: object) -> None:
 def test_every_example_is_run_here() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == [
         "ask.py",
+        "ask_server.py",  # in tests/serve/clients, beside a server
         "chat.py",
         "export.py",
         "ocr.py",

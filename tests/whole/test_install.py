@@ -25,7 +25,8 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformers", "onnx", "safetensors", "ml_dtypes", "varco_export")
+SERVER = ("starlette", "uvicorn", "prometheus_client", "llguidance")
+HEAVY = ("torch", "transformers", "onnx", "safetensors", "ml_dtypes", "varco_export", "varco_serve", *SERVER)
 
 
 def source_files() -> list[str]:
@@ -188,6 +189,23 @@ def test_a_command_without_its_extra_says_which(environment: Path, tiny_checkpoi
     assert "varco-edge[" not in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "bundle").exists()
+
+
+def test_the_cpu_extra_brings_nothing_of_the_server(environment: Path) -> None:
+    brought = {name.lower().replace("-", "_") for name in closure("cpu")}
+    assert "onnxruntime" in brought
+    assert brought.isdisjoint(SERVER)
+    assert set(SERVER) <= {name.lower().replace("-", "_") for name in closure("serve")}
+    program = f"import importlib.util; print([name for name in {SERVER!r} if importlib.util.find_spec(name)])"
+    assert run(environment, "-c", program).stdout.strip() == "[]"
+
+
+def test_the_server_without_its_extra_says_which(environment: Path, tiny_bundle: Path) -> None:
+    program = "import sys; from varco_cli.main import main; sys.exit(main())"
+    result = run(environment, "-c", program, "serve", str(tiny_bundle), "--port", "0")
+    assert result.returncode == 1
+    assert " -m pip install 'starlette>=" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_an_installation_stays_small(wheel: Path) -> None:

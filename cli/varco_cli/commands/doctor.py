@@ -23,6 +23,7 @@ PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
     "openvino",
     *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers", "av"),
+    *("fastapi", "starlette", "uvicorn", "prometheus-client", "llguidance"),
 )
 EXTRAS = {
     "cpu": "running a bundle on a CPU",
@@ -32,6 +33,7 @@ EXTRAS = {
     "openvino": "running a bundle for the CPU on OpenVINO: varco run --provider openvino",
     "quantize": "varco quantize",
     "video": "questions about video files",
+    "serve": "varco serve",
 }
 _CUDA_PYTHON = "cuda-python"
 

@@ -104,6 +104,15 @@ def quantize(
         typer.Option(metavar="N", help="Calibration samples to use at most; 256 by default.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="What the rotation is made of.")] = 0,
+    compensate: Annotated[
+        bool | None,
+        typer.Option(
+            "--compensate/--no-compensate",
+            help="Round each linear towards what it gave in the original, so that it makes up for the errors before "
+            "it; by default wherever samples are measured.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to compute.")] = "cpu",
 ) -> None:
     """Make a GPTQ or FP8 checkpoint, or a rotated one. Run the same command again to continue after an interruption.
@@ -113,7 +122,9 @@ def quantize(
     with needs_extra("Quantising", "quantize"):
         from varco_export.quantize import QuantizeOptions as Options
         from varco_export.quantize import quantize as quantize_checkpoint
-    options = Options(method, calibration, bits, group_size, samples, device, rotate, scales, symmetric, lm_head, seed)
+    options = Options(
+        method, calibration, bits, group_size, samples, device, rotate, scales, symmetric, lm_head, seed, compensate
+    )
     made = quantize_checkpoint(checkpoint, out, options, _Progress())
     plain = method == "none"
     print_facts(

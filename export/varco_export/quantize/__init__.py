@@ -26,7 +26,7 @@ Memory, for L parameters in a decoder layer, hidden width h, MLP width m and at 
 2 m^2 + 5 h m); before the first layer the vision tower instead; and some 0.8 GB of libraries and buffers. A 14B and
 the largest picture: 4.9 GB and that. Disk: the result, and 2 T h floats for T calibration tokens.
 
-Nothing here imports llm-compressor before it is needed; torch is imported by whatever computes.
+llm-compressor is not needed; torch is imported by whatever computes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def quantize(source: str | Path, out: Path, options: QuantizeOptions, progress: 
         ExportError: `out` exists, another run is making it, or the disk refuses.
     """
     options.check()
-    if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors", "llmcompressor")):
+    if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors")):
         raise MissingExtraError("Quantising", "quantize")
     with needs_extra("Quantising", "quantize"):
         from varco_export.quantize import quantizer

@@ -85,6 +85,14 @@ def factorize(hessian: torch.Tensor, group_size: int | None) -> Factor | None:
     return None if int(status) != 0 else Factor(order, work, importance, is_dead, group_size is not None)
 
 
+def divide(matrix: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """Return a matrix `[R, K]` times the inverse of the Hessian that a factor is of; it is worked in."""
+    for start in range(0, len(matrix), _GATHERED_ROWS):
+        rows = matrix[start : start + _GATHERED_ROWS]
+        rows[:, factor.order] = (rows[:, factor.order] @ factor.upper.T) @ factor.upper
+    return matrix
+
+
 def round_with_feedback(weight: torch.Tensor, grid: Grid, factor: Factor, search: bool) -> Rounded:
     """Round a weight column by column, each error passed on to the columns that follow.
 

@@ -15,14 +15,15 @@ import torch
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize.activations import read_activations
 from varco_export.quantize.feedback import TRIED_ROWS
-from varco_export.quantize.layers import measured_of, tell_rounded
 from varco_export.quantize.linear import Hessian, join_rows, make_grid, output_energies, quantize_linear
+from varco_export.quantize.linears import measured_of, tell_rounded
 from varco_export.quantize.rest import HEAD
 from varco_export.quantize.run import Run
 from varco_export.quantize.shard import Stored
 from varco_export.quantize.weights import TORCH_DTYPES, exact_rows, read_weight
 from varco_export.quantize.work import Work
 from varco_export.reading.tensor import NUMPY_DTYPES
+from varco_runtime.dtypes import Array
 
 _ROWS = 4096  # of the head at a time; a multiple of 32, which is how zero points are packed
 _TOKENS = 256  # of each held-out sample, the last ones: the question and the answer
@@ -82,7 +83,7 @@ def finish_head(run: Run, work: Work) -> dict[str, Stored] | None:
         words = range(0, tensor.shape[0], -(-tensor.shape[0] // TRIED_ROWS))
         some = np.concatenate([exact_rows(tensor, word, word + 1) for word in words])
         grid = make_grid(run.head_scheme, TORCH_DTYPES[tensor.dtype])
-        measured = measured.decided(torch.from_numpy(some).to(run.device), grid)
+        measured = measured.decided(measured.wanted(torch.from_numpy(some).to(run.device)), grid)
     ours, theirs = _held_states(run, work) if run.held else (None, None)
     divergence = Divergence.of_tokens(0 if ours is None else len(ours))
     parts: list[dict[str, torch.Tensor]] = []
@@ -95,10 +96,11 @@ def finish_head(run: Run, work: Work) -> dict[str, Stored] | None:
             rounded = exact.cpu().numpy().astype(NUMPY_DTYPES[tensor.dtype]).astype("float32")
             saved = torch.from_numpy(rounded).to(run.device)
             if run.head_scheme is not None and measured is not None:
-                found = quantize_linear(exact, TORCH_DTYPES[tensor.dtype], run.head_scheme, measured)
+                wanted = measured.wanted(exact)
+                found = quantize_linear(wanted, TORCH_DTYPES[tensor.dtype], run.head_scheme, measured)
                 saved = found.weight
                 parts.append(found.tensors)
-                energies += torch.tensor(output_energies(exact, saved, measured.hessian), dtype=torch.float64)
+                energies += torch.tensor(output_energies(wanted, saved, measured.hessian), dtype=torch.float64)
             if ours is not None and theirs is not None:
                 divergence.add((theirs @ exact.T).cpu(), (ours @ saved.T).cpu())
             advance()
@@ -117,9 +119,19 @@ def _hessian(run: Run, work: Work) -> Hessian:
     with torch.device("meta"):
         shape = torch.nn.Linear(width, 1)
     hessian = Hessian(shape.to_empty(device=run.device))
-    samples = read_activations(work.activations(run.num_layers), run.lengths, width, slice(len(run.samples)))
-    for sample in samples:
-        hessian.add(normed(run.checkpoint, torch.from_numpy(sample).to(run.device)))
+
+    def on(sample: Array) -> torch.Tensor:
+        return normed(run.checkpoint, torch.from_numpy(sample).to(run.device))
+
+    some = slice(len(run.samples))
+    ours = (on(one) for one in read_activations(work.activations(run.num_layers), run.lengths, width, some))
+    if not run.options.compensates:
+        for stream in ours:
+            hessian.add(stream)
+        return hessian
+    theirs = read_activations(work.originals(run.num_layers), run.original_lengths, width, some)
+    for stream, original, weights in zip(ours, theirs, run.token_weights(), strict=True):
+        hessian.add(stream, on(original) - stream, torch.from_numpy(weights).to(run.device))
     return hessian
 
 
@@ -128,7 +140,8 @@ def _held_states(run: Run, work: Work) -> tuple[torch.Tensor, torch.Tensor]:
     width, index = run.checkpoint.config.text.hidden_size, run.num_layers
     held = slice(len(run.samples), None)
     all_ours = read_activations(work.activations(index), run.lengths, width, held)
-    all_theirs = read_activations(work.originals(index), run.held_lengths, width)
+    some = slice(len(run.original_samples) - len(run.held), None)
+    all_theirs = read_activations(work.originals(index), run.original_lengths, width, some)
     ours, theirs = (
         torch.cat([torch.from_numpy(sample[-_TOKENS:].copy()) for sample in samples])
         for samples in (all_ours, all_theirs)

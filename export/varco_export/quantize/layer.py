@@ -67,9 +67,14 @@ class Decoder:
         """Yield the hidden states behind the layer, `[S, D]`, of those in front of it."""
         for sample in samples:
             hidden = torch.from_numpy(sample).to(self._device)[None]  # [1, S, D]
-            positions = torch.arange(hidden.shape[1], device=self._device)[None]
-            output = layer(hidden, position_embeddings=self._rotary(hidden, positions), position_ids=positions)
+            output = layer(hidden, position_embeddings=self.positions(hidden[0]))
             yield output[0].cpu().numpy()
+
+    def positions(self, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines of the positions of a stream `[S, D]`."""
+        positions = torch.arange(stream.shape[0], device=self._device)[None]
+        cosines, sines = self._rotary(stream[None], positions)
+        return cosines, sines
 
 
 @contextmanager

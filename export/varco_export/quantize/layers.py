@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from varco_export.quantize.activations import read_activations, write_activations
+from varco_export.quantize.compensated import compensate_layer
 from varco_export.quantize.embeddings import embed_samples
 from varco_export.quantize.layer import LINEARS, SHARED_INPUT, Decoder, layer_name, watched_inputs
-from varco_export.quantize.linear import Hessian, Measured, make_grid, output_energies, quantize_linear
+from varco_export.quantize.linear import Hessian, quantize_linear
+from varco_export.quantize.linears import measured_of, on_disk, other_tensors, round_shared
 from varco_export.quantize.run import Run
 from varco_export.quantize.shard import Stored, write_shard
 from varco_export.quantize.weights import TORCH_DTYPES, read_weight
 from varco_export.quantize.work import Work
-from varco_export.reading.names import disk_name
 from varco_runtime.dtypes import Array
 
 
@@ -31,13 +32,15 @@ def quantize_layers(run: Run, work: Work) -> None:
         for index in range(done, run.num_layers):
             if decoder is None:
                 write_shard(work.shard(index + 1), _plain_layer(run, index))
+            elif run.options.compensates:
+                compensate_layer(run, work, decoder, index)
             else:
                 _calibrated_layer(run, work, decoder, index)
             advance()
 
 
 def _embed(run: Run, work: Work) -> None:
-    """Write what flows into the first layer: all samples, and once more those held out, for the unquantized layers."""
+    """Write what flows into the first layer, and once more what also goes through the layers as they were."""
     image_token_id = run.prompts.prompt.image_token_id
     with run.progress.stage("pictures", len(run.lengths)) as advance:
 
@@ -46,8 +49,8 @@ def _embed(run: Run, work: Work) -> None:
                 yield sample
                 advance()
 
-        if run.held:
-            embeds = embed_samples(run.checkpoint, run.held, image_token_id, run.device)
+        if run.original_samples:
+            embeds = embed_samples(run.checkpoint, run.original_samples, image_token_id, run.device)
             write_activations(work.originals(0), embeds)
         write_activations(work.activations(0), counted([*run.samples, *run.held]))
 
@@ -71,7 +74,7 @@ def _calibrated_layer(run: Run, work: Work, decoder: Decoder, index: int) -> Non
         for _ in decoder.run(layer, inputs(slice(len(run.samples)))):
             pass
     if run.held:
-        originals = read_activations(work.originals(index), run.held_lengths, width)
+        originals = read_activations(work.originals(index), run.original_lengths, width)
         write_activations(work.originals(index + 1), decoder.run(layer, originals))
     tensors, errors = _measured_layer(run, index, hessians, layer)
     work.write_facts(f"layer-{index:05}", errors)
@@ -87,42 +90,15 @@ def _measured_layer(
 
     The Hessians are used up. Linears that share an input share its Hessian and an order.
     """
-    assert run.scheme is not None, "Bug: a calibrated layer without a scheme"
-    stored, errors = _others(run, index), dict[str, float]()
+    stored, errors = other_tensors(run, index), dict[str, float]()
     for shared in dict.fromkeys(SHARED_INPUT.values()):
-        measured = measured_of(run, hessians.pop(shared))
-        for linear in (name for name in LINEARS if SHARED_INPUT[name] == shared):
-            name = f"{layer_name(index)}.{linear}.weight"
-            if not measured.factors:
-                tell_rounded(run, name)
-            weight = read_weight(run.checkpoint, name).to(run.device)
-            dtype = TORCH_DTYPES[run.checkpoint.tensor(name).dtype]
-            measured = measured.decided(weight, make_grid(run.scheme, dtype))
-            found = quantize_linear(weight, dtype, run.scheme, measured)
-            error, whole = output_energies(weight, found.weight, measured.hessian)
-            errors[linear] = error / max(whole, 1e-30)
-            _linear_of(layer, linear).weight.copy_(found.weight)
-            stem = name.removesuffix("weight")
-            stored |= {stem + last: Stored.of_torch(tensor) for last, tensor in found.tensors.items()}
-    return {disk_name(name, "hf_old"): one for name, one in sorted(stored.items())}, errors
-
-
-def measured_of(run: Run, hessian: Hessian) -> Measured:
-    """Return what a Hessian tells to whoever rounds; it is used up."""
-    return Measured.of(hessian.mean(), run.options.columns_per_scale, run.options.searches)
-
-
-def tell_rounded(run: Run, name: str) -> None:
-    """Say at once that a weight was only rounded: a run that continues this one knows nothing of it."""
-    run.progress.note(
-        f"note: {name} was rounded to the nearest, since its Hessian cannot be inverted; more calibration samples may "
-        "avoid that."
-    )
+        stored |= round_shared(run, index, shared, measured_of(run, hessians.pop(shared)), layer, errors)
+    return on_disk(stored), errors
 
 
 def _plain_layer(run: Run, index: int) -> dict[str, Stored]:
     """Return the tensors of a layer's shard, its linears rounded to the nearest, or left as they are."""
-    stored = _others(run, index)
+    stored = other_tensors(run, index)
     for linear in LINEARS:
         name = f"{layer_name(index)}.{linear}.weight"
         tensor = run.checkpoint.tensor(name)
@@ -133,21 +109,4 @@ def _plain_layer(run: Run, index: int) -> dict[str, Stored]:
         found = quantize_linear(weight, TORCH_DTYPES[tensor.dtype], run.scheme, None)
         stem = name.removesuffix("weight")
         stored |= {stem + last: Stored.of_torch(one) for last, one in found.tensors.items()}
-    return {disk_name(name, "hf_old"): one for name, one in sorted(stored.items())}
-
-
-def _others(run: Run, index: int) -> dict[str, Stored]:
-    """Return the tensors of a layer that are no weights of linears."""
-    prefix = f"{layer_name(index)}."
-    linears = {f"{prefix}{linear}.weight" for linear in LINEARS}
-    return {
-        name: Stored.of_checkpoint(run.checkpoint.tensor(name))
-        for name in run.checkpoint.tensors
-        if name.startswith(prefix) and name not in linears
-    }
-
-
-def _linear_of(layer: torch.nn.Module, name: str) -> torch.nn.Linear:
-    linear = layer.get_submodule(name)
-    assert isinstance(linear, torch.nn.Linear), f"Bug: {name} is no linear"
-    return linear
+    return on_disk(stored)

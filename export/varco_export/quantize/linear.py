@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from varco_export.quantize.feedback import Factor, best_factor, factorize, round_to_nearest, round_with_feedback
+from varco_export.quantize.feedback import (
+    Factor,
+    best_factor,
+    divide,
+    factorize,
+    round_to_nearest,
+    round_with_feedback,
+)
 from varco_export.quantize.grid import Fp8Grid, Grid, IntegerGrid
 from varco_export.quantize.scheme import silence
 
@@ -20,22 +27,46 @@ if TYPE_CHECKING:
 
 
 class Hessian:
-    """2 X^T X of what flowed into a linear, averaged over samples: `[K, K]` in fp32."""
+    """2 X^T X of what flowed into a linear, averaged over samples: `[K, K]` in fp32; and what it lacks, D^T X."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         width, device = linear.in_features, linear.weight.device
         self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self._lack: torch.Tensor | None = None
         self._num_samples = 0
+        self._num_tokens = 0.0
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """Count in one sample's inputs [1, S, K]."""
+    def add(self, inputs: torch.Tensor, lack: torch.Tensor | None = None, weights: torch.Tensor | None = None) -> None:
+        """Count in one sample.
+
+        Args:
+            inputs: `[1, S, K]`.
+            lack: `[S, K]` or `[S, N]`, what the inputs, or what comes of them, lack beside the original's.
+            weights: `[S]`, what each token counts for; one where it is left out.
+        """
         rows = inputs.reshape(-1, inputs.shape[-1])
-        self._sum.addmm_(rows.T, rows)
+        weighted = rows if weights is None else rows * weights[:, None]
+        self._sum.addmm_(weighted.T, rows)
         self._num_samples += 1
+        self._num_tokens += len(rows) if weights is None else float(weights.sum())
+        if lack is not None:
+            if self._lack is None:
+                self._lack = torch.zeros(lack.shape[1], rows.shape[1], dtype=torch.float32, device=rows.device)
+            self._lack.addmm_(lack.T, weighted)
 
     def mean(self) -> torch.Tensor:
         """Return the matrix; this object is empty afterwards."""
         return self._sum.mul_(2 / max(self._num_samples, 1))
+
+    def lack(self) -> torch.Tensor | None:
+        """Return D^T X in the unit of `mean`, made smaller by what chance alone explains; None where it is not known.
+
+        K inputs explain K of T tokens of anything, noise too; the share that is left is 1 - K / T.
+        """
+        if self._lack is None:
+            return None
+        chance = min(1.0, self._lack.shape[1] / max(self._num_tokens, 1.0))
+        return self._lack.mul_((1 - chance) * 2 / max(self._num_samples, 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,24 +77,53 @@ class Measured:
         hessian: `[K, K]`.
         factors: Of its inverse, by the orders of columns that are worth trying; none where it has no inverse.
         search: Whether scales are searched.
+        shift: What makes up for earlier errors: `[K, K]` behind the weight, or `[N, K]` beside it; None for nothing.
+        is_beside: Whether it is the second.
     """
 
     hessian: torch.Tensor
     factors: tuple[Factor, ...]
     search: bool
+    shift: torch.Tensor | None = None
+    is_beside: bool = False
 
     @classmethod
-    def of(cls, hessian: torch.Tensor, group_size: int | None, search: bool) -> Measured:
+    def of(
+        cls,
+        hessian: torch.Tensor,
+        group_size: int | None,
+        search: bool,
+        lack: torch.Tensor | None = None,
+        is_beside: bool = False,
+    ) -> Measured:
         """Factorize a Hessian.
 
         Args:
             hessian: `[K, K]`.
             group_size: Columns that share a scale; None where a whole row does.
             search: Whether scales are searched.
+            lack: `[K, K]` or `[N, K]`, what the inputs or the outputs lack; it is used up.
+            is_beside: Whether it is the outputs'.
         """
         orders = (None, group_size) if search and group_size is not None else (None,)
-        found = [factorize(hessian, order) for order in orders]
-        return cls(hessian, tuple(factor for factor in found if factor is not None), search)
+        factors: list[Factor] = []
+        shift = None
+        for order in orders:
+            factor = factorize(hessian, order)
+            if factor is not None:
+                factors.append(factor)
+                if lack is not None and shift is None:
+                    shift = divide(lack, factor)
+        return cls(hessian, tuple(factors), search, shift, is_beside)
+
+    def wanted(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight that gives, of these inputs, most nearly what the original gave.
+
+        A shift that is beside a weight is used up.
+        """
+        if self.shift is None:
+            return weight
+        return self.shift.add_(weight) if self.is_beside else torch.addmm(weight, weight, self.shift)
 
     def decided(self, weight: torch.Tensor, grid: Grid) -> Measured:
         """Return this with one factor, the better one for a weight `[N, K]`; the other's memory is then free."""

@@ -170,11 +170,12 @@ def _asked(run: Run) -> dict[str, Any]:
         "scales": "search" if options.searches else "minmax",  # the same however it was typed
         "symmetry": options.symmetric,
         "head": options.lm_head,
+        "compensation": options.compensates,
         "rotation": options.seed if options.is_rotated else None,
         "device": options.device,
         "checkpoint": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in shards],
         "calibration": digest.hexdigest() if run.samples else None,
-        "version": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "llmcompressor")},
+        "version": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "compressed-tensors")},
     }
 
 

@@ -36,6 +36,7 @@ def make_report(run: Run, work: Work) -> dict[str, Any]:
         "scales": _scales(options),
         "symmetric": options.symmetric,
         "lm_head": options.lm_head,
+        "compensated": options.compensates,
         "rotation_seed": options.seed if options.is_rotated else None,
         "calibration_samples": len(run.samples),
         "calibration_tokens": sum(len(sample.ids) for sample in run.samples),

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.config.prompts import PromptAssets
@@ -58,9 +60,26 @@ class Run:
         return [len(sample.ids) for sample in (*self.samples, *self.held)]
 
     @property
-    def held_lengths(self) -> list[int]:
-        """Return the tokens of the samples that are held out."""
-        return [len(sample.ids) for sample in self.held]
+    def original_samples(self) -> list[EncodedSample]:
+        """Return what runs through the layers as they were: everything, or only what is held out."""
+        return [*self.samples, *self.held] if self.options.compensates else self.held
+
+    @property
+    def original_lengths(self) -> list[int]:
+        """Return the tokens of `original_samples`."""
+        return [len(sample.ids) for sample in self.original_samples]
+
+    def token_weights(self) -> list[NDArray[np.float32]]:
+        """Return what each token of each sample counts for in a Hessian, `[S]`.
+
+        All tokens of pictures together count for no more than all of texts: there are many times as many, and what is
+        answered hangs on the texts' more.
+        """
+        image_token_id = self.prompts.prompt.image_token_id
+        is_text = [np.array(sample.ids) != image_token_id for sample in self.samples]
+        num_text, total = sum(int(one.sum()) for one in is_text), sum(map(len, is_text))
+        share = min(1.0, num_text / max(total - num_text, 1))
+        return [np.where(one, 1, share).astype(np.float32) for one in is_text]
 
 
 def hold_out(samples: Sequence[EncodedSample]) -> tuple[list[EncodedSample], list[EncodedSample]]:

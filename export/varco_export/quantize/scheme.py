@@ -1,11 +1,10 @@
-"""What is asked for in the words of compressed-tensors, and the libraries without their chatter.
+"""What is asked for in the words of compressed-tensors, and that library without its chatter.
 
 Everything of compressed-tensors is reached through this file and linear.py, and imported when it is first called.
 """
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from varco_export.quantize.options import HEAD_BITS, QuantizeOptions
@@ -19,13 +18,10 @@ HEAD = "re:.*lm_head$"
 
 
 def silence() -> None:
-    """Import llm-compressor without what it would log to standard output, then and later."""
-    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "CRITICAL")
-    import llmcompressor  # noqa: F401 - sets up its log
+    """Keep compressed-tensors from logging to standard error, then and later."""
     from loguru import logger
 
-    for name in ("llmcompressor", "compressed_tensors"):
-        logger.disable(name)
+    logger.disable("compressed_tensors")
 
 
 def make_scheme(options: QuantizeOptions) -> QuantizationScheme:

@@ -5,7 +5,8 @@
       run.json                  what the run was asked for, checkpoint and calibration included
       checkpoint/               the shards so far; renamed to OUT at the end
       activations-00003.bin     what flows into layer 3
-      originals-00003.bin       the same of what is held out, by the layers as they were
+      originals-00003.bin       the same by the layers as they were, of what is held out or compensated
+      activations-00003-mlp.bin, originals-00003-mlp.bin    between layer 3's halves, while it is made
       layer-00002.json          what rounding cost the linears of layer 2; head.json, the head and the whole model
 
 Unlike an export's, this folder outlives an error and a kill: a 14B takes hours. A layer is finished when its shard is
@@ -57,8 +58,12 @@ class Work:
         return self.folder / f"activations-{layer:05}.bin"
 
     def originals(self, layer: int) -> Path:
-        """Return the path of what flows into a layer of the original, of the samples that are held out."""
+        """Return the path of what flows into a layer of the original."""
         return self.folder / f"originals-{layer:05}.bin"
+
+    def between(self, path: Path) -> Path:
+        """Return the path of what flows into the layer's second half, of that of what flows into the layer."""
+        return path.with_name(f"{path.stem}-mlp.bin")
 
     def keep_activations(self, layer: int | None) -> None:
         """Remove all activations but those that flow into `layer`."""

@@ -66,9 +66,11 @@ class Decoding:
 
     def step(self) -> list[int]:
         """Take a step of this answer alone, and return the tokens that it gave: one or, with drafts, several."""
-        guesses = self._guesses()
-        if (guesses or self.drafter is not None) and isinstance(self.backend, VerifyingBackend):
-            return self._verified_step(self.backend, guesses)
+        may_draft = self.drafter is not None or (self.sampler.is_constrained and self.drafts_forced)
+        if may_draft and isinstance(self.backend, VerifyingBackend):
+            guesses = self._guesses()
+            if guesses or self.drafter is not None:
+                return self._verified_step(self.backend, guesses)
         backend, sampler, token = self.backend, self.sampler, self.pending
         if sampler.is_greedy and isinstance(backend, GreedyBackend):
             chosen = backend.decode_greedy(token, self.position)

@@ -116,6 +116,7 @@ class Sampler:
     ) -> None:
         self._settings = settings
         self._constraint = constraint
+        self.is_constrained = constraint is not None
         self.needs_logits = constraint is not None or not settings.is_plain
         """Whether a device's own choice would not do."""
         self.scores: deque[Score] = deque()

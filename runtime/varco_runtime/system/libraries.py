@@ -19,7 +19,7 @@ MODULES = {
     "cpu": ("onnxruntime",),
     "cuda": ("onnxruntime",),
     "export": ("onnx", "ml_dtypes", "huggingface_hub"),
-    "quantize": ("torch", "transformers", "compressed_tensors", "llmcompressor", "onnx", "ml_dtypes"),
+    "quantize": ("torch", "transformers", "compressed_tensors", "onnx", "ml_dtypes"),
     "tensorrt": ("cuda",),
     "openvino": ("openvino",),
     "video": ("av",),

@@ -13,19 +13,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from varco_serve.documents.logprobs import to_logprobs
-from varco_serve.messages import Begun, Done, Facts, Said
+from varco_serve.messages import Begun, Done, Facts, Said, TokenScore
 
 _FINISH_REASONS = {"stop": "stop", "stop_string": "stop", "loop": "stop", "length": "length", "cancelled": "length"}
+_DECIDING = ("bundle", "version", "provider", "precision")
+"""What decides an answer, of what the worker says; the rest differs from start to start."""
 _EXTRA = ("plain_text", "regions", "picture", "media", "warnings", "finish_reason")
 
 
 def fingerprint(facts: Facts) -> str:
-    """Return OpenAI's `system_fingerprint`: the same for the same bundle, device and bounds.
+    """Return OpenAI's `system_fingerprint`: another where the same seed may give another answer.
 
     Args:
         facts: What the worker says about the model.
     """
-    text = json.dumps([facts.details, facts.max_context], sort_keys=True, default=str)
+    text = json.dumps([facts.details.get(name) for name in _DECIDING], sort_keys=True)
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -102,6 +104,7 @@ class ChatStream:
         }
         self._include_usage = include_usage
         self._num_begun = 0
+        self._held: dict[int, list[TokenScore]] = {}
         self._documents: list[dict[str, Any]] = []
 
     def take(self, index: int, event: Begun | Said | Done) -> list[dict[str, Any]]:
@@ -118,10 +121,7 @@ class ChatStream:
         if isinstance(event, Said):
             chunks += self._said(index, event)
         elif isinstance(event, Done):
-            document = event.document
-            self._documents.append(document)
-            extra = {name: document[name] for name in _EXTRA if name not in ("plain_text", "regions")}
-            chunks.append(self._chunk(index, {}, _FINISH_REASONS[document["finish_reason"]], varco=extra))
+            chunks.append(self._done(index, event.document))
         return chunks
 
     def end(self) -> list[dict[str, Any]]:
@@ -131,27 +131,35 @@ class ChatStream:
         return [{**self._head, "choices": [], "usage": usage_of(self._documents)}]
 
     def _said(self, index: int, said: Said) -> Iterable[dict[str, Any]]:
+        tokens = [*self._held.pop(index, ()), *said.tokens]
         extra: dict[str, Any] = {}
         if said.plain_text != said.text:
             extra["plain_text"] = said.plain_text
         if said.regions:
             extra["regions"] = list(said.regions)
-        if said.text or said.tokens or extra:
-            yield self._chunk(index, {"content": said.text}, tokens=said, varco=extra)
+        if said.text or extra:
+            yield self._chunk(index, {"content": said.text}, tokens, varco=extra)
+        elif tokens:  # a part of a character, or the token that ends the answer: what comes next tells
+            self._held[index] = tokens
+
+    def _done(self, index: int, document: dict[str, Any]) -> dict[str, Any]:
+        self._documents.append(document)
+        tokens = _without_end(self._held.pop(index, []), document)
+        extra = {name: document[name] for name in _EXTRA if name not in ("plain_text", "regions")}
+        return self._chunk(index, {}, tokens, _FINISH_REASONS[document["finish_reason"]], extra)
 
     def _chunk(
         self,
         index: int,
         delta: dict[str, Any],
+        tokens: Sequence[TokenScore] = (),
         finish_reason: str | None = None,
-        tokens: Said | None = None,
         varco: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        scores = () if tokens is None else tokens.tokens
         choice: dict[str, Any] = {
             "index": index,
             "delta": delta,
-            "logprobs": to_logprobs(scores) if scores else None,
+            "logprobs": to_logprobs(tokens) if tokens else None,
             "finish_reason": finish_reason,
         }
         if varco:
@@ -166,12 +174,19 @@ def _document(events: Sequence[Said | Done]) -> dict[str, Any]:
     return last.document
 
 
+def _without_end(tokens: list[TokenScore], document: dict[str, Any]) -> list[TokenScore]:
+    """Return tokens of which the last let out no text, without the one that ended the answer: OpenAI leaves it out."""
+    return tokens[:-1] if document["finish_reason"] == "stop" else tokens
+
+
 def _choice(index: int, document: dict[str, Any], events: Iterable[Said | Done]) -> dict[str, Any]:
-    tokens = [token for event in events if isinstance(event, Said) for token in event.tokens]
+    said = [event for event in events if isinstance(event, Said)]
+    scored = [token for event in said for token in event.tokens]
+    tokens = scored if not said or said[-1].text else _without_end(scored, document)
     return {
         "index": index,
         "message": {"role": "assistant", "content": document["text"], "refusal": None},
-        "logprobs": to_logprobs(tokens) if tokens else None,
+        "logprobs": to_logprobs(tokens) if scored else None,  # of an empty answer an empty list, as clients read it
         "finish_reason": _FINISH_REASONS[document["finish_reason"]],
         "varco": {name: document[name] for name in _EXTRA},
     }

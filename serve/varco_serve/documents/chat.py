@@ -47,6 +47,7 @@ class ChatRequest:
         logprobs: Whether the tokens' probabilities are asked for.
         ignored: Names of fields that change nothing, fit for a header.
         model: The model's name.
+        picture_params: Where each picture stands in the request.
     """
 
     turns: tuple[AskTurn, ...]
@@ -59,6 +60,7 @@ class ChatRequest:
     logprobs: bool
     ignored: tuple[str, ...]
     model: str
+    picture_params: tuple[str, ...] = ()
 
 
 def parse_chat(document: object, limits: Limits) -> ChatRequest:
@@ -84,7 +86,7 @@ def parse_chat(document: object, limits: Limits) -> ChatRequest:
     include_usage = _include_usage(fields, stream, ignored)
     n = fields.whole("n", 1, MAX_ANSWERS) or 1
     max_pictures = None if options.get("untrained") else limits.max_images
-    turns, pictures = read_turns(fields.take("messages"), max_pictures, ignored)
+    turns, pictures, picture_params = read_turns(fields.take("messages"), max_pictures, ignored)
     return ChatRequest(
         turns,
         pictures,
@@ -96,6 +98,7 @@ def parse_chat(document: object, limits: Limits) -> ChatRequest:
         top_logprobs is not None,
         named([*fields.rest(), *ignored]),
         model,
+        picture_params,
     )
 
 

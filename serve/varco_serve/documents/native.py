@@ -45,6 +45,7 @@ class NativeRequest:
         grammar: What the answer must look like, as `messages.Ask` says it; None for any answer.
         ignored: Names of fields that change nothing, fit for a header.
         format: How the answer is written, one of `FORMATS`.
+        picture_params: Where the picture stands in the request; None for the body itself.
     """
 
     turns: tuple[AskTurn, ...]
@@ -53,6 +54,7 @@ class NativeRequest:
     grammar: dict[str, Any] | None
     ignored: tuple[str, ...]
     format: str = "json"
+    picture_params: tuple[str | None, ...] = (None,)
 
 
 def parse_native(task: str, query: Mapping[str, str], content_type: str, body: object) -> NativeRequest:
@@ -90,7 +92,8 @@ def _request(task: str, fields: Fields, raw: bytes | None) -> NativeRequest:
     turns = (question,) if system is None else (AskTurn("system", (system,)), question)
     grammar = {"kind": "markup", "task": task} if strict else None
     picture = _picture_of(fields) if raw is None else raw  # decoded once all else is right
-    return NativeRequest(turns, (picture,), options, grammar, named(fields.rest()), format_)
+    param = "image" if raw is None else None
+    return NativeRequest(turns, (picture,), options, grammar, named(fields.rest()), format_, (param,))
 
 
 def _question(task: str, fields: Fields) -> str:

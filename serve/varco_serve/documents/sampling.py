@@ -7,7 +7,7 @@ from typing import Any
 from varco_runtime.bundle.settings import MAX_LONG_SIDE_PX
 from varco_runtime.generation.stopping import MAX_STOP_CHARS, MAX_STOP_STRINGS
 from varco_serve.documents.errors import RequestError
-from varco_serve.documents.fields import Fields, checked_text, shown
+from varco_serve.documents.fields import Fields, checked_number, checked_text, shown
 
 MAX_TOKENS = (1 << 31) - 1
 """Largest number of tokens that is taken for one; the worker clamps it to the room that is left."""
@@ -86,10 +86,9 @@ def _logit_bias(fields: Fields) -> dict[str, float] | None:
         raise fields.refused("logit_bias", value, "an object of token ids and numbers from -100 to 100")
     if len(value) > MAX_BIASES:
         raise RequestError(f"{path} has {len(value):,} tokens, expected at most {MAX_BIASES:,}.", param=path)
-    biases = Fields(value, path)
     for id_ in value:
         is_id = id_.isascii() and id_.isdecimal() and len(id_) <= _MAX_ID_DIGITS and str(int(id_)) == id_
         if not is_id:
             raise RequestError(f"{path} names the token {shown(id_)}, expected a token id such as '15'.", param=path)
-    found = {id_: biases.number(id_, -100, 100) for id_ in value}
+    found = {id_: checked_number(bias, f"{path}.{id_}", -100, 100) for id_, bias in value.items()}
     return {id_: bias for id_, bias in found.items() if bias} or None

@@ -29,8 +29,8 @@ class _Reading:
 
 def read_turns(
     messages: object, max_pictures: int | None, ignored: list[str]
-) -> tuple[tuple[AskTurn, ...], tuple[bytes, ...]]:
-    """Return the turns of a conversation, and the files of its pictures.
+) -> tuple[tuple[AskTurn, ...], tuple[bytes, ...], tuple[str, ...]]:
+    """Return the turns of a conversation, the files of its pictures, and where each of these stands.
 
     Args:
         messages: The request's `messages`.
@@ -53,7 +53,7 @@ def read_turns(
             param="messages",
             code="too_many_images",
         )
-    return turns, tuple(decode_picture(*url) for url in reading.urls)
+    return turns, tuple(decode_picture(*url) for url in reading.urls), tuple(path for _, _, path in reading.urls)
 
 
 def _check_numbers(messages: list[Any]) -> None:

@@ -58,6 +58,8 @@ _EVERYWHERE: Unsupported = {
     "modalities": ((["text"], []), "Answers are text"),
     "audio": ((), "Answers are text"),
     "prompt_logprobs": ((False,), "logprobs are those of the answer"),
+    "n_probs": ((0,), "Use top_logprobs"),
+    "return_tokens_as_token_ids": ((False,), "Tokens are texts and bytes"),
     "echo": ((False,), "The prompt is not part of the answer"),
     "best_of": ((1,), "Use n"),
     "use_beam_search": ((False,), "One answer is followed"),
@@ -105,9 +107,8 @@ def check_unsupported(fields: Fields, here: Unsupported) -> None:
     """
     for name, (neutral, instead) in (*here.items(), *_EVERYWHERE.items()):
         value = fields.peek(name)
-        if value is None or value in neutral:
-            continue
-        if name == "tool_choice" and _leaves_choice(value):
+        is_neutral = any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral)
+        if value is None or is_neutral or (name == "tool_choice" and _leaves_choice(value)):
             continue
         path = fields.path(name)
         raise RequestError(

@@ -68,7 +68,7 @@ class ChatRoute:
         request = await service.parsed(parse, len(body))
         body.clear()
         place.widen(request.n)
-        asks = await service.ask(scope, request.turns, request.pictures, request.options, request.grammar, request.n)
+        asks = await service.ask(scope, request, request.n)
         return replace(request, pictures=()), asks
 
     async def _stream(self, record: Record, chunks: ChatStream, answers: Asks, stream: EventStream) -> None:

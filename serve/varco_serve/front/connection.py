@@ -6,7 +6,7 @@ import h11
 
 MIN_CHUNK_BYTES = 64
 """What a chunk of a body must hold on average, after `FREE_CHUNKS`: each costs the same time, however small it is."""
-FREE_CHUNKS = 16_384
+FREE_CHUNKS = 2048
 
 
 class BoundedConnection(h11.Connection):

@@ -17,4 +17,7 @@ def error_response(error: RequestError | Failed) -> JSONResponse:
     status, document, headers = envelope(error)
     if status == 401:
         headers = {**headers, "www-authenticate": "Bearer"}
+    if status == 504:
+        # OpenAI's clients ask again by themselves after any 5xx; what took too long would take as long again.
+        headers = {**headers, "x-should-retry": "false"}
     return JSONResponse(document, status, headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -10,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from varco_serve.documents.errors import RequestError
-from varco_serve.documents.native import FORMATS, NativeRequest, formatted, parse_native
+from varco_serve.documents.native import NativeRequest, formatted, parse_native
 from varco_serve.front.asks import Asks
 from varco_serve.front.body import read_body
 from varco_serve.front.disconnect import unless_gone
@@ -52,22 +53,23 @@ class NativeRoute:
             await unless_gone(receive, self._answer(scope, query, body, receive, send))
 
     async def _answer(self, scope: Scope, query: dict[str, str], body: bytearray, receive: Receive, send: Send) -> None:
-        format_name = query.pop("format", "json")
-        if format_name not in FORMATS:
-            raise RequestError(f"The format is none of {', '.join(FORMATS)}.", param="format")
-        headers, asks = await self._asked(scope, query, body)
+        is_stream = _accepts_events(scope)
+        request, asks = await self._asked(scope, query, body, is_stream)
+        headers = ignored_header(request.ignored)
         async with asks as answers:
-            if _accepts_events(scope):
+            if is_stream:
                 await self._stream(record_of(scope), answers, EventStream(send, headers))
                 return
             while (taken := await answers.next()) is not None:
                 event = taken[1]
         assert isinstance(event, Done), "Bug: an answer without its end."
-        content_type, text = formatted(event.document, format_name)
+        content_type, text = formatted(event.document, request.format)
         await Response(text, headers={"content-type": content_type, **headers})(scope, receive, send)
 
-    async def _asked(self, scope: Scope, query: dict[str, str], body: bytearray) -> tuple[dict[str, str], Asks]:
-        """Return the answer's header fields, and the answer."""
+    async def _asked(
+        self, scope: Scope, query: dict[str, str], body: bytearray, is_stream: bool
+    ) -> tuple[NativeRequest, Asks]:
+        """Return what a body asks for, without its picture, and the answer."""
         content_type = media_type(scope)
 
         def parse() -> NativeRequest:
@@ -78,8 +80,10 @@ class NativeRoute:
 
         request = await self._service.parsed(parse, len(body))
         body.clear()
-        asks = await self._service.ask(scope, request.turns, request.pictures, request.options, request.grammar)
-        return ignored_header(request.ignored), asks
+        if is_stream and request.format != "json":
+            raise RequestError("Events are JSON. Leave out format, or the header Accept.", param="format")
+        asks = await self._service.ask(scope, request)
+        return replace(request, pictures=()), asks
 
     async def _stream(self, record: Record, answers: Asks, stream: EventStream) -> None:
         record.is_stream, record.error_event = True, _error_event

@@ -25,7 +25,6 @@ _ASKED = (408, 413, 415, 429, 500, 503, 504)
 """What a route that asks the model answers besides 200 and what every route does."""
 _WAITS = (429, 503)
 TASKS = ("ocr", "ground", "refer")
-FORMATS = ("json", "text", "coco", "hocr")
 
 
 def openapi(version: str, has_keys: bool) -> Document:
@@ -95,7 +94,9 @@ def _asking(summary: str, request: Document, content: Document, *statuses: int) 
 
 
 def _events() -> Document:
-    return {"text/event-stream": {"schema": {"type": "string"}}}
+    """Return the kind of a stream; its schema is that of one event."""
+    text = {"type": "string"}
+    return {"text/event-stream": {"schema": {"type": "object", "properties": {"event": text, "data": text}}}}
 
 
 def _chat() -> Document:
@@ -106,17 +107,16 @@ def _chat() -> Document:
 
 def _native(task: str) -> Document:
     pictures: Document = {f"image/{kind}": {"schema": {}} for kind in ("png", "jpeg", "webp", "gif", "bmp")}
-    content = _json(schemas.NATIVE_ANSWER) | _events()
+    content = _json({"anyOf": [schemas.NATIVE_ANSWER, schemas.COCO]}) | _events()
     content |= {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/xhtml+xml")}
     operation = _asking(f"VARCO's task {task}.", pictures | _json(schemas.NATIVE_REQUEST), content)
     return operation | {
-        "parameters": [_parameter("format", {"enum": list(FORMATS)}), *(_parameter(name) for name in _fields(task))]
+        "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in _fields(task).items()]
     }
 
 
-def _fields(task: str) -> tuple[str, ...]:
-    return {"ocr": (), "ground": ("prompt",), "refer": ("prompt", "text", "box")}[task]
-
-
-def _parameter(name: str, schema: Document | None = None) -> Document:
-    return {"name": name, "in": "query", "schema": schema or {"type": "string"}}
+def _fields(task: str) -> dict[str, Document]:
+    """Return what may stand in a task's address; a body of JSON may hold the same."""
+    left_out = {"ocr": ("prompt", "text"), "ground": ("text",), "refer": ()}[task]
+    fields = {name: schema for name, schema in schemas.NATIVE_FIELDS.items() if name not in (*left_out, "logit_bias")}
+    return fields | ({"box": {"type": "string"}} if task == "refer" else {})

@@ -17,7 +17,7 @@ from varco_serve.documents.errors import RequestError, envelope
 from varco_serve.front.connection import BoundedConnection
 from varco_serve.front.limits import FrontLimits
 
-READ_BYTES = 32 << 10
+READ_BYTES = 16 << 10
 """Bytes that are parsed before other connections have their turn: a body in small chunks takes 10 us for each."""
 _COMPLETE = (h11.DONE, MIGHT_SWITCH_PROTOCOL, h11.MUST_CLOSE)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from starlette.types import Scope
 
+_NO_SNIFF = (b"x-content-type-options", b"nosniff")
+"""Browsers take texts of pictures for what they are said to be."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -66,7 +68,7 @@ def new_record(scope: Scope, start_s: float) -> Record:
     text = given[0].decode("latin-1") if len(given) == 1 else ""
     request_id = text if _ID.fullmatch(text) else uuid.uuid4().hex
     method = scope["method"] if scope["method"] in _METHODS else "other"
-    return Record(request_id, start_s, method, headers=[(b"x-request-id", request_id.encode())])
+    return Record(request_id, start_s, method, headers=[(b"x-request-id", request_id.encode()), _NO_SNIFF])
 
 
 def record_of(scope: Scope) -> Record:

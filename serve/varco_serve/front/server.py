@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Generator
+from dataclasses import replace
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from varco_serve.front.descriptors import connections_allowed
 from varco_serve.front.limits import FrontLimits
 from varco_serve.front.protocol import protocol_for
 
@@ -25,6 +27,7 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, limits: FrontLimits | None = None, *, stop_s: int = 2) -> None:
         limits = limits or FrontLimits()
+        limits = replace(limits, max_connections=connections_allowed(limits.max_connections))
         self._is_stopped = asyncio.Event()
         super().__init__(
             uvicorn.Config(

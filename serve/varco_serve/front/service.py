@@ -10,14 +10,16 @@ from typing import Any, TypeVar
 
 from starlette.types import Scope
 
+from varco_serve.documents.chat import ChatRequest
 from varco_serve.documents.errors import RequestError
+from varco_serve.documents.native import NativeRequest
 from varco_serve.front.admission import Admission
 from varco_serve.front.asks import AnswerError, Asks
 from varco_serve.front.body import Share
 from varco_serve.front.limits import FrontLimits
 from varco_serve.front.observer import Observer
 from varco_serve.front.record import record_of
-from varco_serve.messages import Ask, AskTurn, Failed, Model, Pixels
+from varco_serve.messages import Ask, Failed, Model, Pixels
 from varco_serve.settings import ServeSettings
 
 SMALL_BYTES = 64 << 10
@@ -59,23 +61,12 @@ class Service:
             return parse()
         return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
 
-    async def ask(
-        self,
-        scope: Scope,
-        turns: tuple[AskTurn, ...],
-        pictures: Sequence[bytes],
-        options: dict[str, Any],
-        grammar: dict[str, Any] | None,
-        n: int = 1,
-    ) -> Asks:
+    async def ask(self, scope: Scope, request: ChatRequest | NativeRequest, n: int = 1) -> Asks:
         """Return the answers to a request's question, to be entered as a context. They differ in their seed alone.
 
         Args:
             scope: ASGI's description of the request.
-            turns: The conversation.
-            pictures: Files of its pictures.
-            options: Of the runtime.
-            grammar: What an answer must look like.
+            request: What it asks for.
             n: How many answers.
 
         Raises:
@@ -84,21 +75,24 @@ class Service:
         """
         record = record_of(scope)
         if self.settings.log_content:
-            asked = [{"role": turn.role, "parts": [_logged(part) for part in turn.parts]} for turn in turns]
+            asked = [{"role": turn.role, "parts": [_logged(part) for part in turn.parts]} for turn in request.turns]
             record.content = {"asked": asked, "answers": []}
         share: Share = scope["varco.share"]
-        ask = Ask(turns, await self._decoded(pictures, share), options, grammar)
-        asks = [replace(ask, options=seeded) for seeded in _seeded(options, n)]
+        pictures = await self._decoded(request.pictures, request.picture_params, share)
+        ask = Ask(request.turns, pictures, request.options, request.grammar)
+        asks = [replace(ask, options=seeded) for seeded in _seeded(request.options, n)]
         return Asks(self.model, asks, self._observer, record, share.give_back)
 
-    async def _decoded(self, pictures: Sequence[bytes], share: Share) -> tuple[Pixels, ...]:
+    async def _decoded(
+        self, pictures: Sequence[bytes], params: Sequence[str | None], share: Share
+    ) -> tuple[Pixels, ...]:
         share.give_back()  # the body's bytes, which are gone by now, apart from the pictures
         share.take(sum(map(len, pictures)))
         decoded = []
-        for picture in pictures:
+        for picture, param in zip(pictures, params, strict=True):
             pixels = await self.model.decode(picture)
             if isinstance(pixels, Failed):
-                raise AnswerError(pixels)
+                raise AnswerError(replace(pixels, param=param if pixels.status == 400 else None))
             share.take(len(pixels.rgb))
             decoded.append(pixels)
         return tuple(decoded)

@@ -22,6 +22,7 @@ from varco_serve.messages import Failed
 
 CLIENT_LEFT = 499
 """nginx's status for a caller that closed the connection before its answer; nothing is sent with it."""
+_ENDING = Failed(503, "The server is shutting down. Ask another one, or again in a while.", "draining", None, 5.0)
 
 
 class Watch:
@@ -66,7 +67,8 @@ class Watch:
                 await self._app(scope, receive, sender)
             return
         except RequestError as refused:
-            error: RequestError | Failed = refused
+            # Without its traceback, which holds on to this frame, and to all that was made of the request.
+            error: RequestError | Failed = refused.with_traceback(None)
         except AnswerError as ended:
             error = ended.failed
         except ClientGoneError:
@@ -74,7 +76,7 @@ class Watch:
             record.has_failed = True
             return
         except asyncio.CancelledError:
-            record.reason, record.has_failed = "cancelled", True
+            await self._refuse(_ENDING, scope, receive, sender)
             raise
         except Exception as unforeseen:
             if isinstance(unforeseen, TimeoutError) and deadline.expired():
@@ -87,6 +89,10 @@ class Watch:
                     code="internal_error",
                     kind="server_error",
                 )
+        await self._refuse(error, scope, receive, sender)
+
+    async def _refuse(self, error: RequestError | Failed, scope: Scope, receive: Receive, sender: _Sender) -> None:
+        record = sender.record
         record.has_failed = True
         record.reason = error.code or f"error {error.status}"
         if not sender.has_started:

@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from varco_serve.grammar.errors import GrammarError, reason_of
 
-MAX_KEPT = 16
+MAX_KEPT = 8
 MAX_AT_ONCE = 2
 DEADLINE_S = 5.0
 STACK_BYTES = 256 << 20
@@ -24,11 +24,11 @@ _starting = threading.Lock()
 def limits() -> LLParserLimits:
     """Return llguidance's limits: a part of its defaults, since a step of one answer keeps all others waiting."""
     return LLParserLimits(
-        max_items_in_row=1000,
-        initial_lexer_fuel=200_000,
-        step_lexer_fuel=50_000,
+        max_items_in_row=4000,
+        initial_lexer_fuel=100_000,
+        step_lexer_fuel=100_000,
         step_max_items=20_000,
-        max_lexer_states=4000,  # 1 to 2 kB each, for as long as a grammar is kept
+        max_lexer_states=50_000,  # 20 MB, for as long as a grammar is kept; a long string takes 25 for each token
         max_grammar_size=200_000,
         verbose_errors=False,
     )
@@ -71,8 +71,16 @@ class Compiled:
                 f"The grammar takes longer to compile than {self._deadline_s:g} s. Send a smaller one."
             ) from None
 
-    def forget(self, grammar: str) -> None:
-        """Compile a grammar anew the next time: its answers share what the lexer has built, which may be full."""
+    def anew(self, grammar: str) -> LLMatcher:
+        """Return a matcher of a grammar that is compiled anew, for this answer and those to come.
+
+        Raises:
+            GrammarError: As for `matcher`.
+        """
+        self._forget(grammar)
+        return self.matcher(grammar)
+
+    def _forget(self, grammar: str) -> None:
         with self._lock:
             self._kept.pop(_digest(grammar), None)
 
@@ -105,7 +113,7 @@ class Compiled:
                 thread.start()
             except BaseException:
                 self._places.release()
-                self.forget(grammar)
+                self._forget(grammar)
                 raise
             finally:
                 threading.stack_size(before)
@@ -126,12 +134,14 @@ def _digest(grammar: str) -> bytes:
 
 
 def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-    """Return a compiled grammar, of which the first mask is made already."""
+    """Return a compiled grammar, whose first choice was made up already: many that explode do so there."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
     if matcher.is_error():
         raise GrammarError(f"The grammar is refused: {reason_of(matcher.get_error())}. Change it.")
-    if not matcher.compute_ff_tokens() and not matcher.is_stopped():
-        matcher.compute_bitmask()
-    if matcher.is_error():
-        raise GrammarError(f"No answer begins by the grammar: {reason_of(matcher.get_error())}. Change it.")
+    probe = matcher.deep_copy()
+    probe.consume_tokens(probe.compute_ff_tokens())
+    if not probe.is_stopped():
+        probe.compute_bitmask()
+    if probe.is_error():
+        raise GrammarError(f"No answer begins by the grammar: {reason_of(probe.get_error())}. Change it.")
     return matcher

@@ -24,24 +24,31 @@ class GrammarConstraint:
         matcher: At the grammar's beginning.
         eos_token_ids: What ends an answer; the first of them is forced.
         vocab_size: The rows of the model's logits.
-        on_error: Called where the grammar dies under this answer.
+        renew: Returns a matcher at the beginning that shares nothing with those before. All answers of a grammar share
+            the states of its lexer, of which there is a most: where it is reached, the answer goes on in a new one.
     """
 
     def __init__(
-        self, matcher: LLMatcher, eos_token_ids: Sequence[int], vocab_size: int, on_error: Callable[[], None]
+        self, matcher: LLMatcher, eos_token_ids: Sequence[int], vocab_size: int, renew: Callable[[], LLMatcher]
     ) -> None:
         self._matcher = matcher
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
-        self._on_error = on_error
-        self._num_taken = 0
+        self._renew = renew
+        self._taken: list[int] = []
+        self._num_renewed_at = -1
         self._coming: list[int] | None = None
         """What is forced from here on; None before that was worked out."""
 
     def forced(self) -> Sequence[int]:
-        """Return the tokens that must come next."""
+        """Return the tokens that must come next.
+
+        Raises:
+            GrammarError: The grammar dies here.
+        """
         if self._coming is None:
-            self._coming = self._find_coming()
+            is_stopped = self._asked(LLMatcher.is_stopped)
+            self._coming = [self._eos_token_ids[0]] if is_stopped else self._asked(LLMatcher.compute_ff_tokens)
         return self._coming
 
     def allowed(self) -> npt.NDArray[np.bool_]:
@@ -50,7 +57,7 @@ class GrammarConstraint:
         Raises:
             GrammarError: The grammar dies here.
         """
-        bits = np.frombuffer(self._asked(self._matcher.compute_bitmask), np.uint8)
+        bits = np.frombuffer(self._asked(LLMatcher.compute_bitmask), np.uint8)
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> None:
@@ -60,24 +67,27 @@ class GrammarConstraint:
             GrammarError: It is none of those that are allowed, or the grammar dies here.
         """
         coming, self._coming = self._coming, None
-        if token not in self._eos_token_ids:
-            self._asked(lambda: self._matcher.consume_token(token))
-        self._num_taken += 1
+        if token in self._eos_token_ids:
+            if not self._asked(LLMatcher.is_accepting):
+                raise GrammarError(f"The answer ends at its token {len(self._taken)}, before its grammar does.")
+            return
+        self._asked(lambda matcher: matcher.consume_token(token))
+        self._taken.append(token)
         if coming and coming[0] == token and len(coming) > 1:
             self._coming = coming[1:]
 
-    def _find_coming(self) -> list[int]:
-        if self._asked(self._matcher.is_stopped):
-            return [self._eos_token_ids[0]]
-        return self._asked(self._matcher.compute_ff_tokens)
-
-    def _asked(self, question: Callable[[], T]) -> T:
+    def _asked(self, question: Callable[[LLMatcher], T]) -> T:
         """Return the matcher's answer. It raises nothing, but stays in error from then on."""
-        answer = question()
+        answer = question(self._matcher)
+        # A full lexer shows itself in several errors, so each of them is tried again, once at a place.
+        if self._matcher.is_error() and len(self._taken) > self._num_renewed_at:
+            self._num_renewed_at = len(self._taken)
+            self._matcher = self._renew()
+            self._matcher.consume_tokens(self._taken)
+            answer = question(self._matcher)
         if self._matcher.is_error():
-            self._on_error()
             raise GrammarError(
-                f"The answer cannot be held to the grammar beyond its token {self._num_taken}: "
+                f"The answer cannot be held to the grammar beyond its token {len(self._taken)}: "
                 f"{reason_of(self._matcher.get_error())}. Change the grammar."
             )
         return answer

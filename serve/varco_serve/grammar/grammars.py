@@ -51,9 +51,7 @@ class Grammars:
         """
         text = self._text(grammar)
         matcher = self.compiled.matcher(text)
-        return GrammarConstraint(
-            matcher, self._eos_token_ids, self._vocab_size, on_error=lambda: self.compiled.forget(text)
-        )
+        return GrammarConstraint(matcher, self._eos_token_ids, self._vocab_size, lambda: self.compiled.anew(text))
 
     def _text(self, grammar: Mapping[str, Any]) -> str:
         """Return llguidance's text of a grammar."""

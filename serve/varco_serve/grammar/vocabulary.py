@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import llguidance
 
@@ -24,12 +25,10 @@ def ll_tokenizer(tokenizer: Tokenizer, eos_token_ids: Sequence[int], vocab_size:
         eos_token_ids: What ends an answer, at least one.
         vocab_size: The rows of the model's logits. Those without a token are in no mask.
     """
-    return llguidance.LLTokenizer(
-        _Wrapper(tokenizer, eos_token_ids[0], vocab_size),  # type: ignore[arg-type]
-        n_vocab=vocab_size,
-        eos_token=list(eos_token_ids),
-        slices=list(SLICES),
-    )
+    wrapper: Any = _Wrapper(tokenizer, eos_token_ids[0], vocab_size)
+    made = llguidance.LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=list(eos_token_ids), slices=list(SLICES))
+    wrapper.tokens = []  # it has its own copies, and keeps the wrapper
+    return made
 
 
 class _Wrapper:

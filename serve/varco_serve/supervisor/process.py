@@ -53,6 +53,7 @@ class Process:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    "-P",  # no module of the folder that the server happens to be started in
                     "-m",
                     module,
                     str(theirs.fileno()),

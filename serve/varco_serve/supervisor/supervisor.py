@@ -15,7 +15,7 @@ from varco_serve.supervisor.deaths import Deaths
 from varco_serve.supervisor.picture_service import PictureService
 from varco_serve.supervisor.process import Process
 from varco_serve.supervisor.queue import Entry, Queue
-from varco_serve.wire import WireError
+from varco_serve.wire import TooLargeError, WireError
 
 _HUNG_S = 300.0
 """How long an answer that was cancelled may keep its slot. One step of the largest model on a CPU takes a minute."""
@@ -33,7 +33,12 @@ class EndedError(Exception):
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
+        self.message = message
         self.status = status
+
+
+class RefusedError(EndedError):
+    """The worker says that it cannot load the model."""
 
 
 class Supervisor:
@@ -108,8 +113,7 @@ class Supervisor:
             self._leave(entry)
 
     def _refusal(self) -> Failed | None:
-        if self._is_draining:
-            return Failed(503, "The server is shutting down. Ask another one.", "shutting_down", None, 1.0)
+        # Not while draining: the front lets in no new requests, and those that it has let in are to be answered.
         if self._facts is None:
             return Failed(503, "The model is being loaded. Ask again in a moment.", "loading", None, _RESTART_S)
         if self._queue.is_full:
@@ -133,8 +137,11 @@ class Supervisor:
         """Let go of an entry whose caller has gone, or has had everything."""
         if entry in self._queue.waiting:
             self._queue.waiting.remove(entry)
-        elif entry.id in self._queue.running:
-            self._start(self._cancel(entry))
+        elif entry.id in self._queue.running and self._worker is not None:
+            # Now, not in the task: by then the answer may have ended, and nobody would stop the clock.
+            hung = asyncio.get_running_loop().call_later(_HUNG_S, self._kill_hung, self._worker)
+            entry.on_end = hung.cancel
+            self._start(self._cancel(self._worker, entry))
 
     # -- the worker -------------------------------------------------------------------------------------------------
 
@@ -153,16 +160,16 @@ class Supervisor:
         assert entry.ask is not None, "Bug: an ask was sent twice"
         header, pixels = ask_header(entry.ask)
         entry.ask = None
-        with contextlib.suppress(WireError):  # `run` sees that the worker has died
+        try:
             await worker.send({"kind": "ask", "id": entry.id, **header}, *pixels)
+        except TooLargeError:
+            message = "The question has more text or pictures than any context holds. Ask less at a time."
+            self._tell(entry, Failed(400, message, "context_length_exceeded", "messages"))
+        except WireError:
+            pass  # `run` sees that the worker has died
 
-    async def _cancel(self, entry: Entry) -> None:
-        """Tell the worker that nobody wants an answer any more, and kill it where that has no effect."""
-        worker = self._worker
-        if worker is None:
-            return
-        hung = asyncio.get_running_loop().call_later(_HUNG_S, self._kill_hung, worker)
-        entry.on_end = hung.cancel
+    async def _cancel(self, worker: Process, entry: Entry) -> None:
+        """Tell the worker that nobody wants an answer any more."""
         with contextlib.suppress(WireError):
             await worker.send({"kind": "cancel", "id": entry.id})
 
@@ -188,17 +195,17 @@ class Supervisor:
                 self._log("worker_died", status=status, again_in_s=wait_s)
                 if wait_s is None:
                     raise EndedError("The worker died five times within ten minutes. See the lines above.", 1)
+                self._lose(self._queue.lost(), "The server lost this answer and is starting again. Ask again.")
                 self._restarts += 1
                 await asyncio.sleep(wait_s)
         finally:
-            self._lose(self._queue.lost() + list(self._queue.waiting))
+            self._lose([*self._queue.lost(), *self._queue.waiting], "The server ended before the answer. Ask another.")
             await self.end()
 
-    def _lose(self, entries: list[Entry]) -> None:
+    def _lose(self, entries: list[Entry], message: str) -> None:
         """Tell callers that there will be no answer."""
         for entry in entries:
             entry.on_end()
-            message = "The server lost this answer and is starting again. Ask again."
             entry.events.put_nowait(Failed(503, message, "worker_lost", None, _RESTART_S))
 
     async def _live(self) -> int:
@@ -211,10 +218,14 @@ class Supervisor:
                 self._take(header)
         except WireError:
             pass
+        except RefusedError as refused:
+            if self._facts is None:
+                raise EndedError(refused.message, refused.status) from None
+            self._log("worker_refused", line=refused.message)  # it could be loaded before, and may be again
         finally:
             self._is_ready = False
             self._worker = None
-            self._lose(self._queue.lost())
+            self._stats = replace(self._stats, kv_tokens=0)
             status = await worker.end()
         return status
 
@@ -228,18 +239,30 @@ class Supervisor:
             self._dispatch()
             return
         if header["kind"] == "refused":
-            raise EndedError(header["message"], header["status"])
+            raise RefusedError(header["message"], header["status"])
         entry = self._queue.running.get(header.pop("id"))
-        if stats := header.pop("stats", None):
-            self._stats = Stats(**stats)
-        event = event_of(header)
-        if entry is None:
-            return
-        if isinstance(event, Done | Failed):
-            del self._queue.running[entry.id]
+        if counts := header.pop("counts", None):
+            self._count(**counts)
+        if entry is not None:
+            self._tell(entry, event_of(header))
+
+    def _tell(self, entry: Entry, event: Event) -> None:
+        """Tell a caller an event. The last one frees the slot."""
+        if isinstance(event, Done | Failed) and self._queue.running.pop(entry.id, None) is not None:
             entry.on_end()
             self._dispatch()
         entry.events.put_nowait(event)
+
+    def _count(self, kv_tokens: int, kv_max_tokens: int, picture_hits: int, picture_misses: int) -> None:
+        """Count what the worker says since it last said something: sums outlive it."""
+        stats = self._stats
+        self._stats = replace(
+            stats,
+            kv_tokens=kv_tokens,
+            kv_max_tokens=kv_max_tokens,
+            picture_hits=stats.picture_hits + picture_hits,
+            picture_misses=stats.picture_misses + picture_misses,
+        )
 
     def _load_options(self) -> dict[str, Any]:
         settings = self._settings

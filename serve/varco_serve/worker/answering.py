@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,14 @@ from varco_runtime import Varco
 from varco_runtime.answer.answer import Piece
 from varco_runtime.answer.formats import to_json_regions
 from varco_runtime.conversation import Part, Turn, check_number
-from varco_runtime.errors import VarcoError, one_line
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.stream import Stream, start_stream
 from varco_serve.messages import Ask, Begun, Done, Event, Pixels, Said, TokenScore
+from varco_serve.wire import WireError
 from varco_serve.worker.failures import failed_of
 from varco_serve.worker.forms import Forms
+
+_MAX_PLACES = 12
 
 
 class Answering:
@@ -27,6 +31,9 @@ class Answering:
         varco: The model.
         forms: Its grammars.
         tell: Takes each event.
+
+    Attributes:
+        num_pictures: The pictures of the question, once it has been answered.
     """
 
     def __init__(self, varco: Varco, forms: Forms, tell: Callable[[Event], None]) -> None:
@@ -35,6 +42,12 @@ class Answering:
         self._tell = tell
         self._stream: Stream | None = None
         self._is_cancelled = False
+        self.num_pictures = 0
+
+    @property
+    def num_encoded(self) -> int:
+        """Return how many of the pictures were encoded: the others were known from an earlier question."""
+        return 0 if self._stream is None else self._stream.num_encoded_media
 
     def cancel(self) -> None:
         """Say no more after the current token. Another thread may call it at any time."""
@@ -42,15 +55,26 @@ class Answering:
         if self._stream is not None:
             self._stream.cancel()
 
-    def run(self, ask: Ask) -> None:
-        """Answer, and tell `Begun`, what is `Said`, and `Done` or `Failed` at the end."""
+    def run(self, ask: Ask) -> bool:
+        """Answer, and tell `Begun`, what is `Said`, and `Done` or `Failed` at the end.
+
+        Returns:
+            Whether the model can be trusted further: False after a failure that is not the question's fault.
+
+        Raises:
+            WireError: Nobody listens any more.
+        """
         try:
             self._run(ask)
-        except (VarcoError, MemoryError) as error:
+        except WireError:
+            raise
+        except Exception as error:  # whatever it is, it ends this answer alone
             failed = failed_of(error)
             if failed.status >= 500:
-                print(f"An answer failed: {type(error).__name__}: {one_line(error, 500)}", file=sys.stderr, flush=True)
+                _log(error)
             self._tell(failed)
+            return failed.status < 500
+        return True
 
     def _run(self, ask: Ask) -> None:
         options: Any = dict(ask.options)
@@ -64,6 +88,8 @@ class Answering:
         for piece in stream:
             self._tell(_said(piece, one_size))
         answer = stream.answer
+        if answer.token_ids:  # else it was cancelled, perhaps before its pictures were looked at
+            self.num_pictures = len(ask.pictures)
         self._tell(Done(answer.to_dict()))
 
     def _turns(self, ask: Ask) -> list[Turn]:
@@ -91,3 +117,10 @@ def _one_size(ask: Ask) -> tuple[int, int] | None:
 def _said(piece: Piece, size: tuple[int, int] | None) -> Said:
     tokens = tuple(TokenScore(one.token_id, one.data, one.logprob, one.top) for one in piece.tokens)
     return Said(piece.text, piece.plain_text, tuple(to_json_regions(piece.regions, size)), tokens)
+
+
+def _log(error: Exception) -> None:
+    """Say what failed and where, for the server's log. Not the error's text: it may hold the question's."""
+    places = [f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in traceback.extract_tb(error.__traceback__)]
+    where = " < ".join(reversed(places[-_MAX_PLACES:]))
+    print(f"An answer failed: {type(error).__name__} at {where}", file=sys.stderr, flush=True)

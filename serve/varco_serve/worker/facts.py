@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from varco_runtime import Varco, __version__
+from varco_runtime.bundle.opening import digest_of
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.picture.packing import largest_picture, num_image_tokens
 from varco_serve.messages import Facts
@@ -26,7 +27,11 @@ def facts_of(varco: Varco) -> Facts:
         details={
             "model": manifest.model.name,
             "version": __version__,
-            "bundle": {"device": manifest.device, "format_version": manifest.format_version},
+            "bundle": {
+                "device": manifest.device,
+                "format_version": manifest.format_version,
+                "digest": digest_of(manifest),
+            },
             "precision": components,
             "provider": varco.provider,
             "slots": {"number": varco.slots, "why": varco.slots_line},

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
 from varco_runtime import Varco
-from varco_serve.messages import Done, Event
 
 
 class Tally:
-    """Counts of all answers so far.
+    """Counts what answers found in the model's memory. It keeps no sums, which whoever starts workers outlives.
 
     Args:
         varco: The model.
@@ -19,27 +15,18 @@ class Tally:
     def __init__(self, varco: Varco) -> None:
         self._memory = varco.session.memory
         self._max_context = varco.backend.max_context
-        self._counting = threading.Lock()
-        self._hits = self._misses = 0
 
-    def after(self, event: Event) -> dict[str, Any]:
-        """Count an event; return what a frame says of all so far, nothing except at the end of an answer."""
-        if not isinstance(event, Done):
-            return {}
-        document = event.document
-        with self._counting:
-            num_pictures = len(document["media"])
-            if document["timings"]["vision_s"] > 0:
-                self._misses += num_pictures
-            else:
-                self._hits += num_pictures
-            num_slots = self._memory.num_slots
-            held = sum(len(self._memory.sequence_in(slot).ids) for slot in range(num_slots))
-            return {
-                "stats": {
-                    "kv_tokens": held,
-                    "kv_max_tokens": num_slots * self._max_context,
-                    "picture_hits": self._hits,
-                    "picture_misses": self._misses,
-                }
-            }
+    def counts(self, num_pictures: int, num_encoded: int) -> dict[str, int]:
+        """Return what is told at the end of an answer, by the names of `messages.Stats`.
+
+        Args:
+            num_pictures: The answer's pictures.
+            num_encoded: How many of them were not known from an earlier question.
+        """
+        num_slots = self._memory.num_slots
+        return {
+            "kv_tokens": sum(len(self._memory.sequence_in(slot).ids) for slot in range(num_slots)),
+            "kv_max_tokens": num_slots * self._max_context,
+            "picture_hits": max(0, num_pictures - num_encoded),
+            "picture_misses": min(num_pictures, num_encoded),
+        }

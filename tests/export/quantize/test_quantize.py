@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-if any(find_spec(name) is None for name in ("torch", "transformers", "llmcompressor")):
+if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors")):
     pytest.skip("quantising needs the extra 'quantize'", allow_module_level=True)
 
 
@@ -275,15 +275,14 @@ def test_a_sample_longer_than_the_context_is_refused(pictures: Path, tmp_path: P
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
-# A process is slow to start, so this one also shows that llm-compressor is not imported before it is needed.
+# A process is slow to start, so this one also shows that llm-compressor and what it brings are not needed.
 _KILLED = """
 import sys
 from pathlib import Path
+sys.modules |= dict.fromkeys(("llmcompressor", "accelerate", "datasets", "auto_round"))  # importing them fails
 import torch
 from tests.export.quantize.test_quantize import Quiet, options_for
 from varco_export.quantize import quantize
-import varco_export.quantize.quantizer
-assert "llmcompressor" not in sys.modules, "llm-compressor is imported before it is needed"
 torch.set_num_threads(1)
 quantize(sys.argv[1], Path(sys.argv[2]), options_for(Path(sys.argv[3])), Quiet(int(sys.argv[4])))
 """
@@ -306,23 +305,29 @@ def test_a_killed_run_continues_to_the_same_bytes(
     assert not work.exists()
 
 
-@pytest.mark.parametrize("stage", ["write_activations", "write_shard"])
+@pytest.mark.parametrize(("stage", "call"), [("write_activations", 2), ("write_activations", 7), ("write_shard", 2)])
 def test_a_run_that_fails_anywhere_in_a_layer_continues_to_the_same_bytes(
-    checkpoint: Path, pictures: Path, quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    checkpoint: Path,
+    pictures: Path,
+    quantised: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    call: int,
 ) -> None:
-    from varco_export.quantize import layers
+    from varco_export.quantize import compensated
 
     calls = 0
-    real = getattr(layers, stage)
+    real = getattr(compensated, stage)
 
     def failing(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == call:
             raise OSError(28, "No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr(layers, stage, failing)
+    monkeypatch.setattr(compensated, stage, failing)
     with pytest.raises(ExportError, match=r"No space left on device.*run the same command again"):
         quantize(checkpoint, tmp_path / "out", options_for(pictures), Quiet())
     assert not (tmp_path / "out").exists()
@@ -335,18 +340,18 @@ def test_a_linear_that_was_only_rounded_is_told_at_once(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run that continues cannot know."""
-    from varco_export.quantize import layers
+    from varco_export.quantize import compensated
 
-    real = layers.measured_of
-    monkeypatch.setattr(layers, "measured_of", lambda *given: dataclasses.replace(real(*given), factors=()))
-    real_write, progress = layers.write_shard, Quiet()
+    real = compensated.measured_of
+    monkeypatch.setattr(compensated, "measured_of", lambda *given: dataclasses.replace(real(*given), factors=()))
+    real_write, progress = compensated.write_shard, Quiet()
 
     def failing(path: Path, *arguments: Any) -> None:
         if progress.notes[-1].startswith("note: language_model.layers.1."):
             raise OSError(28, "No space left on device")
         real_write(path, *arguments)
 
-    monkeypatch.setattr(layers, "write_shard", failing)
+    monkeypatch.setattr(compensated, "write_shard", failing)
     with pytest.raises(ExportError):
         quantize(checkpoint, tmp_path / "out", options_for(pictures), progress)
     notes = [note for note in progress.notes if "was rounded to the nearest" in note]
@@ -489,7 +494,7 @@ def test_a_quantised_checkpoint_is_not_quantised_again(quantised: Path, pictures
 
 
 def test_missing_libraries_are_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "find_spec", lambda name: None if name == "llmcompressor" else object())
+    monkeypatch.setattr(package, "find_spec", lambda name: None if name == "compressed_tensors" else object())
     with pytest.raises(MissingExtraError, match=r"Quantising needs the extra 'quantize'"):
         quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8"), Quiet())
 

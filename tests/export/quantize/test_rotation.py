@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-if any(find_spec(name) is None for name in ("torch", "transformers", "llmcompressor")):
+if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors")):
     pytest.skip("quantising needs the extra 'quantize'", allow_module_level=True)
 
 from varco_export.checkpoint.checkpoint import Checkpoint

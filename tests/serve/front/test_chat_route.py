@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.doubles.front import client, front
+from tests.doubles.front import client, front, listening
 from tests.doubles.model import FACTS, ScriptedModel, answer, done
 from varco_serve.front.limits import FrontLimits
 from varco_serve.messages import Ask, Begun, Failed, Said
@@ -172,6 +172,27 @@ def test_a_request_that_takes_too_long_ends() -> None:
     events = events_of(ask(model, options={"request_timeout_s": 0.05}, stream=True))
     assert events[-1]["error"]["code"] == "request_timeout"
     assert (model.num_running, model.num_cancelled) == (0, 2)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_the_server_s_end_cuts_off_says_so(stream: bool) -> None:
+    async def asking() -> bytes:
+        app = front(ScriptedModel([Begun(7), Said("a", "a"), asyncio.Event()]))
+        async with listening(app, stop_s=0) as port:
+            body = json.dumps({**CHAT, "stream": stream}).encode()
+            fields = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{fields}".encode() + body)
+            while not app.num_running:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+        received = await reader.read()
+        writer.close()
+        return received
+
+    received = asyncio.run(asking())
+    assert received.startswith(b"HTTP/1.1 200 " if stream else b"HTTP/1.1 503 ")
+    assert b'"code":"draining"' in received
 
 
 @pytest.mark.parametrize(

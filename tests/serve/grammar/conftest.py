@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,9 +77,9 @@ def untagged() -> Small:
     return Small(tokenizer, Grammars(tokenizer, eos_token_ids, tokenizer.size), eos_token_ids, tokenizer.size)
 
 
-def schema(text: str | dict[str, Any] | bool) -> dict[str, Any]:
+def schema(document: Any) -> dict[str, Any]:
     """Return the grammar of a JSON schema, as an ask has it."""
-    return {"kind": "json_schema", "schema": json.loads(text) if isinstance(text, str) else text}
+    return {"kind": "json_schema", "schema": document}
 
 
 def closed(**properties: Any) -> dict[str, Any]:

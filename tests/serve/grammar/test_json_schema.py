@@ -71,7 +71,7 @@ def test_what_pydantic_and_zod_write_is_taken(small: Small) -> None:
       "maxItems": 2}, "lang": {"const": "ko", "type": "string"}}, "required": ["lines", "lang"],
       "additionalProperties": false}"""
     for seed in range(10):
-        page = json.loads(small.text(walk(small, small.grammars.constraint(schema(document)), seed).ids))
+        page = json.loads(small.text(walk(small, small.grammars.constraint(schema(json.loads(document))), seed).ids))
         assert page["lang"] == "ko"
         assert all(set(line) == {"text", "score"} for line in page["lines"])
 

@@ -99,6 +99,12 @@ def test_a_token_that_is_not_allowed_is_an_error_that_stays(small: Small, bad: i
         constraint.forced()
 
 
+def test_an_end_token_before_the_grammars_end_is_an_error(small: Small) -> None:
+    constraint = small.grammars.constraint(schema({"type": "string"}))
+    with pytest.raises(GrammarError, match="ends at its token 0, before its grammar does"):
+        constraint.accept(small.eos_token_ids[0])
+
+
 def test_constraints_of_one_grammar_know_nothing_of_each_other(small: Small) -> None:
     grammar = schema({"enum": ["exit", "cats"]})
     alone = [walk(small, small.grammars.constraint(grammar), seed).ids for seed in range(6)]

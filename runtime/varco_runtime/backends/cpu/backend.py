@@ -8,6 +8,7 @@ lengths and logits.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,12 @@ class OnnxRuntimeBackend(HostBackend):
         """Of one sequence, by slot and number of tokens."""
         self._row_steps: dict[int, tuple[_Step, Array]] = {}
         """Of several, by number of rows, each with its `seqlens_k`."""
+
+    def reserve_memory(self) -> None:
+        """Take the memory of all slots from the system: each page of the caches is written, as it is."""
+        for array in self._cache_arrays.values():
+            pages = array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE]
+            np.bitwise_or(pages, 0, out=pages)
 
     def _cache_values(self, first: int, end: int) -> dict[str, Any]:
         """Return the caches of slots `first` .. `end` - 1, by name: views, not copies."""

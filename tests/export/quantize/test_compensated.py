@@ -1,0 +1,140 @@
+"""Linears that make up for the errors before them: least squares, half by half, and nearer to the original."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if any(find_spec(name) is None for name in ("torch", "transformers", "compressed_tensors")):
+    pytest.skip("quantising needs the extra 'quantize'", allow_module_level=True)
+
+import torch
+
+from tests.export.quantize.test_quantize import Quiet, draw, options_for
+from varco_export.checkpoint.checkpoint import Checkpoint
+from varco_export.quantize import QuantizeOptions, quantize
+from varco_export.quantize.feedback import DAMPENING
+from varco_export.quantize.grid import to_fp8
+from varco_export.quantize.halves import FIRST, HALVES, LAST, Halves
+from varco_export.quantize.layer import Decoder
+from varco_export.quantize.linear import Hessian, Measured
+from varco_export.quantize.quantizer import _prepare
+from varco_export.tiny import TinyOptions, make_tiny
+from varco_runtime.errors import UsageError
+
+CPU = torch.device("cpu")
+TINY = TinyOptions(seed=8, num_hidden_layers=3, num_vision_layers=1)
+pytestmark = pytest.mark.usefixtures("single_threaded")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("compensated") / "tiny", TINY)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred texts, of which six are held out."""
+    folder = tmp_path_factory.mktemp("texts")
+    lines = [{"prompt": f"Question {n}?", "answer": f"It is {n * n}, not {n + 7}. " * (n % 5 + 3)} for n in range(100)]
+    (folder / "calibration.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def stream(rows: int, width: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_halves_of_a_layer_give_what_the_layer_gives(source: Path) -> None:
+    checkpoint = Checkpoint.open(source)
+    decoder = Decoder(checkpoint.config.text, CPU)
+    layer = decoder.layer(checkpoint, 1)
+    found = front = stream(40, checkpoint.config.text.hidden_size, 0)
+    for half in HALVES:
+        found = Halves(decoder, layer).run(half, found)
+    (expected,) = decoder.run(layer, [front.numpy()])
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("is_fp8", [False, True])
+def test_inputs_and_what_they_lack_explain_the_stream_behind(source: Path, half: str, is_fp8: bool) -> None:
+    """A linear's inputs times its weight, in front of it or behind it, and the lack of a stream that equals ours."""
+    checkpoint = Checkpoint.open(source)
+    decoder = Decoder(checkpoint.config.text, CPU)
+    halves = Halves(decoder, decoder.layer(checkpoint, 0), to_fp8 if is_fp8 else None)
+    front = stream(30, checkpoint.config.text.hidden_size, 1)
+    behind = halves.run(half, front)
+    inputs, lack = halves.lack(FIRST[half], front, front)
+    assert (lack.norm() > 0) == is_fp8  # the original's inputs are not rounded
+    inputs, lack = halves.lack(LAST[half], front, behind + 1)
+    torch.testing.assert_close(lack, torch.ones_like(behind), rtol=0, atol=1e-5)
+    weight = halves.layer.get_submodule(LAST[half]).weight
+    torch.testing.assert_close(front + inputs @ weight.T, behind, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_the_wanted_weight_is_the_answer_of_least_squares(is_beside: bool) -> None:
+    """Damped, and as much smaller as chance explains; weighted tokens like tokens that come as often."""
+    width, rows, tokens = 48, 20, 400
+    inputs, weight = stream(tokens, width, 0), stream(rows, width, 1)
+    lack = 0.3 * stream(tokens, width, 2) + inputs @ (0.1 * stream(width, width, 3))
+    lack = lack @ weight.T if is_beside else lack
+    weights = 1 + (torch.arange(tokens) % 3 == 0).float()
+    hessian = Hessian(torch.nn.Linear(width, 1))
+    for some in torch.arange(tokens).split(100):
+        hessian.add(inputs[some], lack[some], weights[some])
+    given = hessian.lack()
+    found = Measured.of(hessian.mean(), 16, True, given, is_beside).wanted(weight)
+
+    often = torch.cat([torch.arange(tokens), torch.arange(0, tokens, 3)])
+    x, d = inputs[often].double(), (lack if is_beside else lack @ weight.T)[often].double()
+    normal = x.T @ x
+    normal += DAMPENING * normal.diagonal().mean() * torch.eye(width)
+    shift = torch.linalg.solve(normal, x.T @ d).T * (1 - width / len(often))
+    torch.testing.assert_close(found, weight + shift.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_as_many_inputs_as_tokens_make_up_for_nothing() -> None:
+    hessian = Hessian(torch.nn.Linear(32, 1))
+    hessian.add(stream(32, 32, 0), stream(32, 32, 1))
+    lack = hessian.lack()
+    assert lack is not None
+    assert not lack.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"rotate": False, "scales": "minmax"}, {"lm_head": "int4"}])
+def test_a_model_that_makes_up_for_its_errors_is_nearer_to_the_original(
+    source: Path, texts: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    found = {}
+    for compensate in (True, False):
+        out = tmp_path / str(compensate)
+        quantize(source, out, options_for(texts, compensate=compensate, **options), Quiet())
+        report = json.loads((out / "quantization.json").read_text())
+        assert report["compensated"] is compensate
+        found[compensate] = report["kl_nats_per_token"]
+    assert found[True] < 0.85 * found[False], found
+
+
+def test_the_tokens_of_pictures_together_count_for_no_more_than_those_of_texts(
+    source: Path, texts: Path, tmp_path: Path
+) -> None:
+    for seed in range(2):
+        draw(tmp_path / f"{seed}.png", seed)
+    for folder, is_less in ((texts, False), (tmp_path, True)):
+        run = _prepare(source, options_for(folder), Quiet())[1]
+        weights, image = run.token_weights(), run.prompts.prompt.image_token_id
+        is_text = [[id_ != image for id_ in sample.ids] for sample in run.samples]
+        of_text = sum(float(one[some].sum()) for one, some in zip(weights, is_text, strict=True))
+        total = sum(float(one.sum()) for one in weights)
+        assert (total < sum(map(len, weights))) == is_less
+        assert total == pytest.approx(2 * of_text if is_less else of_text)
+
+
+def test_compensation_without_samples_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"measures nothing\. Leave --compensate"):
+        quantize(source, tmp_path / "out", QuantizeOptions("none", compensate=True), Quiet())
