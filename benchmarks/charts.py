@@ -166,7 +166,16 @@ def quality_chart(figures: dict[str, dict[str, Any]]) -> Figure:
     return _finished(axes, labels)
 
 
-CHARTS = {"peers": peer_charts, "scaling": scaling_charts}
+def sample_charts(report: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    """Draw KL over the tokens that a model was calibrated with, a line for each kind of them."""
+    axes = _axes("How many calibration samples are enough", "calibration tokens", "KL, nats per token", log="xy")
+    for name, points in report["curves"].items():
+        errors = [point.get("kl_error", 0.0) for point in points]
+        _plot(axes, name, [point["tokens"] for point in points], [point["kl"] for point in points], errors)
+    yield "kl", _finished(axes)
+
+
+CHARTS = {"peers": peer_charts, "samples": sample_charts, "scaling": scaling_charts}
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
