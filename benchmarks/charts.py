@@ -172,7 +172,16 @@ def _serve_charts(report: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
     return serve_charts(report)
 
 
-CHARTS = {"peers": peer_charts, "scaling": scaling_charts, "serve": _serve_charts}
+def sample_charts(report: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    """Draw KL over the tokens that a model was calibrated with, a line for each kind of them."""
+    axes = new_axes("How many calibration samples are enough", "calibration tokens", "KL, nats per token", log="xy")
+    for name, points in report["curves"].items():
+        errors = [point.get("kl_error", 0.0) for point in points]
+        plot(axes, name, [point["tokens"] for point in points], [point["kl"] for point in points], errors)
+    yield "kl", finished(axes)
+
+
+CHARTS = {"peers": peer_charts, "samples": sample_charts, "scaling": scaling_charts, "serve": _serve_charts}
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
