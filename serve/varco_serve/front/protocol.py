@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import h11
 from h11._state import MIGHT_SWITCH_PROTOCOL
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from varco_serve.documents.errors import RequestError, envelope
 from varco_serve.front.connection import BoundedConnection
@@ -26,8 +27,8 @@ class FrontProtocol(H11Protocol):
     """One client's connection. `protocol_for` makes the class of one server."""
 
     limits: ClassVar[FrontLimits]
-    half_open: ClassVar[dict[FrontProtocol, None]]
-    """Connections whose header has not come, the oldest first."""
+    waiting: ClassVar[dict[FrontProtocol, None]]
+    """Connections that wait for a request, whether it is their first or their next; the oldest first."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,17 +37,17 @@ class FrontProtocol(H11Protocol):
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for a header; of too many that wait, close the oldest."""
+        """Wait for a request; of too many connections, close the one that has waited longest for its."""
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         if hasattr(transport, "max_size"):  # how much asyncio's transports read at once; 256 KiB unless told
             transport.max_size = READ_BYTES
         self._expect_header()
         if len(self.connections) > self.limits.max_connections:
-            next(iter(self.half_open)).transport.abort()
+            next(iter(self.waiting)).transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.half_open.pop(self, None)
+        self.waiting.pop(self, None)
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -70,7 +71,7 @@ class FrontProtocol(H11Protocol):
         if self.conn.their_state is not h11.SEND_BODY and not self._is_refused:
             self._stop_timer("linger")
         if self.conn.their_state is not h11.IDLE:
-            self.half_open.pop(self, None)
+            self.waiting.pop(self, None)
             self._stop_timer("header")
         elif not self.transport.is_closing():
             self._expect_header()
@@ -81,8 +82,12 @@ class FrontProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Go on to the next request; of a body that nobody wanted, read the rest only for a while."""
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.SEND_BODY:
             self._start_timer("linger", self.limits.linger_s)
+        elif self.conn.their_state is h11.IDLE:
+            self.waiting[self] = None
 
     def shutdown(self) -> None:
         if self._is_refused:
@@ -99,13 +104,23 @@ class FrontProtocol(H11Protocol):
         self._stop_timer("stalled")
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with an error document, if an answer can still be sent, and end the connection."""
+        """Refuse what is no HTTP, or is out of bounds."""
+        self._refuse(400, RequestError("This is no valid HTTP/1.1 request.", code="invalid_http"))
+
+    def _refuse_late_header(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._refuse(408, RequestError("The request's header came too slowly.", status=408, code="slow_header"))
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, error: RequestError) -> None:
+        """Send an error document, if an answer can still be sent, and end the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            error = RequestError("This is no valid HTTP/1.1 request.", code="invalid_http")
             body = json.dumps(envelope(error)[1]).encode()
             fields = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-            self.transport.write(self.conn.send(h11.Response(status_code=400, headers=fields, reason=b"Bad Request")))
-            self.transport.write(self.conn.send(h11.Data(data=body)) + self.conn.send(h11.EndOfMessage()))
+            response = h11.Response(status_code=status, headers=fields, reason=STATUS_PHRASES[status])
+            self.transport.write(self.conn.send(response) + self.conn.send(h11.Data(data=body)))
+            self.conn.send(h11.EndOfMessage())
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -116,13 +131,13 @@ class FrontProtocol(H11Protocol):
         self._start_timer("linger", self.limits.linger_s)
 
     def _expect_header(self) -> None:
+        self.waiting[self] = None
         if "header" not in self._timers:
-            self.half_open[self] = None
-            self._start_timer("header", self.limits.header_s)
+            self._start_timer("header", self.limits.header_s, self._refuse_late_header)
 
-    def _start_timer(self, name: str, seconds: float) -> None:
+    def _start_timer(self, name: str, seconds: float, on_end: Callable[[], None] | None = None) -> None:
         self._stop_timer(name)
-        self._timers[name] = self.loop.call_later(seconds, self.transport.abort)
+        self._timers[name] = self.loop.call_later(seconds, on_end or self.transport.abort)
 
     def _stop_timer(self, name: str) -> None:
         if (timer := self._timers.pop(name, None)) is not None:
@@ -135,4 +150,4 @@ def protocol_for(limits: FrontLimits) -> type[FrontProtocol]:
     Args:
         limits: Its bounds.
     """
-    return type("FrontProtocol", (FrontProtocol,), {"limits": limits, "half_open": {}})
+    return type("FrontProtocol", (FrontProtocol,), {"limits": limits, "waiting": {}})

@@ -72,8 +72,8 @@ class Watch:
         except AnswerError as ended:
             error = ended.failed
         except ClientGoneError:
-            record.status, record.reason = CLIENT_LEFT, "disconnected"
-            record.has_failed = True
+            if not sender.has_ended:  # uvicorn says so of a client that has its whole answer too
+                record.status, record.reason, record.has_failed = CLIENT_LEFT, "disconnected", True
             return
         except asyncio.CancelledError:
             await self._refuse(_ENDING, scope, receive, sender)

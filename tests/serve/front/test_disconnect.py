@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import time
 import weakref
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from tests.doubles.front import client, front, listening
 from tests.doubles.model import PICTURE, ScriptedModel, answer
 from varco_serve.front.app import Front
+from varco_serve.front.disconnect import unless_gone
+from varco_serve.front.watch import Watch
 from varco_serve.messages import Ask, Begun, Pixels, Said
 
 CHAT = {"model": "varco", "messages": [{"role": "user", "content": "Hello"}]}
@@ -58,6 +61,35 @@ def test_clients_that_leave_free_what_they_took_up(stream: bool) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_thousand_clients_that_leave_free_what_they_took_up(stream: bool) -> None:
     asyncio.run(asyncio.wait_for(_cancel(1000, stream), 600))
+
+
+def test_a_client_that_leaves_with_its_whole_answer_was_answered() -> None:
+    """uvicorn says `http.disconnect` as soon as an answer is complete, before what made it has been put away."""
+
+    async def asking() -> list[tuple[int, bool]]:
+        complete = asyncio.Event()
+        records: list[tuple[int, bool]] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await unless_gone(receive, answering(send))
+
+        async def answering(send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x", "more_body": False})
+            complete.set()
+            await asyncio.Event().wait()
+
+        async def receive() -> dict[str, Any]:
+            await complete.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None: ...
+
+        watch = Watch(app, 60.0, time.monotonic, lambda record, _: records.append((record.status, record.has_failed)))
+        await watch({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
+        return records
+
+    assert asyncio.run(asking()) == [(200, False)]
 
 
 class LettingGo(ScriptedModel):

@@ -101,6 +101,10 @@ def test_a_page_of_the_server_itself_and_of_an_allowed_origin_may_ask() -> None:
     asyncio.run(asking())
 
 
+def test_every_origin_may_ask_where_all_are_allowed() -> None:
+    assert ask("/v1/models", headers={"origin": "https://any.example"}, cors=("*",))[0] == 200
+
+
 PATHS = ("/v1/models", "/v1/metadata", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/ocr", "/", "/unknown")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
 
@@ -122,7 +126,7 @@ def test_no_route_and_no_method_answers_without_the_right_key(headers: dict[str,
     async def asking() -> None:
         model = ScriptedModel()
         async with client(front(model, keys=KEYS)) as caller:
-            for path in (*PATHS, "//health", "/health/", "/health/x", "/HEALTH"):
+            for path in (*PATHS, "//health", "/health/", "/health/x", "/HEALTH", "/v1/ocr?" + "a&" * 200):
                 for method in METHODS:
                     answer = await caller.request(method, path, headers=headers)
                     assert answer.status_code == 401, (method, path)

@@ -9,9 +9,10 @@ import json
 import logging
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.doubles.front import client, front
+from tests.doubles.front import client, front, listening
 from tests.doubles.model import ScriptedModel, answer
 from varco_serve.front import journal
 from varco_serve.messages import Failed
@@ -81,6 +82,20 @@ def test_a_line_says_what_became_of_a_request(lines: Any) -> None:
     assert (chat["prompt_tokens"], chat["completion_tokens"]) == (7, 9)
     assert 0 <= chat["queue_s"] <= chat["ttft_s"] <= chat["total_s"]
     assert (unknown["route"], unknown["status"], unknown["reason"]) == (None, 404, "not_found")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_once_it_has_its_answer_was_answered(stream: bool, lines: Any) -> None:
+    """uvicorn says `http.disconnect` as soon as an answer is complete, before what made it has been put away."""
+
+    async def asking() -> None:
+        async with listening(front(ScriptedModel())) as port:
+            for _ in range(20):
+                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as caller:
+                    await caller.post("/v1/chat/completions", json={**CHAT, "stream": stream, "n": 3})
+
+    asyncio.run(asking())
+    assert [(line["status"], line["reason"]) for line in lines()] == [(200, "stop")] * 20
 
 
 @pytest.mark.parametrize(

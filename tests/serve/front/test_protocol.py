@@ -40,18 +40,28 @@ def limits(**changed: float) -> FrontLimits:
     return dataclasses.replace(FrontLimits(), **changed)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nhost: local", HEALTH + b"GET /hea"])
-def test_a_connection_whose_header_is_late_is_closed(sent: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nhost: local", HEALTH, HEALTH + b"GET /hea"])
+def test_a_connection_whose_header_is_late_is_told_so_and_closed(sent: bytes) -> None:
     async def asking() -> bytes:
-        bounds = limits(header_s=0.05)
-        async with listening(front(ScriptedModel()), bounds) as port, connected(port, sent) as (reader, _):
+        bounds = limits(header_s=0.05, keep_alive_s=0.3)
+        async with (
+            listening(front(ScriptedModel()), bounds) as port,
+            connected(port, sent[: len(HEALTH)]) as (reader, writer),
+        ):
+            received = b""
+            if sent.startswith(HEALTH):
+                received = await reader.readuntil(b"}")
+                writer.write(sent[len(HEALTH) :])
             try:
-                return await asyncio.wait_for(reader.read(), 20)
+                return received + await asyncio.wait_for(reader.read(), 20)
             except ConnectionError:
-                return b""
+                return received
 
     received = asyncio.run(asking())
     assert received.count(b"HTTP/1.1 200 OK") == sent.count(HEALTH)
+    is_begun = sent not in (b"", HEALTH)
+    assert received.count(b"HTTP/1.1 408 Request Timeout") == is_begun
+    assert received.count(b'"code": "slow_header"') == is_begun
 
 
 def test_a_header_that_trickles_gets_no_more_time() -> None:
@@ -70,24 +80,45 @@ def test_a_header_that_trickles_gets_no_more_time() -> None:
     assert asyncio.run(asking()) < 16_384
 
 
-def test_of_too_many_connections_the_one_that_has_waited_longest_for_its_header_makes_room() -> None:
+def test_of_too_many_connections_the_one_that_has_waited_longest_for_its_request_makes_room() -> None:
     async def asking() -> None:
-        app = front(ScriptedModel())
+        gate = asyncio.Event()
+        model = ScriptedModel([gate, *answer("Hello")])
         async with contextlib.AsyncExitStack() as stack:
-            bounds = limits(max_connections=3)
-            port = await stack.enter_async_context(listening(app, bounds))
-            oldest, _ = await stack.enter_async_context(connected(port))
-            used, writer = await stack.enter_async_context(connected(port, HEALTH))
+            port = await stack.enter_async_context(listening(front(model), limits(max_connections=4)))
+            busy, _ = await stack.enter_async_context(connected(port, post(CHAT % b"false")))
+            while not model.num_running:
+                await asyncio.sleep(0.001)
+            used, _ = await stack.enter_async_context(connected(port, HEALTH))
             await used.readuntil(b"}")
+            fresh, _ = await stack.enter_async_context(connected(port))
             for _ in range(5):
                 await stack.enter_async_context(connected(port))
                 assert b"200 OK" in await exchange(port, LAST)
-            with contextlib.suppress(ConnectionError):
-                assert await oldest.read() == b""
-            writer.write(HEALTH)  # a connection that has been used is not one of those
-            assert b"200 OK" in await used.readuntil(b"}")
+            for reader in (used, fresh):
+                assert await reader.read() == b""
+            gate.set()  # who is answered keeps the connection
+            assert b"Hello" in await busy.readuntil(b"Hello")
 
-    asyncio.run(asking())
+    asyncio.run(asyncio.wait_for(asking(), 30))
+
+
+def test_a_connection_that_has_been_used_waits_behind_those_that_came_before() -> None:
+    async def asking() -> tuple[bytes, bytes]:
+        async with contextlib.AsyncExitStack() as stack:
+            port = await stack.enter_async_context(listening(front(ScriptedModel()), limits(max_connections=2)))
+            used, writer = await stack.enter_async_context(connected(port))
+            idle, _ = await stack.enter_async_context(connected(port))
+            writer.write(HEALTH)
+            await used.readuntil(b"}")
+            await stack.enter_async_context(connected(port))
+            closed = await idle.read()
+            writer.write(HEALTH)
+            return closed, await used.readuntil(b"}")
+
+    closed, answered = asyncio.run(asyncio.wait_for(asking(), 30))
+    assert closed == b""
+    assert b"200 OK" in answered
 
 
 @pytest.mark.parametrize(
