@@ -3,9 +3,9 @@
     python -m benchmarks.charts benchmarks/peers.json benchmarks/scaling.json
     python -m benchmarks.charts benchmarks/quality.json benchmarks/quality_gptq.json
 
-NAME.json of `benchmarks.peers` and `benchmarks.scaling` becomes `plots/NAME-SUBJECT.png`, one file per chart. All files
-of `benchmarks.quality` together become one chart, `plots/NAME.png` with the name of the first. One release of
-matplotlib draws the same bytes every time: the user's own settings of it do not count.
+NAME.json of `benchmarks.peers`, `benchmarks.scaling` and `benchmarks.serve` becomes `plots/NAME-SUBJECT.png`, one file
+per chart. All files of `benchmarks.quality` together become one chart, `plots/NAME.png` with the name of the first. One
+release of matplotlib draws the same bytes every time: the user's own settings of it do not count.
 """
 
 from __future__ import annotations
@@ -107,40 +107,40 @@ def peer_charts(report: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         return float(row["decode_ms"][str(context)]["median"])
 
     title = f"Qwen2 {report['shape']} shape, {report['threads']} threads, context {contexts[0]}"
-    axes = _axes(title, "decode, ms/token", "peak resident memory, MiB", log="x")
+    axes = new_axes(title, "decode, ms/token", "peak resident memory, MiB", log="x")
     labels: list[Label] = []
     for name in names:
         of_peer = [row for row in rows if row["peer"] == name]
         xs, ys = [decode_ms(row, contexts[0]) for row in of_peer], [row["peak_rss_bytes"] / 2**20 for row in of_peer]
-        color = _plot(axes, name, xs, ys, linestyle="none")
+        color = plot(axes, name, xs, ys, linestyle="none")
         labels += [(x, y, row["variant"], color) for x, y, row in zip(xs, ys, of_peer, strict=True)]
     _guide(axes, report["limit_decode_ms"][str(contexts[0])], "int4 limit")
-    yield "memory", _finished(axes, labels)
+    yield "memory", finished(axes, labels)
 
     if len(contexts) < 2:
         return
-    axes = _axes("The fastest variant of each peer", "context, tokens", "decode, ms/token", log="y")
-    _plot(axes, "int4 limit", contexts, [report["limit_decode_ms"][str(at)] for at in contexts])
+    axes = new_axes("The fastest variant of each peer", "context, tokens", "decode, ms/token", log="y")
+    plot(axes, "int4 limit", contexts, [report["limit_decode_ms"][str(at)] for at in contexts])
     for name in names:
         best = min((row for row in rows if row["peer"] == name), key=lambda row: decode_ms(row, max(contexts)))
-        _plot(axes, f"{name} {best['variant']}", contexts, [decode_ms(best, at) for at in contexts])
-    yield "context", _finished(axes)
+        plot(axes, f"{name} {best['variant']}", contexts, [decode_ms(best, at) for at in contexts])
+    yield "context", finished(axes)
 
 
 def scaling_charts(report: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
     """Draw each study: its medians, the line that fits them, and what memory alone would take from its first point."""
     for study in report["studies"]:
-        axes = _axes(study["name"].capitalize(), study["x_label"], study["y_label"])
+        axes = new_axes(study["name"].capitalize(), study["x_label"], study["y_label"])
         xs, medians = study["x"], [one["median"] for one in study["y"]]
         ends = (min(xs), max(xs))
-        _plot(axes, "measured", xs, medians, linestyle="none")
+        plot(axes, "measured", xs, medians, linestyle="none")
         if study["fit"]:
             line = study["fit"]["line"]
-            _plot(axes, "least squares", ends, [line["intercept"] + line["slope"] * x for x in ends], marker="")
+            plot(axes, "least squares", ends, [line["intercept"] + line["slope"] * x for x in ends], marker="")
         if "limit_slope" in study:
             limit = [medians[0] + study["limit_slope"] * (x - xs[0]) for x in ends]
-            _plot(axes, "bytes over bandwidth, from the first point", ends, limit, marker="")
-        yield study["name"].replace(" ", "-"), _finished(axes)
+            plot(axes, "bytes over bandwidth, from the first point", ends, limit, marker="")
+        yield study["name"].replace(" ", "-"), finished(axes)
 
 
 def quality_chart(figures: dict[str, dict[str, Any]]) -> Figure:
@@ -155,24 +155,39 @@ def quality_chart(figures: dict[str, dict[str, Any]]) -> Figure:
             # A precision says "blocks" where the exporter rounded, "groups" and the like of a checkpoint's own format.
             kind = "rounded to the nearest" if "blocks of" in found["precision"] else "quantised checkpoint"
             kinds.setdefault(kind, {})[name] = found
-    axes = _axes("Divergence from full precision", "weights read per token, MB", "KL, nats per token", log="y")
+    axes = new_axes("Divergence from full precision", "weights read per token, MB", "KL, nats per token", log="y")
     labels: list[Label] = []
     for kind, of_kind in kinds.items():
         xs = [found["bytes_per_token"] / 1e6 for found in of_kind.values()]
         ys = [found["kl"] for found in of_kind.values()]
-        color = _plot(axes, kind, xs, ys, [found["kl_error"] for found in of_kind.values()], linestyle="none")
+        color = plot(axes, kind, xs, ys, [found["kl_error"] for found in of_kind.values()], linestyle="none")
         labels += [(x, y, name, color) for x, y, name in zip(xs, ys, of_kind, strict=True)]
     _guide(axes, figures["fp32"]["bytes_per_token"] / 1e6, "fp32: KL 0")
-    return _finished(axes, labels)
+    return finished(axes, labels)
 
 
-CHARTS = {"peers": peer_charts, "scaling": scaling_charts}
+def _serve_charts(report: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    from benchmarks.load.charts import serve_charts  # which draws with what stands below
+
+    return serve_charts(report)
+
+
+def sample_charts(report: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    """Draw KL over the tokens that a model was calibrated with, a line for each kind of them."""
+    axes = new_axes("How many calibration samples are enough", "calibration tokens", "KL, nats per token", log="xy")
+    for name, points in report["curves"].items():
+        errors = [point.get("kl_error", 0.0) for point in points]
+        plot(axes, name, [point["tokens"] for point in points], [point["kl"] for point in points], errors)
+    yield "kl", finished(axes)
+
+
+CHARTS = {"peers": peer_charts, "samples": sample_charts, "scaling": scaling_charts, "serve": _serve_charts}
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def _axes(title: str, x_label: str, y_label: str, log: str = "") -> Axes:
+def new_axes(title: str, x_label: str, y_label: str, log: str = "") -> Axes:
     """Return the axes of a new figure; `log` names those that are logarithmic."""
     axes = Figure(figsize=(7.2, 4.5), dpi=DPI, layout="constrained").add_subplot()
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
@@ -185,7 +200,7 @@ def _axes(title: str, x_label: str, y_label: str, log: str = "") -> Axes:
     return axes
 
 
-def _plot(
+def plot(
     axes: Axes,
     name: str,
     xs: Sequence[float],
@@ -227,7 +242,7 @@ def _guide(axes: Axes, x: float, name: str) -> None:
     )
 
 
-def _finished(axes: Axes, labels: Iterable[Label] = ()) -> Figure:
+def finished(axes: Axes, labels: Iterable[Label] = ()) -> Figure:
     """Return the figure with its legend, its labels, and linear axes that begin at zero.
 
     Raises:

@@ -244,7 +244,8 @@ class Pass:
         return {name: divergence.mean() for name, divergence in found.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return what the command line is read with; `samples.py` asks for the same runs."""
     parser = argparse.ArgumentParser(description="KL of ways of rounding a real language model.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("noisy", type=Path)
@@ -260,7 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compensate", action=argparse.BooleanOptionalAction, default=True, help="make up for errors")
     parser.add_argument("--layers", type=int, metavar="N", help="round the first N only")
     parser.add_argument("--drawn", type=int, default=0, metavar="N", help="calibrate with N of the project's texts")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def measure(given: argparse.Namespace) -> tuple[dict[str, float], int]:
+    """Return KL by variant, and the tokens that were calibrated with, after one line about the run."""
     torch.set_grad_enabled(False)
     checkpoint = Checkpoint.open(write_noisy(given.checkpoint, given.noisy))
     tokenizer = Tokenizer.from_json(prompts_of(checkpoint.folder, checkpoint.config).tokenizer_json)
@@ -277,7 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(describe_machine())
     print(f"{len(calibration)} texts to calibrate, {len(evaluation)} to evaluate; {options}")
     print(f"groups in runs: {sum(one.orders)} of {len(one.orders)}")
-    for name, kl in found.items():
+    return found, sum(map(len, calibration))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    for name, kl in measure(make_parser().parse_args(arguments))[0].items():
         print(f"RESULT KL {kl:.4f}{name}")
 
 

@@ -3,8 +3,8 @@
 A `Backend` encodes tiles, packs image tokens, prefills a prompt and takes one decode step. What only some devices can
 do is a protocol of its own, which the loop looks for with `isinstance`.
 
-Positions are counted from 0; a backend holds the keys and values of one sequence, a `BatchingBackend` those of one in
-each of its slots. Rewinding is free: prefilling or decoding at an earlier position overwrites what stood there, and
+Positions are counted from 0; a backend holds the keys and values of one sequence, one that `HoldsSlots` those of one in
+each of them. Rewinding is free: prefilling or decoding at an earlier position overwrites what stood there, and
 nothing after it is seen.
 """
 
@@ -219,8 +219,8 @@ class KeepsPrefixes(Protocol):
 
 
 @runtime_checkable
-class BatchingBackend(Protocol):
-    """A backend with several key/value caches, its slots, that takes a step of several answers in one run.
+class HoldsSlots(Protocol):
+    """A backend with several key/value caches, its slots, that may encode a picture tile by tile.
 
     One that is `HoldsMedia` too takes the tiles of a picture a part at a time: `encode` and `encode_pixels` have a
     second argument, the number of tiles that came before.
@@ -232,6 +232,11 @@ class BatchingBackend(Protocol):
 
     def select_slot(self, slot: int) -> None:
         """Let every method that prefills, decodes or copies for one sequence work in this slot from here on."""
+
+
+@runtime_checkable
+class BatchingBackend(HoldsSlots, Protocol):
+    """A backend that takes a step of several answers in one run."""
 
     def decode_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> Array:
         """Put one token into each of the first slots, and return the logits `[n, vocab]` fp32 after them.
@@ -269,7 +274,7 @@ class ChoosesRows(Protocol):
 
 @runtime_checkable
 class CopiesSlots(Protocol):
-    """A `BatchingBackend` that copies from one slot to another within its own memory."""
+    """A backend with slots that copies from one slot to another within its own memory."""
 
     def copy_from_slot(self, slot: int, num_positions: int) -> None:
         """Copy the first positions of another slot to the selected one."""
@@ -285,7 +290,7 @@ class ReservesMemory(Protocol):
 
 def num_slots_of(backend: Backend) -> int:
     """Return how many sequences a backend holds."""
-    return backend.num_slots if isinstance(backend, BatchingBackend) else 1
+    return backend.num_slots if isinstance(backend, HoldsSlots) else 1
 
 
 Progress = Callable[[str, int, int], None]

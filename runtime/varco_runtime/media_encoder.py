@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from varco_runtime.backend import Backend, BatchingBackend, HoldsMedia, KeepsPrefixes, pixel_path
+from varco_runtime.backend import Backend, HoldsMedia, HoldsSlots, KeepsPrefixes, pixel_path
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.generation.prefix_cache import Memory, Span
 from varco_runtime.picture.media import Medium
@@ -161,7 +161,7 @@ class MediaEncoder:
         done = 0
         while done < len(pixels):
             num_tiles = len(pixels) - done
-            if pace is not None and isinstance(self._backend, BatchingBackend):
+            if pace is not None and isinstance(self._backend, HoldsSlots):
                 yield
                 num_tiles = pace.num_tiles(num_tiles)
             started = time.perf_counter()

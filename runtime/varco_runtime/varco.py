@@ -115,8 +115,7 @@ class Varco:
             kv_cache_precision: OpenVINO's cache: `u8`, `fp16`, `fp32`; `auto` is fp32 beside `precision="fp32"`, else
                 fp16.
             slots: The most answers at once, each with a key/value cache of its own; `auto` for as many as fit in half
-                of the free memory, or in the GPU's, at most 8. TensorRT's engines are built for a number of them;
-                OpenVINO has one.
+                of the free memory, or in the GPU's, at most 8. TensorRT's engines are built for a number of them.
             max_stall_ms: How long answers under way wait at most for a new question's picture and prompt, in
                 milliseconds, unless a single tile or the smallest chunk of a prompt takes longer.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import signal
 import socket
@@ -107,13 +108,18 @@ class _Server:
     async def _say_what_is_served(self, supervisor: Supervisor) -> None:
         host, port = self._listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        self._say(f"Listening on http://{shown}:{port}, loading {self._settings.bundle} ...")
+        self._tell(f"Listening on http://{shown}:{port}, loading {self._settings.bundle} ...")
         await supervisor.until_ready()
         facts = supervisor.facts
         assert facts is not None, "Bug: ready without facts"
         for line in start_lines(facts, self._settings):
-            self._say(line)
+            self._tell(line)
         write_event("ready", license=facts.details.get("license"), slots=facts.slots, max_context=facts.max_context)
+
+    def _tell(self, line: str) -> None:
+        """Say a line. On a full disk, or where nobody reads any more, it is lost, and no answer with it."""
+        with contextlib.suppress(OSError):
+            self._say(line)
 
     def _on_signal(self) -> None:
         self._signals += 1
@@ -123,7 +129,7 @@ class _Server:
         """Wait for a signal, then for the answers under way; return the exit status."""
         await self._signalled.wait()
         supervisor.drain()
-        self._say(f"Shutting down: answers under way have {self._settings.drain_s:g} s.")
+        self._tell(f"Shutting down: answers under way have {self._settings.drain_s:g} s.")
         write_event("draining", running=app.num_running)
         idle = asyncio.create_task(app.until_idle())
         again = asyncio.create_task(self._until_again())
@@ -150,16 +156,14 @@ def start_lines(facts: Facts, settings: ServeSettings) -> list[str]:
         f"{facts.max_context} tokens each. Runs on {details['provider']}.",
         f"Licence of the weights: {details['license']}.",
     ]
-    if facts.largest_picture_tokens >= facts.max_context:
+    if not details["largest_picture_fits"]:
         fitting = details["largest_fitting_picture"]
         what = (
             "no grid of tiles fits, only pictures of one tile"
             if fitting is None
             else f"{fitting['width']} x {fitting['height']} pixels ({fitting['tokens']} tokens) still fit"
         )
-        lines.append(
-            f"The context is shorter than the largest picture's {facts.largest_picture_tokens} tokens: {what}."
-        )
+        lines.append(f"The context does not hold the largest picture's {facts.largest_picture_tokens} tokens: {what}.")
     return lines
 
 

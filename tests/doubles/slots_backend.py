@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.backend import PromptInputs
+from varco_runtime.backend import GREEDY, Draw, PromptInputs
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import BackendError
 from varco_runtime.picture.packing import PackingPlan
@@ -129,3 +129,29 @@ class SlotsBackend:
     def _refuse(self, slot: int, position: int) -> None:
         if RAISING_TOKEN in self.cache[slot, :position]:
             raise BackendError("injected")
+
+
+class ChoosingSlotsBackend(SlotsBackend):
+    """One that chooses itself, as a GPU does: greedy choices alone, in steps of 1, 2, 4 or 8 rows or of all.
+
+    A slot whose logits are not finite is cleared, and then holds nothing.
+    """
+
+    def num_rows(self, least: int) -> int:
+        return min(1 << (least - 1).bit_length(), self.num_slots)
+
+    def decode_chosen_rows(
+        self, token_ids: Sequence[int], positions: Sequence[int], draws: Sequence[Draw | None]
+    ) -> list[int | Array | BackendError]:
+        assert len(token_ids) == self.num_rows(len(token_ids)), "a number of rows that was not captured"
+        outcomes: list[int | Array | BackendError] = []
+        for slot, (logits, draw) in enumerate(zip(self.decode_rows(token_ids, positions), draws, strict=True)):
+            if not np.isfinite(logits).all():
+                self.cache[slot] = -1
+                outcomes.append(BackendError(f"slot {slot} gave logits that are not finite numbers"))
+            else:
+                outcomes.append(int(logits.argmax()) if draw is GREEDY else logits)
+        return outcomes
+
+    def copy_from_slot(self, slot: int, num_positions: int) -> None:
+        self.cache[self.slot, :num_positions] = self.cache[slot, :num_positions]

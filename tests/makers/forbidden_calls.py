@@ -36,6 +36,15 @@ def forbid() -> None:
     steps = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
     steps += [(_EQUAL, len(calls) - place, 0, call) for place, call in enumerate(calls)]
     steps += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _KILL)]
+    install(steps)
+
+
+def install(steps: list[tuple[int, int, int, int]]) -> None:
+    """Let a filter decide about every system call from now on, of this process and of those that it starts.
+
+    Args:
+        steps: Its program: operation, steps to skip where it holds and where not, operand.
+    """
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)

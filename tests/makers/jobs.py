@@ -94,9 +94,10 @@ class Bench:
     prices: Prices = field(default_factory=Prices)
     max_stall_s: float = 0.05
     memory_bytes: int = 1 << 20
+    kind: type[SlotsBackend] = SlotsBackend
 
     def __post_init__(self) -> None:
-        self.backend = SlotsBackend(self.num_slots, self.prices)
+        self.backend = self.kind(self.num_slots, self.prices)
         assert num_slots_of(self.backend) == self.num_slots
         self.memory = Memory(self.backend, self.memory_bytes)
         model = Model(self.backend, self.memory, MediaEncoder(self.backend, SETTINGS, self.memory), IMAGE)

@@ -39,7 +39,7 @@ class RunningServer:
     def __init__(
         self, *options: str, bundle: Path = DEMO_BUNDLE, command: tuple[str, ...] = (), wait: bool = True
     ) -> None:
-        arguments = ["-m", "varco_cli.main", "serve", str(bundle), "--port", "0", "--provider", "cpu", *options]
+        arguments = ["-P", "-m", "varco_cli.main", "serve", str(bundle), "--port", "0", "--provider", "cpu", *options]
         self.process = subprocess.Popen(
             [*command, sys.executable, *arguments], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         )

@@ -197,8 +197,9 @@ def test_an_interrupt_in_the_midst_of_a_step_leaves_the_other_answers_whole(
     assert varco.session.engine._driver is None
 
 
-def test_every_interrupt_leaves_the_engine_usable(tiny_bundle: Path, expected: Expected) -> None:
-    """Raised at every seventh line of the engine, and of what it remembers, that a question passes."""
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.full)])
+def test_every_interrupt_leaves_the_engine_usable(tiny_bundle: Path, expected: Expected, stride: int) -> None:
+    """Raised at every seventh line, or at every single one, of the engine and of what it remembers."""
     varco = Varco.load(tiny_bundle, threads=1, slots=2)
     num_lines = 0
     while True:
@@ -206,7 +207,7 @@ def test_every_interrupt_leaves_the_engine_usable(tiny_bundle: Path, expected: E
         next(unread)
         if not interrupt_at_line(num_lines, lambda: varco.ask(*QUESTIONS[2], max_new_tokens=3)):
             break
-        num_lines += 7
+        num_lines += stride
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Scheduler, "step", bounded(Scheduler.step))
             assert varco.ask(*QUESTIONS[2], max_new_tokens=3).token_ids == expected[2][:3], f"line {num_lines}"

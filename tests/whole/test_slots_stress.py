@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def test_ctrl_c_ends_a_process_whose_threads_are_answered(tiny_bundle: Path, att
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tiny_bundle)], stdout=-1, stderr=-1, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    time.sleep((attempt - 1) * 0.037)  # another moment each time: in the midst of a step, a choice, a change of turns
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert said.rstrip().endswith("KeyboardInterrupt")

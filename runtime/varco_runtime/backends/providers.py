@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from varco_runtime.backend import Backend
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
-from varco_runtime.backends.slots import Slots, check_one_slot
+from varco_runtime.backends.slots import Slots
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.errors import BackendError, UsageError
 
@@ -50,7 +50,7 @@ def open_provider(
     """
     device = bundle.manifest.device
     if name == "openvino":
-        return _open_openvino(bundle, max_context, threads, openvino, check_one_slot(slots, "OpenVINO"))
+        return _open_openvino(bundle, max_context, threads, openvino, slots)
     if device == "cuda":
         return _open_cuda(bundle, name, max_context, threads, slots)
     if name not in ("auto", device):
@@ -68,7 +68,7 @@ def open_provider(
 
 
 def _open_openvino(
-    bundle: Bundle, max_context: int | None, threads: int | None, settings: OpenVinoSettings | None, one: Slots
+    bundle: Bundle, max_context: int | None, threads: int | None, settings: OpenVinoSettings | None, slots: int | str
 ) -> Provider:
     """OpenVINO, which reads bundles for the CPU."""
     if bundle.manifest.device != "cpu":
@@ -78,8 +78,8 @@ def _open_openvino(
         )
     from varco_runtime.backends.openvino.backend import OpenVinoBackend
 
-    backend = OpenVinoBackend(bundle, max_context or bundle.manifest.max_context, threads, settings)
-    return Provider(backend, "openvino (as asked)", one)
+    backend = OpenVinoBackend(bundle, max_context or bundle.manifest.max_context, threads, settings, slots)
+    return Provider(backend, "openvino (as asked)", backend.slots)
 
 
 def _open_cuda(bundle: Bundle, name: str, max_context: int | None, threads: int | None, slots: int | str) -> Provider:

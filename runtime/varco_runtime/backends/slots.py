@@ -120,19 +120,5 @@ def device_slots(slots: int | str, per_slot: int, others: int, free: int, name: 
     return Slots(number)
 
 
-def check_one_slot(slots: int | str, provider: str) -> Slots:
-    """Return one slot, for a provider that has no more.
-
-    Raises:
-        UsageError: More were asked for.
-    """
-    if slots not in (AUTO, 1):
-        raise UsageError(
-            f"slots={slots} is too many: on {provider} a model takes one answer at a time. Load with slots=1, or run a "
-            "bundle for the CPU."
-        )
-    return Slots(1, f"1 slot: on {provider} a model takes one answer at a time")
-
-
 def _mb(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.1f} MB"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from varco_runtime.backend import BatchingBackend, Progress, PromptInputs, reporting
+from varco_runtime.backend import HoldsSlots, Progress, PromptInputs, reporting
 from varco_runtime.dtypes import Array
 from varco_runtime.engine.costs import WorkCosts
 from varco_runtime.engine.job import Job, Model
@@ -94,7 +94,7 @@ class Preparation:
         while done < end_of_run:
             started = self._clock()
             num_tokens = end_of_run - done
-            if isinstance(model.backend, BatchingBackend):
+            if isinstance(model.backend, HoldsSlots):
                 num_tokens = self._costs.tokens_within(self._left(), num_tokens)
             end = done + num_tokens
             wanted = max(0, end - max(done, total - job.num_logits))

@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from varco_runtime.backend import Backend, BatchingBackend, CopiesSlots, KeepsPrefixes, num_slots_of
+from varco_runtime.backend import Backend, CopiesSlots, HoldsSlots, KeepsPrefixes, num_slots_of
 
 DEFAULT_MEMORY_MB = 512
 """For media other than the present ones: some seven 0.5B prompts of 3,000 positions, or image tokens alone."""
@@ -89,7 +89,7 @@ class Memory:
 
     def select(self, slot: int) -> None:
         """Let this memory and its backend work in a slot from here on."""
-        if slot != self._selected and isinstance(self._backend, BatchingBackend):
+        if slot != self._selected and isinstance(self._backend, HoldsSlots):
             self._selected = None  # should an interrupt come in between
             self._backend.select_slot(slot)
         self._slot = self._selected = slot

@@ -30,7 +30,7 @@ IN_CHAT: Unsupported = {
     "image": ((), _PARTS),
     "box": ((), "Use POST /v1/refer"),
     "strict": ((False,), "Use response_format"),
-    "format": ((), "Use POST /v1/ocr"),
+    "format": ((), "Use response_format, or POST /v1/ocr"),
 }
 IN_NATIVE: Unsupported = {
     "messages": ((), "Use POST /v1/chat/completions"),

@@ -111,10 +111,10 @@ class Compiled:
             before = threading.stack_size(STACK_BYTES)
             try:
                 thread.start()
-            except BaseException:
+            except RuntimeError:  # no memory for its stack, or as many threads as the system allows
                 self._places.release()
                 self._forget(grammar)
-                raise
+                found.set_exception(GrammarError("No thread can be started to compile the grammar. Ask again later."))
             finally:
                 threading.stack_size(before)
 

@@ -26,6 +26,9 @@ class Grammars:
         vocab_size: The rows of the model's logits: `bundle.manifest.model.vocab_size`.
         deadline_s: Seconds that a grammar may take to compile.
 
+    Raises:
+        GrammarError: The model has no end token.
+
     Attributes:
         compiled: Those that were compiled already.
     """
@@ -33,8 +36,11 @@ class Grammars:
     def __init__(
         self, tokenizer: Tokenizer, eos_token_ids: Sequence[int], vocab_size: int, deadline_s: float = DEADLINE_S
     ) -> None:
-        if not eos_token_ids:
-            raise GrammarError("The model has no end token, without which no grammar comes to an end. Ask without one.")
+        if not eos_token_ids or not all(0 <= id_ < vocab_size for id_ in eos_token_ids):
+            raise GrammarError(
+                f"The model's end tokens are {list(eos_token_ids)} of {vocab_size} rows, expected some within them: "
+                "without one no grammar comes to an end. Ask without a grammar."
+            )
         self._token_ids = tokenizer.added_token_ids
         self._eos_token_ids = tuple(eos_token_ids)
         self._vocab_size = vocab_size

@@ -8,8 +8,8 @@ from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.picture.packing import largest_picture, num_image_tokens
 from varco_serve.messages import Facts
 
-_RESERVED_TOKENS = 256
-"""Of the context, for the question and a short answer, when it is said which picture fits."""
+_RESERVED_TOKENS, _RESERVED_SHARE = 256, 1 / 8
+"""Of the context, for the question and a short answer, when it is said which picture fits: the fewer of both."""
 
 
 def facts_of(varco: Varco) -> Facts:
@@ -17,7 +17,7 @@ def facts_of(varco: Varco) -> Facts:
     manifest = varco.bundle.manifest
     max_context = varco.backend.max_context
     _, largest = largest_picture(manifest.image)
-    fitting = _fitting(manifest.image, max_context - _RESERVED_TOKENS)
+    for_pictures = max_context - min(_RESERVED_TOKENS, int(max_context * _RESERVED_SHARE))
     components = {name: component.precision for name, component in manifest.components.items()}
     return Facts(
         max_context=max_context,
@@ -36,7 +36,8 @@ def facts_of(varco: Varco) -> Facts:
             "provider": varco.provider,
             "slots": {"number": varco.slots, "why": varco.slots_line},
             "cache_bytes": manifest.kv_bytes_per_token * max_context * varco.slots,
-            "largest_fitting_picture": fitting,
+            "largest_picture_fits": largest <= for_pictures,
+            "largest_fitting_picture": _fitting(manifest.image, for_pictures),
             "license": manifest.license,
             "load_s": round(varco.load_s, 3),
         },

@@ -26,7 +26,7 @@ from varco_export.tiny import TinyOptions, make_tiny
 from varco_runtime.errors import UsageError
 
 CPU = torch.device("cpu")
-TINY = TinyOptions(seed=8, num_hidden_layers=3, num_vision_layers=1)
+TINY = TinyOptions(seed=8, num_hidden_layers=2, num_vision_layers=1)
 pytestmark = pytest.mark.usefixtures("single_threaded")
 
 
@@ -37,9 +37,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred texts, of which six are held out."""
+    """Sixty-four texts, of which four are held out."""
     folder = tmp_path_factory.mktemp("texts")
-    lines = [{"prompt": f"Question {n}?", "answer": f"It is {n * n}, not {n + 7}. " * (n % 5 + 3)} for n in range(100)]
+    lines = [{"prompt": f"Question {n}?", "answer": f"It is {n * n}, not {n + 7}. " * (n % 5 + 3)} for n in range(64)]
     (folder / "calibration.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 
@@ -106,7 +106,7 @@ def test_as_many_inputs_as_tokens_make_up_for_nothing() -> None:
     assert not lack.any()
 
 
-@pytest.mark.parametrize("options", [{}, {"rotate": False, "scales": "minmax"}, {"lm_head": "int4"}])
+@pytest.mark.parametrize("options", [{}, {"rotate": False, "lm_head": "int4"}])
 def test_a_model_that_makes_up_for_its_errors_is_nearer_to_the_original(
     source: Path, texts: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_model_that_makes_up_for_its_errors_is_nearer_to_the_original(
         report = json.loads((out / "quantization.json").read_text())
         assert report["compensated"] is compensate
         found[compensate] = report["kl_nats_per_token"]
-    assert found[True] < 0.85 * found[False], found
+    assert found[True] < 0.5 * found[False], found
 
 
 def test_the_tokens_of_pictures_together_count_for_no_more_than_those_of_texts(

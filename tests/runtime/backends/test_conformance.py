@@ -82,8 +82,10 @@ def cpu_subject(tiny_bundle: Path, cpu: Varco, monkeypatch: pytest.MonkeyPatch) 
         protocols=frozenset(
             {
                 backend.BatchingBackend,
+                backend.HoldsSlots,
                 backend.KeepsPrefixes,
                 backend.ReportsProgress,
+                backend.ReservesMemory,
                 backend.ShowsFeatures,
                 backend.StopsRounding,
                 backend.VerifyingBackend,
@@ -110,6 +112,7 @@ def cuda_subject(cuda_bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -
         protocols=frozenset(
             {
                 backend.BatchingBackend,
+                backend.HoldsSlots,
                 backend.ChoosesRows,
                 backend.CopiesSlots,
                 backend.GreedyBackend,
@@ -142,6 +145,7 @@ def tensorrt_subject(tensorrt_bundle: Path, device: Device, monkeypatch: pytest.
         protocols=frozenset(
             {
                 backend.BatchingBackend,
+                backend.HoldsSlots,
                 backend.ChoosesRows,
                 backend.CopiesSlots,
                 backend.GreedyBackend,
@@ -175,6 +179,7 @@ def openvino_subject(tiny_bundle: Path, cpu: Varco, monkeypatch: pytest.MonkeyPa
         description=(f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, 1 thread, precision fp32, cache fp32"),
         protocols=frozenset(
             {
+                backend.HoldsSlots,
                 backend.KeepsPrefixes,
                 backend.ReportsProgress,
                 backend.ShowsFeatures,

@@ -9,9 +9,12 @@ from pathlib import Path
 import onnx
 import pytest
 
+from tests.makers.inputs import noise_picture
 from tests.makers.manifests import forge, set_at
 from tests.makers.refusals import assert_refused
+from tests.makers.threads import in_threads
 from varco_runtime import Varco
+from varco_runtime.backend import BatchingBackend
 from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.errors import UsageError
 
@@ -83,7 +86,14 @@ def test_a_bundle_of_an_earlier_export_takes_one_answer_at_a_time_and_says_so(
     assert_refused(earlier_bundle, UsageError, r"slots=2 is too many: this bundle is of an earlier export", slots=2)
 
 
-def test_what_has_one_slot_says_so(tiny_bundle: Path) -> None:
+def test_openvino_has_slots_whose_answers_take_turns(tiny_bundle: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
-    message = "slots=2 is too many: on OpenVINO a model takes one answer"
-    assert_refused(tiny_bundle, UsageError, message, slots=2, provider="openvino")
+    exact = {"provider": "openvino", "precision": "fp32", "threads": 1, "max_context": 512}
+    alone, varco = (Varco.load(tiny_bundle, slots=slots, **exact) for slots in (1, 3))  # type: ignore[arg-type]
+    picture = noise_picture(3)
+    asked = [(picture if index % 2 else None, f"Question {index}?") for index in range(5)]
+    found: dict[int, tuple[int, ...]] = {}
+    in_threads(lambda index: found.update({index: varco.ask(*asked[index], max_new_tokens=8).token_ids}), len(asked))
+    assert varco.slots == 3
+    assert [found[index] for index in range(5)] == [alone.ask(*one, max_new_tokens=8).token_ids for one in asked]
+    assert not isinstance(varco.backend, BatchingBackend)

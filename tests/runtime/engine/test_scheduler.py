@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.doubles.slots_backend import MAX_CONTEXT, NAN_TOKEN, RAISING_TOKEN, Prices
+from tests.doubles.slots_backend import (
+    MAX_CONTEXT,
+    NAN_TOKEN,
+    RAISING_TOKEN,
+    ChoosingSlotsBackend,
+    Prices,
+    SlotsBackend,
+)
 from tests.makers.constraints import Rule
 from tests.makers.jobs import Bench, Question, alone
 from varco_runtime.engine.job import Job
@@ -30,6 +37,7 @@ SAMPLINGS = (
     SamplingSettings(logit_bias=((7, 3.0), (8, -100.0))),
     SamplingSettings(top_logprobs=2),
 )
+KINDS = (SlotsBackend, ChoosingSlotsBackend)
 RULES = (None, None, Rule(1), Rule(2))
 words = st.lists(st.integers(1, 29), min_size=1, max_size=30).map(tuple)
 questions = st.builds(
@@ -83,13 +91,17 @@ def play(bench: Bench, plan: list[Visit]) -> list[Job]:
 
 
 @given(
-    st.sampled_from([1, 2, 4, 8]), prices, st.sampled_from([0.0, 0.01, 0.05]), st.lists(visits, min_size=1, max_size=10)
+    st.sampled_from([1, 2, 3, 4, 8]),
+    prices,
+    st.sampled_from([0.0, 0.01, 0.05]),
+    st.lists(visits, min_size=1, max_size=10),
+    st.sampled_from(KINDS),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_answer_is_the_one_it_would_be_alone(
-    slots: int, costs: Prices, stall_s: float, plan: list[Visit]
+    slots: int, costs: Prices, stall_s: float, plan: list[Visit], kind: type[SlotsBackend]
 ) -> None:
-    bench = Bench(slots, costs, stall_s)
+    bench = Bench(slots, costs, stall_s, kind=kind)
     for visit, job in zip(plan, play(bench, plan), strict=True):
         expected = alone(visit.question)
         got = tuple(job.tokens)
@@ -104,24 +116,32 @@ def test_every_answer_is_the_one_it_would_be_alone(
 
 @pytest.mark.full
 @given(
-    st.sampled_from([1, 2, 4, 8]), prices, st.sampled_from([0.0, 0.01, 0.05]), st.lists(visits, min_size=8, max_size=40)
+    st.sampled_from([1, 2, 3, 4, 8]),
+    prices,
+    st.sampled_from([0.0, 0.01, 0.05]),
+    st.lists(visits, min_size=8, max_size=40),
+    st.sampled_from(KINDS),
 )
 @settings(max_examples=500, deadline=None)
 def test_every_answer_is_the_one_it_would_be_alone_at_length(
-    slots: int, costs: Prices, stall_s: float, plan: list[Visit]
+    slots: int, costs: Prices, stall_s: float, plan: list[Visit], kind: type[SlotsBackend]
 ) -> None:
-    test_every_answer_is_the_one_it_would_be_alone.hypothesis.inner_test(slots, costs, stall_s, plan)  # type: ignore[attr-defined]
+    inner = test_every_answer_is_the_one_it_would_be_alone.hypothesis.inner_test  # type: ignore[attr-defined]
+    inner(slots, costs, stall_s, plan, kind)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("slots", [2, 4, 8])
 @pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=str)
-def test_sampling_in_any_slot_leaves_its_greedy_neighbors_alone(slots: int, sampling: SamplingSettings) -> None:
+def test_sampling_in_any_slot_leaves_its_greedy_neighbors_alone(
+    slots: int, sampling: SamplingSettings, kind: type[SlotsBackend]
+) -> None:
     for place in range(slots):
         asked = [
             Question((4, 5, index + 6), max_new_tokens=12, sampling=sampling if index == place else SamplingSettings())
             for index in range(slots)
         ]
-        jobs = play(Bench(slots), [Visit(question, 0, None) for question in asked])
+        jobs = play(Bench(slots, kind=kind), [Visit(question, 0, None) for question in asked])
         assert [tuple(job.tokens) for job in jobs] == [alone(question) for question in asked]
 
 
@@ -183,12 +203,15 @@ def test_a_score_comes_with_every_token_however_many_a_step_gives() -> None:
         assert [score.token for score in job.decoding.sampler.scores] == list(job.tokens)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("slots", [1, 2, 4, 8])
 @pytest.mark.parametrize(("token", "message"), [(NAN_TOKEN, "finite numbers"), (RAISING_TOKEN, "injected")])
-def test_what_fails_in_one_slot_changes_no_other_answer(slots: int, token: int, message: str) -> None:
+def test_what_fails_in_one_slot_changes_no_other_answer(
+    slots: int, token: int, message: str, kind: type[SlotsBackend]
+) -> None:
     for place in range(slots):
         asked = [Question((4, 5, token if index == place else index + 6), max_new_tokens=12) for index in range(slots)]
-        bench = Bench(slots)
+        bench = Bench(slots, kind=kind)
         jobs = play(bench, [Visit(question, 0, None) for question in asked])
         for index, job in enumerate(jobs):
             if index == place:

@@ -105,6 +105,20 @@ def test_a_panic_of_the_library_is_one_line(compiled: Compiled, monkeypatch: pyt
         compiled.matcher(text(1))
 
 
+def test_where_no_thread_can_be_started_the_next_one_who_asks_tries_again(
+    compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2 * MAX_AT_ONCE):
+            with pytest.raises(GrammarError, match="No thread can be started"):
+                compiled.matcher(text(1))
+    compiled.matcher(text(1))
+
+
 def test_the_stack_of_other_threads_stays_as_it_was(compiled: Compiled) -> None:
     before = threading.stack_size()
     compiled.matcher(text(1))

@@ -12,6 +12,7 @@ import pytest
 from tests.serve.grammar.conftest import NUM_EMPTY_ROWS, Small, schema, walk
 from varco_runtime.generation.constraint import Constraint
 from varco_serve.grammar.errors import GrammarError
+from varco_serve.grammar.grammars import Grammars
 
 ANSWERS: tuple[tuple[Any, ...], ...] = (
     ("exit", "exits", "이 그림", "the cats", 12, 125, None, True, ["a", "ab"], {"k": 1}),
@@ -114,3 +115,9 @@ def test_constraints_of_one_grammar_know_nothing_of_each_other(small: Small) -> 
     assert walk(small, second, 1).ids == alone[1]
     for token in alone[0][3:]:
         first.accept(token)
+
+
+@pytest.mark.parametrize("eos_token_ids", [(), (5000,), (-1,)])
+def test_a_model_without_an_end_token_cannot_be_held_to_a_grammar(small: Small, eos_token_ids: tuple[int, ...]) -> None:
+    with pytest.raises(GrammarError, match="end tokens are"):
+        Grammars(small.tokenizer, eos_token_ids, small.vocab_size)

@@ -61,6 +61,14 @@ def test_it_can_gain_no_rights_and_ignores_the_signals_of_a_terminal(process: Pi
     assert process.ask(SMALL)[0]["width"] == 4
 
 
+def test_it_has_one_thread_however_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "32")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with PictureProcess() as process:
+        assert process.ask(SMALL)[0]["width"] == 4
+        assert len(list(Path(f"/proc/{process.process.pid}/task").iterdir())) == 1
+
+
 def test_nothing_of_the_model_is_imported(process: PictureProcess) -> None:
     loaded = Path(f"/proc/{process.process.pid}/maps").read_text()
     assert "_imaging" in loaded

@@ -43,14 +43,13 @@ def test_it_lives_before_the_model_is_there_and_says_what_it_serves() -> None:
         said = "\n".join(server.lines)
         assert "Serving varco-tiny as 'varco': 1 answer at a time, 200 tokens each." in said
         assert "Licence of the weights: apache-2.0" in said
-        assert "The context is shorter than the largest picture's" in said
+        assert "The context does not hold the largest picture's" in said
         ready = next(line for line in server.events if "event" in line)
         assert (ready["event"], ready["license"]) == ("ready", "apache-2.0")
 
 
-def test_the_largest_picture_that_is_said_to_fit_fits_and_a_larger_one_is_refused(server: RunningServer) -> None:
-    """The demo's whole context holds its largest picture: nothing is said."""
-    assert not any("shorter than" in line for line in server.lines)
+def test_nothing_is_said_where_the_context_holds_the_largest_picture(server: RunningServer) -> None:
+    assert not any("does not hold" in line for line in server.lines)
 
 
 def test_the_front_holds_no_model(server: RunningServer) -> None:

@@ -1,7 +1,8 @@
 """A bundle for the CPU on OpenVINO.
 
-Keys and values are states of one request: a run appends its rows to them. Going back means reading the states, cutting
-them and setting them again, which the plugin does at the speed of memory.
+Keys and values are states of a request, of which each slot has one: a run appends its rows to them. Going back means
+reading the states, cutting them and setting them again, which the plugin does at the speed of memory. Answers step one
+after the other.
 
 A run without anything before it attends by the plugin's kernel for prompts; behind a past it attends row by row, far
 slower. So a prompt is run in one piece, and from its beginning where the greater part of it
@@ -22,6 +23,7 @@ from varco_runtime.backends.openvino.attention import BEAM_INPUT, state_names
 from varco_runtime.backends.openvino.network import Networks, reason_of
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.backends.prompt_runs import check_length
+from varco_runtime.backends.slots import host_slots
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
 from varco_runtime.errors import BackendError
@@ -38,15 +40,24 @@ class OpenVinoBackend(HostBackend):
         max_context: The most positions.
         threads: Processor threads, by default all.
         settings: Device and number formats.
+        slots: How many answers at once, or `auto`.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
         BackendError: The device is not there, or OpenVINO cannot run the bundle's networks.
+        UsageError: More slots were asked for than the memory holds.
     """
 
     def __init__(
-        self, bundle: Bundle, max_context: int, threads: int | None = None, settings: OpenVinoSettings | None = None
+        self,
+        bundle: Bundle,
+        max_context: int,
+        threads: int | None = None,
+        settings: OpenVinoSettings | None = None,
+        slots: int | str = 1,
     ) -> None:
+        self.slots = host_slots(bundle.manifest, max_context, slots, takes_rows=True)  # a request each: of any export
+        self._slot = 0
         self._settings = settings or OpenVinoSettings()
         _check_networks(bundle)
         super().__init__(bundle, max_context, threads)
@@ -57,17 +68,19 @@ class OpenVinoBackend(HostBackend):
         self._networks = Networks(self._bundle, self._settings, self._threads)
         self._vision = self._networks.plain("vision")
         self._projector = self._networks.plain("projector")
-        self._decoder: Any = self._networks.decoder().create_infer_request()
+        decoder = self._networks.decoder()
+        self._requests: list[Any] = [decoder.create_infer_request() for _ in range(self.slots.number)]
         self._inputs = {name for port in self._decoder.model_inputs for name in port.get_names()}
-        self._length = 0
-        """Positions that the states hold."""
+        self._lengths = [0] * self.slots.number
+        """Positions that the states of each slot hold."""
 
     def stop_rounding(self) -> bool:
         """Compile the networks once more, in fp32; one set at a time."""
         if (self._settings.precision, self._settings.chosen_kv_cache) == ("fp32", "fp32"):
             return False
         self._settings = replace(self._settings, precision="fp32", kv_cache="auto")
-        self._vision = self._projector = self._decoder = None
+        self._vision = self._projector = None
+        self._requests = []
         self._load()
         return True
 
@@ -77,6 +90,28 @@ class OpenVinoBackend(HostBackend):
         where = self._threads_text if settings.chosen_device == "CPU" else ""
         parts = f"OpenVINO {self._networks.version}", settings.chosen_device, where, f"precision {settings.precision}"
         return ", ".join(part for part in (*parts, f"cache {settings.chosen_kv_cache}") if part)
+
+    # -- slots ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_slots(self) -> int:
+        return self.slots.number
+
+    def select_slot(self, slot: int) -> None:
+        assert 0 <= slot < self.slots.number, f"Bug: slot {slot} of {self.slots.number}"
+        self._slot = slot
+
+    @property
+    def _decoder(self) -> Any:
+        return self._requests[self._slot]
+
+    @property
+    def _length(self) -> int:
+        return self._lengths[self._slot]
+
+    @_length.setter
+    def _length(self, length: int) -> None:
+        self._lengths[self._slot] = length
 
     def _run_vision_tower(self, tile: Array) -> Array:
         return self._run(self._vision, tile.astype(self._vision_type, copy=False))
