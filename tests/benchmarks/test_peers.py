@@ -219,5 +219,5 @@ def test_charts_are_drawn_of_reports(tmp_path: Path) -> None:
         with Image.open(tmp_path / "plots" / name) as image:
             assert len(image.getcolors(1 << 20) or []) > 10
     write_json(tmp_path / "other.json", {"benchmark": "other"})
-    with pytest.raises(UsageError, match="is a report of 'other', expected one of: peers, scaling"):
+    with pytest.raises(UsageError, match="is a report of 'other', expected one of: peers, samples, scaling, serve"):
         charts.main([str(tmp_path / "other.json")])
