@@ -151,6 +151,7 @@ class Stats:
         waiting: Asks that wait for one.
         kv_tokens: Positions that the slots' caches hold.
         kv_max_tokens: Positions that they have room for.
+        kept_bytes: What is kept of earlier pictures beside them.
         picture_hits: Pictures whose tokens were kept from an earlier question.
         picture_misses: Pictures that were encoded.
         restarts: How often the worker or the picture process was started again.
@@ -160,6 +161,7 @@ class Stats:
     waiting: int = 0
     kv_tokens: int = 0
     kv_max_tokens: int = 0
+    kept_bytes: int = 0
     picture_hits: int = 0
     picture_misses: int = 0
     restarts: int = 0

@@ -122,8 +122,8 @@ class Memory:
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes of everything in the store."""
-        return sum(kept.num_bytes for kept in self._kept.values())
+        """Return the bytes of everything in the store. Any thread may ask."""
+        return sum(kept.num_bytes for kept in list(self._kept.values()))
 
     # -- image tokens -----------------------------------------------------------------------------------------------
 

@@ -39,8 +39,8 @@ class Front:
         self._observer = Observer(Metrics(model), time.monotonic)
         routes = _routes(settings, model, limits, self._observer)
         self.paths = frozenset(routes)
-        bounded = BodyBounds(Router(routes), limits, Budget(limits.max_held_bytes))
-        self._app = Watch(Guard(bounded, settings), settings.request_timeout_s, time.monotonic, self._ended)
+        guarded = Guard(Router(routes), settings)
+        self._app = Watch(guarded, settings.request_timeout_s, time.monotonic, self._ended)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -75,6 +75,9 @@ def _routes(
     settings: ServeSettings, model: Model, limits: FrontLimits, observer: Observer
 ) -> dict[str, dict[str, ASGIApp]]:
     service = Service(settings, limits, model, observer)
+    budget = Budget(limits.max_held_bytes)
+    asking: dict[str, ASGIApp] = {"/v1/chat/completions": ChatRoute(service)}
+    asking |= {f"/v1/{task}": NativeRoute(service, task) for task in TASKS}
     description = openapi(__version__, bool(settings.keys))
     info = Info(settings, limits, model, int(time.time()))
     return {
@@ -85,6 +88,5 @@ def _routes(
         "/metrics": {"GET": text_route(observer.metrics.text, CONTENT_TYPE)},
         "/v1/models": {"GET": document_route(info.models)},
         "/v1/metadata": {"GET": document_route(info.metadata)},
-        "/v1/chat/completions": {"POST": ChatRoute(service)},
-        **{f"/v1/{task}": {"POST": NativeRoute(service, task)} for task in TASKS},
+        **{path: {"POST": BodyBounds(route, limits, budget)} for path, route in asking.items()},
     }

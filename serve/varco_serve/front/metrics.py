@@ -30,6 +30,7 @@ class _ModelNumbers(Collector):
             ("slots", "Answers that may run at once.", 0 if facts is None else facts.slots),
             ("kv_tokens", "Tokens that the slots' caches hold.", stats.kv_tokens),
             ("kv_tokens_max", "Tokens that they have room for.", stats.kv_max_tokens),
+            ("picture_cache_bytes", "Bytes that are kept of earlier pictures.", stats.kept_bytes),
             ("ready", "Whether questions are answered now.", float(self._model.not_ready is None)),
         ):
             yield GaugeMetricFamily(f"varco_{name}", what, value=value)

@@ -12,6 +12,8 @@ from typing import Any
 from varco_serve import wire
 
 _MAX_LINE_CHARS = 1000
+_END_S = 0.5
+"""How long a child may take to see that its socket was closed; one in the midst of a step does not look at it."""
 
 
 class Process:
@@ -99,10 +101,14 @@ class Process:
         return await self._process.wait()
 
     async def end(self) -> int:
-        """Kill it where it still runs, and return its status."""
-        self.kill()
-        status = await self._process.wait()
+        """Close its socket, of which it ends by itself, kill it where it does not, and return its status."""
         self.writer.close()
+        try:  # one that has died is not to be killed: asyncio would lose its status
+            async with asyncio.timeout(_END_S):
+                status = await self._process.wait()
+        except TimeoutError:
+            self.kill()
+            status = await self._process.wait()
         self._lines.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._lines

@@ -225,7 +225,7 @@ class Supervisor:
         finally:
             self._is_ready = False
             self._worker = None
-            self._stats = replace(self._stats, kv_tokens=0)
+            self._stats = replace(self._stats, kv_tokens=0, kept_bytes=0)
             status = await worker.end()
         return status
 
@@ -253,16 +253,10 @@ class Supervisor:
             self._dispatch()
         entry.events.put_nowait(event)
 
-    def _count(self, kv_tokens: int, kv_max_tokens: int, picture_hits: int, picture_misses: int) -> None:
-        """Count what the worker says since it last said something: sums outlive it."""
-        stats = self._stats
-        self._stats = replace(
-            stats,
-            kv_tokens=kv_tokens,
-            kv_max_tokens=kv_max_tokens,
-            picture_hits=stats.picture_hits + picture_hits,
-            picture_misses=stats.picture_misses + picture_misses,
-        )
+    def _count(self, picture_hits: int, picture_misses: int, **now: int) -> None:
+        """Take what the worker holds now, and add to the sums, which outlive it, what came since it last said so."""
+        hits, misses = self._stats.picture_hits + picture_hits, self._stats.picture_misses + picture_misses
+        self._stats = replace(self._stats, picture_hits=hits, picture_misses=misses, **now)
 
     def _load_options(self) -> dict[str, Any]:
         settings = self._settings

@@ -27,6 +27,7 @@ class Tally:
         return {
             "kv_tokens": sum(len(self._memory.sequence_in(slot).ids) for slot in range(num_slots)),
             "kv_max_tokens": num_slots * self._max_context,
+            "kept_bytes": self._memory.num_bytes,
             "picture_hits": max(0, num_pictures - num_encoded),
             "picture_misses": min(num_pictures, num_encoded),
         }

@@ -18,7 +18,7 @@ from varco_serve.supervisor import supervisor as module
 from varco_serve.supervisor.process import Process
 from varco_serve.supervisor.supervisor import EndedError, Supervisor
 
-COUNTS = {"kv_tokens": 10, "kv_max_tokens": 200, "picture_hits": 2, "picture_misses": 3}
+COUNTS = {"kv_tokens": 10, "kv_max_tokens": 200, "kept_bytes": 5, "picture_hits": 2, "picture_misses": 3}
 
 
 class Place:
