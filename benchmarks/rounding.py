@@ -258,7 +258,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--zeros", action="store_true", help="zero points")
     parser.add_argument("--fp8", action="store_true", help="FP8 weights and inputs")
     parser.add_argument("--head", action="store_true", help="int4 and int8 heads too")
-    parser.add_argument("--compensate", action=argparse.BooleanOptionalAction, default=True, help="make up for errors")
+    parser.add_argument("--compensate", action=argparse.BooleanOptionalAction, default=False, help="make up for errors")
     parser.add_argument("--layers", type=int, metavar="N", help="round the first N only")
     parser.add_argument("--drawn", type=int, default=0, metavar="N", help="calibrate with N of the project's texts")
     return parser

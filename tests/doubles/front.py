@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from starlette.types import ASGIApp
 
 from varco_serve.front.app import Front, create_app
 from varco_serve.front.limits import FrontLimits
@@ -23,7 +24,7 @@ def settings(**changed: Any) -> ServeSettings:
     return ServeSettings(bundle=Path("bundle"), **changed)
 
 
-def client(app: Front, **options: Any) -> httpx.AsyncClient:
+def client(app: ASGIApp, **options: Any) -> httpx.AsyncClient:
     """A client without any socket."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", **options)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varco_cli.arguments import BundleArgument, JsonOption
+from varco_cli.arguments import BundleArgument, JsonOption, KvCacheOption, OpenVinoDeviceOption, PrecisionOption
 from varco_cli.console import count_text, note, print_facts, print_table, size_text, write, write_document
+from varco_runtime.backends.openvino.settings import OpenVinoSettings
+from varco_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from varco_runtime.bundle.manifest import Manifest
@@ -24,13 +26,27 @@ def inspect(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Show instead which kernel each node gets on this device.")
     ] = False,
+    provider: Annotated[
+        str, typer.Option(metavar="auto|openvino", help="Whose kernels --kernels shows; auto: ONNX Runtime's.")
+    ] = "auto",
+    openvino_device: OpenVinoDeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    kv_cache_precision: KvCacheOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle holds: licence, networks, precisions, memory, picture and prompt settings."""
     from varco_runtime.bundle.opening import Bundle
 
+    if provider not in ("auto", "openvino"):
+        raise UsageError(f"--provider {provider!r} is unknown here. Expected auto or openvino.")
+    openvino = OpenVinoSettings(openvino_device, precision, kv_cache_precision)
+    if (openvino != OpenVinoSettings() and provider != "openvino") or (provider == "openvino" and not kernels):
+        raise UsageError("OpenVINO's kernels are shown by --kernels --provider openvino. Give both, or neither.")
     opened = Bundle.read(bundle)
     manifest = opened.manifest
+    if kernels and provider == "openvino":
+        _show_openvino_layers(opened, openvino, as_json)
+        return
     if kernels:
         _show_kernels(opened, as_json)
         return
@@ -70,6 +86,31 @@ def _show_kernels(bundle: Bundle, as_json: bool) -> None:
             (use.operator, use.shape, str(use.nodes), *names) for use, names in zip(of_network, kernels, strict=True)
         ]
         print_table(f"\n{network}", ("operator", "shape", "nodes", *header), cells, right=(2,))
+
+
+def _show_openvino_layers(bundle: Bundle, settings: OpenVinoSettings, as_json: bool) -> None:
+    """Print what OpenVINO fused, in which types. The bundle is checked in full before it is compiled."""
+    from varco_runtime.backends.openvino.backend import check_networks
+    from varco_runtime.backends.openvino.runtime_model import runtime_layers
+    from varco_runtime.system.processor import usable_cores
+
+    check_networks(bundle)
+    bundle.check((name for name in bundle.manifest.files), full=True)
+    with bundle.unchanged():
+        layers = runtime_layers(bundle, settings, usable_cores())
+    device, basis = f"OpenVINO's {settings.chosen_device}", "what its plugin has compiled"
+    if as_json:
+        rows = [dataclasses.asdict(layer) for layer in layers]
+        write_document(json.dumps({"device": device, "basis": basis, "kernels": rows}, indent=2, ensure_ascii=False))
+        return
+    write(f"Kernels on {device}, by {basis}\n")
+    for network in dict.fromkeys(layer.network for layer in layers):
+        cells = [
+            (layer.operator, layer.kernel, layer.precision, str(layer.nodes))
+            for layer in layers
+            if layer.network == network
+        ]
+        print_table(f"\n{network}", ("operator", "kernel", "type", "nodes"), cells, right=(3,))
 
 
 def _kernel_device(manifest: Manifest) -> tuple[str, tuple[int, int] | None]:

@@ -19,15 +19,15 @@ project's own preprocessing, and survives a kill:
     work.py          the folder a killed run goes on from   report.py        quantization.json
     asset.py         config.json and other small files      quantizer.py     the one file that knows all stages
 
-Each linear is measured behind the rounded ones in front of it, and rounded towards what it gave in the original.
-Without compensation a whole layer is measured behind rounded layers, itself unrounded, as llm-compressor's sequential
-pipeline does. Activations are kept on disk in fp32 and read one sample at a time, the original's too.
+A layer is measured with the outputs of the quantized layers before it, and itself unquantized, as llm-compressor's
+sequential pipeline does; with compensation each linear is, behind the rounded ones of its own layer too. Activations
+are kept on disk in fp32 and read one sample at a time; the original's too, of samples held out or compensated.
 
 Memory, for L parameters in a decoder layer, hidden width h, MLP width m and at most S tokens in a sample, in floats of
-4 bytes: L (the layer) plus the larger of m^2 + h m + 4 S m (measuring down_proj; without compensation 3 h^2 for h m)
-and 3 m^2 + 2 h m (quantizing it; or 2 m^2 + 5 h m); before the first layer the vision tower instead; and some 0.8 GB of
-libraries and buffers. A 14B and the largest picture: 4.9 GB and that. Disk: the result, and 6 T h floats for T
-calibration tokens; without compensation 2 T h.
+4 bytes: L (the layer) plus the larger of 3 h^2 + m^2 + 4 S m (measuring; with compensation h m for 3 h^2) and
+3 m^2 + 2 h m (quantizing it; or 2 m^2 + 5 h m); before the first layer the vision tower instead; and some 0.8 GB of
+libraries and buffers. A 14B and the largest picture: 4.9 GB and that. Disk: the result, and 2 T h floats for T
+calibration tokens; with compensation 6 T h.
 
 llm-compressor is not needed; torch is imported by whatever computes.
 """

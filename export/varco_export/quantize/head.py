@@ -129,9 +129,10 @@ def _hessian(run: Run, work: Work) -> Hessian:
         for stream in ours:
             hessian.add(stream)
         return hessian
+    weights = (torch.from_numpy(one).to(run.device) for one in run.token_weights())
     theirs = read_activations(work.originals(run.num_layers), run.original_lengths, width, some)
-    for stream, original, weights in zip(ours, theirs, run.token_weights(), strict=True):
-        hessian.add(stream, on(original) - stream, torch.from_numpy(weights).to(run.device))
+    for stream, original, of_tokens in zip(ours, theirs, weights, strict=True):
+        hessian.add(stream, on(original) - stream, of_tokens)
     return hessian
 
 

@@ -45,7 +45,7 @@ class Hessian:
             weights: `[S]`, what each token counts for; one where it is left out.
         """
         rows = inputs.reshape(-1, inputs.shape[-1])
-        weighted = rows if weights is None else rows * weights[:, None]
+        weighted = rows if weights is None or bool((weights == 1).all()) else rows * weights[:, None]
         self._sum.addmm_(weighted.T, rows)
         self._num_samples += 1
         self._num_tokens += len(rows) if weights is None else float(weights.sum())

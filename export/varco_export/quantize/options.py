@@ -33,7 +33,7 @@ class QuantizeOptions:
         symmetric: Whether there are no zero points.
         lm_head: `plain`, or `int4` or `int8` by GPTQ.
         seed: What the rotation is made of, 0 to 2^32 - 1.
-        compensate: Whether each linear makes up for the errors before it; None is yes, where samples are measured.
+        compensate: Whether each linear makes up for the errors before it, as calibration shows them.
     """
 
     method: str
@@ -47,7 +47,7 @@ class QuantizeOptions:
     symmetric: bool = True
     lm_head: str = "plain"
     seed: int = 0
-    compensate: bool | None = None
+    compensate: bool = False
 
     @property
     def num_bits(self) -> int:
@@ -77,7 +77,7 @@ class QuantizeOptions:
     @property
     def compensates(self) -> bool:
         """Return whether linears make up for the errors before them."""
-        return self.is_calibrated and self.compensate is not False
+        return self.is_calibrated and self.compensate
 
     @property
     def searches(self) -> bool:
@@ -117,8 +117,8 @@ class QuantizeOptions:
             )
         if self.method == "none" and not self.is_rotated:
             raise UsageError("--method none --no-rotate would copy the checkpoint. Leave --no-rotate out.")
-        if self.compensate is not None and not self.is_calibrated:
-            raise UsageError(f"--method {self.method} measures nothing. Leave --compensate and --no-compensate out.")
+        if self.compensate and not self.is_calibrated:
+            raise UsageError(f"--method {self.method} measures nothing. Leave --compensate out.")
         self._check_format()
         if not 1 <= self.sample_limit <= 10_000 or self.max_samples == 0:
             raise UsageError(f"--samples {self.max_samples} is out of range. Expected 1 to 10000.")

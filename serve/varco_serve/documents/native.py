@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from varco_runtime.errors import PromptError, one_line
@@ -21,13 +21,14 @@ from varco_serve.documents.ignored import named
 from varco_serve.documents.sampling import answer_options
 from varco_serve.documents.turns import MAX_TEXT_CHARS
 from varco_serve.documents.unsupported import IN_NATIVE, check_unsupported
-from varco_serve.messages import AskTurn
+from varco_serve.messages import AskTurn, Failed
 
-__all__ = ["FORMATS", "TASKS", "NativeRequest", "formatted", "parse_native"]
+__all__ = ["FORMATS", "TASKS", "NativeRequest", "formatted", "in_native_words", "parse_native"]
 
 TASKS = ("ocr", "ground", "refer")
 _MAX_OBJECT_CHARS = 1000
 _MAX_MESSAGE_CHARS = 300
+_PARAMS = {"messages": None, "response_format": "strict"}
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 _TEXTS = ("prompt", "text", "system", "stop", "tiling", "format", "box")
 _FLAGS = ("strict", "untrained", "ignore_eos", "stop_loops")
@@ -80,6 +81,11 @@ def parse_native(task: str, query: Mapping[str, str], content_type: str, body: o
         raise RequestError(f"{shown(twice)} stands in the address and in the body. Leave one out.")
     assert isinstance(body, Mapping), "Bug: Fields took what is no object."
     return _request(task, Fields({**body, **given}), None)
+
+
+def in_native_words(failed: Failed) -> Failed:
+    """Return why an answer failed, without the names of fields that a chat has and these requests do not."""
+    return replace(failed, param=_PARAMS.get(failed.param or "", failed.param))
 
 
 def _request(task: str, fields: Fields, raw: bytes | None) -> NativeRequest:

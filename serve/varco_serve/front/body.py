@@ -77,7 +77,7 @@ class Share:
 
 
 class BodyBounds:
-    """ASGI middleware that ends a body that is too long or too slow, for whichever route reads it.
+    """ASGI middleware that ends a body that is too long or too slow, around a route that reads one.
 
     Args:
         app: What reads the body.

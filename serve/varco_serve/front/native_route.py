@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from varco_serve.documents.errors import RequestError
-from varco_serve.documents.native import NativeRequest, formatted, parse_native
-from varco_serve.front.asks import Asks
+from varco_serve.documents.native import NativeRequest, formatted, in_native_words, parse_native
+from varco_serve.front.asks import AnswerError, Asks
 from varco_serve.front.body import read_body
 from varco_serve.front.disconnect import unless_gone
 from varco_serve.front.event_stream import EventStream, as_event
@@ -56,12 +56,15 @@ class NativeRoute:
         is_stream = _accepts_events(scope)
         request, asks = await self._asked(scope, query, body, is_stream)
         headers = ignored_header(request.ignored)
-        async with asks as answers:
-            if is_stream:
-                await self._stream(record_of(scope), answers, EventStream(send, headers))
-                return
-            while (taken := await answers.next()) is not None:
-                event = taken[1]
+        try:
+            async with asks as answers:
+                if is_stream:
+                    await self._stream(record_of(scope), answers, EventStream(send, headers))
+                    return
+                while (taken := await answers.next()) is not None:
+                    event = taken[1]
+        except AnswerError as error:
+            raise AnswerError(in_native_words(error.failed)) from None
         assert isinstance(event, Done), "Bug: an answer without its end."
         content_type, text = formatted(event.document, request.format)
         await Response(text, headers={"content-type": content_type, **headers})(scope, receive, send)
@@ -82,8 +85,7 @@ class NativeRoute:
         body.clear()
         if is_stream and request.format != "json":
             raise RequestError("Events are JSON. Leave out format, or the header Accept.", param="format")
-        asks = await self._service.ask(scope, request)
-        return replace(request, pictures=()), asks
+        return replace(request, pictures=()), self._service.ask(scope, request)
 
     async def _stream(self, record: Record, answers: Asks, stream: EventStream) -> None:
         record.is_stream, record.error_event = True, _error_event
@@ -96,7 +98,9 @@ class NativeRoute:
 
 
 def _piece(said: Said) -> list[bytes]:
-    texts = [as_event({"text": said.text, "plain_text": said.plain_text}, "text")] if said.text else []
+    texts = (
+        [as_event({"text": said.text, "plain_text": said.plain_text}, "text")] if said.text or said.plain_text else []
+    )
     return texts + [as_event(region, "region") for region in said.regions]
 
 

@@ -13,9 +13,9 @@ if any(find_spec(name) is None for name in ("torch", "transformers", "compressed
 
 import torch
 
-from tests.export.quantize.test_quantize import Quiet, draw, options_for
+from tests.export.quantize.test_quantize import Quiet, contents, draw, options_for
 from varco_export.checkpoint.checkpoint import Checkpoint
-from varco_export.quantize import QuantizeOptions, quantize
+from varco_export.quantize import QuantizeOptions, compensated, quantize
 from varco_export.quantize.feedback import DAMPENING
 from varco_export.quantize.grid import to_fp8
 from varco_export.quantize.halves import FIRST, HALVES, LAST, Halves
@@ -23,7 +23,7 @@ from varco_export.quantize.layer import Decoder
 from varco_export.quantize.linear import Hessian, Measured
 from varco_export.quantize.quantizer import _prepare
 from varco_export.tiny import TinyOptions, make_tiny
-from varco_runtime.errors import UsageError
+from varco_runtime.errors import ExportError, UsageError
 
 CPU = torch.device("cpu")
 TINY = TinyOptions(seed=8, num_hidden_layers=2, num_vision_layers=1)
@@ -118,6 +118,30 @@ def test_a_model_that_makes_up_for_its_errors_is_nearer_to_the_original(
         assert report["compensated"] is compensate
         found[compensate] = report["kl_nats_per_token"]
     assert found[True] < 0.5 * found[False], found
+
+
+@pytest.mark.parametrize(("stage", "call"), [("write_activations", 2), ("write_activations", 7), ("write_shard", 2)])
+def test_a_compensated_run_that_fails_anywhere_in_a_layer_continues_to_the_same_bytes(
+    source: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, call: int
+) -> None:
+    options = options_for(texts, compensate=True, max_samples=20)
+    quantize(source, tmp_path / "expected", options, Quiet())
+    real, calls = getattr(compensated, stage), 0
+
+    def failing(*arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(compensated, stage, failing)
+    with pytest.raises(ExportError, match=r"No space left on device.*run the same command again"):
+        quantize(source, tmp_path / "out", options, Quiet())
+    monkeypatch.undo()
+    quantize(source, tmp_path / "out", options, Quiet())
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+    assert not (tmp_path / ".out.varco-quantize").exists()
 
 
 def test_the_tokens_of_pictures_together_count_for_no_more_than_those_of_texts(

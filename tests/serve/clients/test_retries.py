@@ -12,6 +12,7 @@ import pytest
 from tests.doubles.front import front
 from tests.doubles.model import ScriptedModel, answer
 from tests.makers.requests import user
+from tests.makers.server import RunningServer, until
 from varco_serve.messages import Ask, Failed
 
 FULL = Failed(429, "The queue is full.", "queue_full", retry_after_s=3)
@@ -79,3 +80,26 @@ def test_a_failure_within_a_stream_is_an_error_of_the_client() -> None:
     begun = answer("Hello")[:2]
     with pytest.raises(openai.APIError, match="started again"):
         asked(ScriptedModel([*begun, AWAY]), max_retries=0, stream=True)
+
+
+def test_a_real_server_that_is_full_answers_once_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        RunningServer("--slots", "1", "--threads", "1", "--max-queue", "0") as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=3) as client,
+    ):
+        endless = client.chat.completions.create(
+            model="varco", messages=HELLO, stream=True, max_tokens=900, extra_body={"ignore_eos": True}
+        )
+        next(iter(endless))  # it has the only slot
+        slept: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            endless.close()
+            monkeypatch.undo()
+            until(lambda: server.metric("varco_answers_running") == 0)
+
+        monkeypatch.setattr("openai._base_client.time.sleep", sleep)
+        said = client.chat.completions.create(model="varco", messages=HELLO, max_tokens=2)
+        assert said.choices[0].message.content
+        assert slept == [1.0], "the time that Retry-After names"

@@ -13,8 +13,8 @@ from tests.makers.requests import PIXEL, data_url
 from varco_runtime.answer.formats import to_coco, to_hocr, to_json_regions
 from varco_runtime.markup.parser import parse
 from varco_serve.documents.errors import RequestError
-from varco_serve.documents.native import NativeRequest, formatted, parse_native
-from varco_serve.messages import AskTurn
+from varco_serve.documents.native import NativeRequest, formatted, in_native_words, parse_native
+from varco_serve.messages import AskTurn, Failed
 
 REFER = {"prompt": "What is {object}?", "text": "this", "box": "0.1, 0.2,0.3,0.4"}
 ASKED = "What is <obj>this</obj><bbox>0.1, 0.2, 0.3, 0.4</bbox>?"
@@ -150,6 +150,13 @@ def test_other_bodies_are_refused(content_type: str) -> None:
 def test_an_empty_body_is_no_picture() -> None:
     with pytest.raises(RequestError, match="empty"):
         raw("ocr", b"")
+
+
+@pytest.mark.parametrize(
+    ("param", "told"), [("messages", None), ("response_format", "strict"), ("image", "image"), (None, None)]
+)
+def test_a_failed_answer_names_no_field_of_a_chat(param: str | None, told: str | None) -> None:
+    assert in_native_words(Failed(400, "No.", "c", param)) == Failed(400, "No.", "c", told)
 
 
 MARKUP = "<char>EXIT</char><bbox>0.1, 0.2, 0.3, 0.4</bbox>\n<obj>a <b></obj><bbox>0, 0, 1, 1</bbox>"

@@ -18,6 +18,7 @@ from varco_serve.front.limits import FrontLimits
 CHAT = json.dumps({"model": "varco", "messages": [{"role": "user", "content": "Hello"}]}).encode()
 HEADER = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+UNREAD = (("GET", "/health"), ("POST", "/nothing"), ("POST", "/health"))
 SMALL = dataclasses.replace(FrontLimits(), max_body_bytes=1 << 20)
 
 
@@ -42,6 +43,16 @@ def test_a_body_that_is_too_long_is_refused_by_its_length_and_by_its_bytes() -> 
     assert post(CHAT, length=(1 << 20) + 1) == (413, "request_too_large")
     assert post(*[b" " * 65_536] * 17) == (413, "request_too_large")
     assert post(CHAT, b" " * 65_536) == (200, "")
+
+
+def test_a_body_that_nobody_reads_is_not_held_against_its_request() -> None:
+    async def asking() -> list[int]:
+        headers = {"content-length": str(1 << 40)}
+        async with client(front(ScriptedModel(), SMALL)) as caller:
+            found = [await caller.request(method, path, headers=headers) for method, path in UNREAD]
+            return [response.status_code for response in found]
+
+    assert asyncio.run(asking()) == [200, 404, 405]
 
 
 def test_the_bound_is_32_mib() -> None:

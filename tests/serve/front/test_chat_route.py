@@ -9,9 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from tests.doubles.front import client, front, listening
 from tests.doubles.model import FACTS, ScriptedModel, answer, done
+from varco_serve.front.app import Front
 from varco_serve.front.limits import FrontLimits
 from varco_serve.messages import Ask, Begun, Failed, Said
 
@@ -82,36 +84,42 @@ def test_several_answers_are_told_apart_by_their_index_and_their_seeds() -> None
     assert [one.options.get("seed") for one in model.asks] == [40, 41]
 
 
+class Tapped:
+    """An app that opens a gate as soon as it has sent a comment."""
+
+    def __init__(self, app: Front, gate: asyncio.Event) -> None:
+        self.app = app
+        self.gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def tapped(message: Message) -> None:
+            if message.get("body") == b": waiting\n\n":
+                self.gate.set()
+            await send(message)
+
+        await self.app(scope, receive, tapped)
+
+
+def ask_with_gate(*script: Any) -> httpx.Response:
+    """Return the stream of an answer that goes on, where the script has a None, once a comment was sent."""
+
+    async def asking() -> httpx.Response:
+        gate = asyncio.Event()
+        model = ScriptedModel([gate if step is None else step for step in script])
+        async with client(Tapped(front(model, IMPATIENT), gate)) as caller:
+            return await caller.post("/v1/chat/completions", json={**CHAT, "stream": True})
+
+    return asyncio.run(asking())
+
+
 def test_a_stream_that_waits_sends_comments_and_then_its_answer() -> None:
-    gate = asyncio.Event()
-
-    async def asking() -> list[str]:
-        model = ScriptedModel([Begun(7), Said("Hello", "Hello"), gate, done("Hello")])
-        async with (
-            client(front(model, IMPATIENT)) as caller,
-            caller.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response,
-        ):
-            return [line async for line in response.aiter_lines()]
-
-    async def opening() -> list[str]:
-        asyncio.get_running_loop().call_later(0.1, gate.set)
-        return await asking()
-
-    lines = asyncio.run(opening())
-    assert ": waiting" in lines
-    assert lines[-2:] == ["data: [DONE]", ""]
+    response = ask_with_gate(Begun(7), Said("Hello", "Hello"), None, done("Hello"))
+    assert "\n\n: waiting\n\n" in response.text
+    assert response.text.endswith("data: [DONE]\n\n")
 
 
 def test_a_stream_that_waits_for_its_place_begins_with_a_comment_and_may_still_fail() -> None:
-    gate = asyncio.Event()
-
-    async def asking() -> httpx.Response:
-        asyncio.get_running_loop().call_later(0.1, gate.set)
-        model = ScriptedModel([gate, Failed(503, "The queue was too long.", retry_after_s=3)])
-        async with client(front(model, IMPATIENT)) as caller:
-            return await caller.post("/v1/chat/completions", json={**CHAT, "stream": True})
-
-    response = asyncio.run(asking())
+    response = ask_with_gate(None, Failed(503, "The queue was too long.", retry_after_s=3))
     assert response.status_code == 200
     assert response.text.startswith(": waiting\n\n")
     assert events_of(response)[-1]["error"]["message"] == "The queue was too long."
@@ -169,7 +177,7 @@ def test_a_request_that_takes_too_long_ends() -> None:
 
     model = ScriptedModel(script)
     assert error_of(ask(model, options={"request_timeout_s": 0.05}))[:2] == (504, "request_timeout")
-    events = events_of(ask(model, options={"request_timeout_s": 0.05}, stream=True))
+    events = events_of(ask(model, options={"request_timeout_s": 0.5}, stream=True))
     assert events[-1]["error"]["code"] == "request_timeout"
     assert (model.num_running, model.num_cancelled) == (0, 2)
 
@@ -177,16 +185,16 @@ def test_a_request_that_takes_too_long_ends() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_that_the_server_s_end_cuts_off_says_so(stream: bool) -> None:
     async def asking() -> bytes:
-        app = front(ScriptedModel([Begun(7), Said("a", "a"), asyncio.Event()]))
-        async with listening(app, stop_s=0) as port:
+        model = ScriptedModel([Begun(7), Said("a", "a"), asyncio.Event()])
+        async with listening(front(model), stop_s=0) as port:
             body = json.dumps({**CHAT, "stream": stream}).encode()
             fields = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{fields}".encode() + body)
-            while not app.num_running:
-                await asyncio.sleep(0)
-            await asyncio.sleep(0.05)
-        received = await reader.read()
+            received = await reader.readuntil(b'"a"') if stream else b""
+            while not model.num_begun:
+                await asyncio.sleep(0.001)
+        received += await reader.read()
         writer.close()
         return received
 

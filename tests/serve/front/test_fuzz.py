@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -25,15 +26,14 @@ async def _answered(port: int, request: bytes) -> bytes:
         return b""
 
 
-async def _fuzz(make: object) -> tuple[list[bytes], list[bytes]]:
+async def _fuzz(make: Callable[[Iterable[str]], list[bytes]], limits: FrontLimits) -> tuple[list[bytes], list[bytes]]:
     """Send the requests that a function makes of the routes, many at a time, and return them and their answers."""
-    assert callable(make)
     model = ScriptedModel(answer("Hello", picture=PICTURE))
-    app = front(model, LIMITS, max_queue=1000)
-    sent: list[bytes] = make(app.paths)
+    app = front(model, limits, max_queue=1000)
+    sent = make(app.paths)
     failures: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
-    async with listening(app, LIMITS) as port:
+    async with listening(app, limits) as port:
         answers: list[bytes] = []
         for start in range(0, len(sent), TOGETHER):
             group = sent[start : start + TOGETHER]
@@ -44,19 +44,21 @@ async def _fuzz(make: object) -> tuple[list[bytes], list[bytes]]:
 
 
 def test_every_method_on_every_route_is_answered() -> None:
-    sent, answers = asyncio.run(_fuzz(lambda routes: [one.on_the_wire() for one in http_requests(routes)]))
+    sent, answers = asyncio.run(
+        _fuzz(lambda routes: [one.on_the_wire() for one in http_requests(routes)], FrontLimits())
+    )
     check_answers(sent, answers)
     assert all(answers)
 
 
 def test_requests_with_changed_bytes_are_answered_or_closed() -> None:
-    check_answers(*asyncio.run(_fuzz(lambda routes: many_changed(routes, 20, 320))))
+    check_answers(*asyncio.run(_fuzz(lambda routes: many_changed(routes, 20, 320), LIMITS)))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(4))
 def test_thousands_of_requests_with_changed_bytes_are_answered_or_closed(seed: int) -> None:
-    check_answers(*asyncio.run(_fuzz(lambda routes: many_changed(routes, seed, 4000))))
+    check_answers(*asyncio.run(_fuzz(lambda routes: many_changed(routes, seed, 4000), LIMITS)))
 
 
 async def _half_open(num: int, seconds: float) -> None:

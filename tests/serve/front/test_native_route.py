@@ -95,6 +95,20 @@ def test_events_are_texts_regions_as_they_close_and_the_document() -> None:
     ]
 
 
+def test_plain_text_that_was_held_back_comes_though_no_text_does() -> None:
+    model = ScriptedModel([Begun(7), Said("<bbox>0.1", ""), Said("", "0.1"), done("<bbox>0.1", plain_text="0.1")])
+    found = events_of(ask(model, "/v1/ocr", accept="text/event-stream"))
+    assert "".join(data["plain_text"] for name, data in found if name == "text") == "0.1"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_a_failure_names_no_field_of_a_chat(accept: str) -> None:
+    model = ScriptedModel([Failed(400, "Too long.", "context_length_exceeded", "messages")])
+    response = ask(model, "/v1/ocr", accept=accept)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] is None
+
+
 def test_a_failure_after_the_first_event_is_an_event() -> None:
     model = ScriptedModel([*SIGN[:2], Failed(503, "It ended.", retry_after_s=1.0)])
     name, document = events_of(ask(model, "/v1/ocr", accept="text/event-stream"))[-1]

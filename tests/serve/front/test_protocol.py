@@ -43,7 +43,7 @@ def limits(**changed: float) -> FrontLimits:
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nhost: local", HEALTH, HEALTH + b"GET /hea"])
 def test_a_connection_whose_header_is_late_is_told_so_and_closed(sent: bytes) -> None:
     async def asking() -> bytes:
-        bounds = limits(header_s=0.05, keep_alive_s=0.3)
+        bounds = limits(header_s=0.5, keep_alive_s=0.5)
         async with (
             listening(front(ScriptedModel()), bounds) as port,
             connected(port, sent[: len(HEALTH)]) as (reader, writer),

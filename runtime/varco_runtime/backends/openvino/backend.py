@@ -59,7 +59,7 @@ class OpenVinoBackend(HostBackend):
         self.slots = host_slots(bundle.manifest, max_context, slots, takes_rows=True)  # a request each: of any export
         self._slot = 0
         self._settings = settings or OpenVinoSettings()
-        _check_networks(bundle)
+        check_networks(bundle)
         super().__init__(bundle, max_context, threads)
         self._load()
 
@@ -210,9 +210,19 @@ class OpenVinoBackend(HostBackend):
         return [by_name[name] for name in state_names(self._model.num_layers)]
 
 
-def _check_networks(bundle: Bundle) -> None:
-    """Refuse what OpenVINO cannot run: products of int8 rows, whose input is rounded by rows too, and int8 caches."""
+def check_networks(bundle: Bundle) -> None:
+    """Check that OpenVINO runs a bundle's networks.
+
+    Raises:
+        BackendError: It does not: it is for a GPU, or has products of int8 rows, whose input is rounded by rows too,
+            or an int8 cache.
+    """
     manifest = bundle.manifest
+    if manifest.device != "cpu":
+        raise BackendError(
+            f"OpenVINO runs bundles for the CPU, this one was exported for {manifest.device}. Make another with: varco "
+            "export CHECKPOINT BUNDLE --device cpu"
+        )
     if manifest.kv_format != manifest.decoder.compute:
         raise BackendError(
             f"OpenVINO rounds a cache itself (kv_cache_precision='u8'), this bundle's is in {manifest.kv_format}. Load "
