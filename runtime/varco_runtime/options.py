@@ -11,7 +11,8 @@ from typing import TypedDict
 from varco_runtime.bundle.settings import MAX_LONG_SIDE_PX
 from varco_runtime.errors import UsageError
 from varco_runtime.generation.constraint import Constraint
-from varco_runtime.generation.sampling import SamplingSettings, logit_bias
+from varco_runtime.generation.logit_bias import logit_bias
+from varco_runtime.generation.sampling import SamplingSettings
 
 MAX_NEW_TOKENS = 1024
 

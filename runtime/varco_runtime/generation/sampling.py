@@ -12,9 +12,8 @@ before all of it.
 from __future__ import annotations
 
 import math
-import re
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +26,6 @@ from varco_runtime.errors import BackendError, UsageError
 from varco_runtime.generation.constraint import Constraint, checked_mask
 from varco_runtime.generation.token_scores import MAX_TOP_LOGPROBS, Score, score
 
-MAX_BIASED_TOKENS = 1024
 MIN_TEMPERATURE = 1e-3  # below it, logits / temperature leaves what float32 can tell apart
 
 _BELOW_ONE = 1 - 2.0**-52
@@ -296,34 +294,6 @@ def _expect_value(name: str, value: object, expected: str, holds: bool) -> None:
     """As `_expect`, for what is no option of the command."""
     if not holds:
         raise UsageError(f"{name} is {value!r}, expected {expected}. Give another {name}.")
-
-
-def logit_bias(value: object) -> tuple[tuple[int, float], ...]:
-    """Return a mapping of token ids to biases as `SamplingSettings` takes it; None is none.
-
-    Args:
-        value: At most `MAX_BIASED_TOKENS` ids, whole numbers or as JSON writes a mapping's keys (`"50256"`), each with
-            a number from -100 to 100.
-
-    Raises:
-        UsageError: It is anything else.
-    """
-    if value is None:
-        return ()
-    what = "token ids, each with a number from -100 to 100"
-    if not isinstance(value, Mapping):
-        raise UsageError(f"logit_bias is of type {type(value).__name__}, expected a mapping of {what}. Give one.")
-    if len(value) > MAX_BIASED_TOKENS:
-        raise UsageError(f"logit_bias names {len(value):,} tokens, expected at most {MAX_BIASED_TOKENS:,}. Give fewer.")
-    biases: dict[int, float] = {}
-    for key, bias in value.items():
-        id_ = int(key) if isinstance(key, str) and re.fullmatch("[0-9]{1,9}", key) else key
-        if not _is_whole(id_) or id_ < 0 or not _is_number(bias) or not -100 <= bias <= 100:
-            raise UsageError(f"logit_bias holds {str(key)[:40]!r}: {str(bias)[:40]}, expected {what}. Change that one.")
-        if id_ in biases:
-            raise UsageError(f"logit_bias names token {id_} twice, expected each once. Leave one out.")
-        biases[id_] = float(bias)
-    return tuple(biases.items())
 
 
 def _is_number(value: Any) -> bool:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from varco_serve.documents.errors import RequestError
+from varco_serve.messages import Model
 
 RETRY_AFTER_S = 1.0
+
+
+def num_slots(model: Model) -> int:
+    """Return how many answers a model gives at once; 0 before that is known."""
+    return 0 if model.facts is None else model.facts.slots
 
 
 class Admission:
     """Counts the answers that are asked for, from the end of a request's body on.
 
     Args:
-        max_answers: Returns how many there may be.
+        model: What gives as many at once as it has slots.
+        max_queue: How many may wait besides.
     """
 
-    def __init__(self, max_answers: Callable[[], int]) -> None:
-        self._max_answers = max_answers
+    def __init__(self, model: Model, max_queue: int) -> None:
+        self._model = model
+        self._max_queue = max_queue
         self.num_answers = 0
 
     @contextmanager
@@ -41,7 +49,7 @@ class Admission:
         Raises:
             RequestError: 429, there are too many.
         """
-        most = self._max_answers()
+        most = num_slots(self._model) + self._max_queue
         if self.num_answers + num_answers > most:
             raise RequestError(
                 f"{most} answers run and wait, which is all that may. Try again in a while.",

@@ -12,7 +12,8 @@ import pytest
 from tests.makers.constraints import Rule
 from varco_runtime.bundle.settings import GenerationSettings
 from varco_runtime.errors import BackendError, UsageError
-from varco_runtime.generation.sampling import Sampler, SamplingSettings, logit_bias
+from varco_runtime.generation.logit_bias import logit_bias
+from varco_runtime.generation.sampling import Sampler, SamplingSettings
 from varco_runtime.options import answer_settings
 
 PLAIN = GenerationSettings((0,), 1.0, penalise_prompt=True)

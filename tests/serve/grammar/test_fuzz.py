@@ -141,3 +141,24 @@ def test_this_fuzzer_gets_beyond_the_first_check(small: Small) -> None:
             outcomes.append(str(error))
     assert outcomes.count("said") > 30
     assert len(set(outcomes)) > 20
+
+
+@pytest.mark.full
+def test_complete_answers_are_valid_by_another_library(small: Small) -> None:
+    """But for what JSON's text can say and doubles cannot: 1e999, and multiples of decimals."""
+    jsonschema = pytest.importorskip("jsonschema_rs", reason="it comes with schemathesis")
+    num_valid = 0
+    for seed in range(1500):
+        document = Documents(seed).document()
+        if "multipleOf" in str(document):
+            continue
+        try:
+            answer = walk(small, small.grammars.constraint(schema(document)), seed, 80)
+            text = small.text(answer.ids)
+            is_valid = jsonschema.validator_for(document).is_valid
+        except (GrammarError, jsonschema.ValidationError, ValueError):  # refused by one of the two
+            continue
+        if answer.is_complete and "Infinity" not in str(json.dumps(json.loads(text))):
+            assert is_valid(json.loads(text)), (document, text)
+            num_valid += 1
+    assert num_valid > 200
