@@ -29,6 +29,10 @@ class Admission:
         self._max_queue = max_queue
         self.num_answers = 0
 
+    @property
+    def _most(self) -> int:
+        return num_slots(self._model) + self._max_queue
+
     @contextmanager
     def place(self) -> Iterator[Place]:
         """Let one answer in; its place is given back at the end of the context.
@@ -43,16 +47,27 @@ class Admission:
         finally:
             self.num_answers -= place.num_answers
 
+    def check(self, num_answers: int) -> None:
+        """Check that one request may ever have as many answers.
+
+        Raises:
+            RequestError: 400. Asking again, as clients do after a 429, would never help.
+        """
+        most = self._most
+        if num_answers > most:
+            raise RequestError(f"n is {num_answers}, and at most {most} answers run and wait here.", param="n")
+
     def let_in(self, num_answers: int) -> None:
         """Count further answers.
 
         Raises:
             RequestError: 429, there are too many.
         """
-        most = num_slots(self._model) + self._max_queue
+        most = self._most
         if self.num_answers + num_answers > most:
             raise RequestError(
-                f"{most} answers run and wait, which is all that may. Try again in a while.",
+                f"There is no room for {num_answers} more: {self.num_answers} answers run or wait, at most {most} may. "
+                "Try again in a while.",
                 status=429,
                 code="queue_full",
                 kind="rate_limit_error",
@@ -76,8 +91,9 @@ class Place:
         """Take up as many answers as the request asks for, if it takes up fewer.
 
         Raises:
-            RequestError: 429, there are too many.
+            RequestError: 429, there are too many; 400, there are never as many.
         """
+        self._admission.check(num_answers)
         more = max(0, num_answers - self.num_answers)
         self._admission.let_in(more)
         self.num_answers += more
