@@ -31,8 +31,8 @@ Kind = Callable[["Place"], None]
 class Place:
     """A model and two pictures: one it knows, and one that it has never seen to the end."""
 
-    def __init__(self, bundle: Path) -> None:
-        self.varco = Varco.load(bundle, max_context=MAX_CONTEXT, threads=1)
+    def __init__(self, bundle: Path, provider: str = "auto", **options: Any) -> None:
+        self.varco = Varco.load(bundle, provider, max_context=MAX_CONTEXT, threads=1, **options)
         self.known, self.unknown = picture(0), picture(1)
         self.asked = 0
 
