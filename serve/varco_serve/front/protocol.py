@@ -105,6 +105,7 @@ class FrontProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, or is out of bounds. uvicorn's message is the same for all of it."""
+        assert isinstance(self.conn, BoundedConnection), "Bug: a connection without bounds."
         self._refuse(400, RequestError(self.conn.fault, code="invalid_http"))
 
     def _refuse_late_header(self) -> None:
