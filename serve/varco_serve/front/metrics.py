@@ -54,7 +54,8 @@ class Metrics:
     """
 
     def __init__(self, model: Model, admission: Admission) -> None:
-        disable_created_metrics()  # a gauge beside every counter that says when it began: a third of the text
+        # Else a gauge beside every counter says when it began: a third of the text.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         registry.register(_ModelNumbers(model, admission))
         self.requests = Counter("varco_requests", "Requests that have ended.", ("route", "status"), registry=registry)
