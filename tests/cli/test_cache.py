@@ -35,7 +35,6 @@ def test_it_shows_how_much_is_kept_where(folder: Path, capsys: Captured) -> None
         str(folder),
         "in all              3 MB, at most 8.59 GB",
         "packed weights      2 MB, of 2 networks",
-        "compiled decoders   none",
         "compiled kernels    1 MB",
         "kernel timings      none",
         "remembered hashes   2 bytes",

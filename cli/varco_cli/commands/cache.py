@@ -16,7 +16,6 @@ from varco_runtime.errors import UsageError, VarcoError
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _PARTS = {
     "prepacked": "packed weights",
-    "compiled": "compiled decoders",
     "kernels": "compiled kernels",
     "timings": "kernel timings",
     "verified": "remembered hashes",
@@ -74,7 +73,6 @@ def _document(folder: Path) -> dict[str, Any]:
 
     paths = {
         "prepacked": [folder / "prepacked"],
-        "compiled": [folder / "compiled"],
         "kernels": [folder / "kernels"],
         "timings": sorted(folder.glob("timings-*.cache")),
         "verified": [folder / "verified.json"],

@@ -3,7 +3,6 @@
     varco-edge/
       verified.json          which large files have been hashed (`verified.py`)
       prepacked/KEY/         weights as onnxruntime's kernels want them (`prepacked.py`)
-      compiled/KEY/          decoders as OpenVINO compiled them (`compiled.py`)
       kernels/HASH.cache     what TensorRT for RTX compiled (`kernel_cache.py`)
       timings-*.cache        what kernels took in earlier engine builds (`varco_export.engines.timing_cache`)
       limit                  the most bytes of it all, where `varco cache --limit` was given
@@ -27,8 +26,6 @@ from varco_runtime.system.files import whole_file
 
 MAX_CACHE_BYTES = 8 << 30
 """The most bytes of all entries, unless the user chose another limit; the ones longest unused go first."""
-LARGE_KINDS = ("prepacked", "compiled", "kernels")
-"""The folders whose entries count against the limit."""
 MAKING = ".making-"
 """Begins the name of a folder whose entry is not complete."""
 
@@ -170,7 +167,7 @@ def set_max_cache_bytes(max_bytes: int) -> bool:
 def entries_of(folder: Path) -> list[Path]:
     """Return the complete entries below the cache folder `folder` that count against the limit."""
     entries = []
-    for kind in LARGE_KINDS:
+    for kind in ("prepacked", "kernels"):
         with contextlib.suppress(OSError):
             entries += [path for path in (folder / kind).iterdir() if path.suffix != UNUSABLE and not _is_begun(path)]
     return entries
@@ -219,7 +216,7 @@ def clear(folder: Path) -> int:
         for path in folder.glob(pattern):
             size = num_bytes(path)
             before += size if remove(path) else 0
-    for kind in LARGE_KINDS:
+    for kind in ("prepacked", "kernels"):
         size = num_bytes(folder / kind)
         before += size if remove(folder / kind) else 0
     with contextlib.suppress(OSError):

@@ -7,9 +7,6 @@ batch -> `Concat` with the new rows -> `Assign`, heads expanded by `Unsqueeze`, 
 
 `Gather` asks for the index of a beam, an input int32 `[batch]`. `seqlens_k` has that type and shape and is not needed
 otherwise: positions follow from `total_sequence_length`. It is therefore always 0 here.
-
-Each row of the tables of angles stands twice, once for either half. OpenVINO 2026.4.1 takes rows that stand once as
-well, but a compiled network that it exports reads them wrongly once it is imported.
 """
 
 from __future__ import annotations
@@ -72,15 +69,15 @@ class CachedAttention:
         return [merged.output(0), keys.output(0), values.output(0)]
 
     def _positions(self, qkv: Any, node: Any) -> dict[str, Any]:
-        """Return rows of the rotary tables `[1, 1, S, D]`, and the mask `[1, 1, S, total]`."""
+        """Return rows of the rotary tables `[1, 1, S, D / 2]`, and the mask `[1, 1, S, total]`."""
         ops = self._ops
         length = ops.gather(ops.shape_of(qkv), self._int(1), self._int(0))
         total = ops.convert(ops.reshape(node.get_input(_TOTAL), self._ints(), special_zero=False), "i64")
         rows = ops.range(ops.subtract(total, length), total, self._int(1), "i64")
-        tables = {}
-        for name, index in (("cos", _COS), ("sin", _SIN)):
-            angles = ops.gather(node.get_input(index), rows, self._int(0))
-            tables[name] = ops.unsqueeze(ops.concat([angles, angles], -1), self._ints(0, 1))
+        tables = {
+            name: ops.unsqueeze(ops.gather(node.get_input(index), rows, self._int(0)), self._ints(0, 1))
+            for name, index in (("cos", _COS), ("sin", _SIN))
+        }
         columns = ops.range(self._int(0), total, self._int(1), "i64")
         is_seen = ops.less_equal(ops.unsqueeze(columns, self._ints(0)), ops.unsqueeze(rows, self._ints(1)))
         mask = ops.select(is_seen, ops.constant(np.float32(0)), ops.constant(_HIDDEN))
@@ -89,11 +86,14 @@ class CachedAttention:
 
     def _rotated(self, x: Any) -> Any:
         """Return x `[1, heads, S, D]` with its first half and its second half turned by each position's angles."""
-        ops, half = self._ops, self._head_dim // 2
+        ops, half, cos, sin = self._ops, self._head_dim // 2, self._shared["cos"], self._shared["sin"]
         halves = ops.variadic_split(x, self._int(3), self._ints(half, half))
-        minus_second = ops.multiply(halves.output(1), ops.convert_like(ops.constant(np.float32(-1)), x))
-        across = ops.concat([minus_second, halves.output(0)], -1)
-        return ops.add(ops.multiply(x, self._shared["cos"]), ops.multiply(across, self._shared["sin"]))
+        first, second = halves.output(0), halves.output(1)
+        turned = (
+            ops.subtract(ops.multiply(first, cos), ops.multiply(second, sin)),
+            ops.add(ops.multiply(second, cos), ops.multiply(first, sin)),
+        )
+        return ops.concat(list(turned), -1)
 
     def _expanded(self, x: Any) -> Any:
         """Return keys or values with each head as often as query heads share it: `[1, heads, total, D]`."""

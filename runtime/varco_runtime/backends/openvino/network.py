@@ -8,15 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from varco_runtime.backends.openvino.attention import BEAM_INPUT, CachedAttention, make_stateful
-from varco_runtime.backends.openvino.compiled import CompiledNetwork
+from varco_runtime.backends.openvino.attention import CachedAttention, make_stateful
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.bundle.graph_contract import graph_contract
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.bundle.tensor import Tensor
-from varco_runtime.dtypes import Array
 from varco_runtime.errors import BackendError, BrokenExtraError, BundleError, first_line
 from varco_runtime.system.libraries import needs_extra
 
@@ -89,38 +85,6 @@ class Networks:
 
     def decoder(self) -> Any:
         """Return the compiled decoder, whose caches are states of its requests."""
-        component = self._bundle.manifest.components["decoder"]
-        device, properties = self._settings.chosen_device, self._settings.decoder_properties(self._threads)
-        build = str(self._openvino.__version__)
-        folder = CompiledNetwork.folder_of(self._bundle, component, build, device, properties)
-        if folder is None:
-            return self._compile_decoder(properties)
-        kept, core = CompiledNetwork(folder, self._bundle, self._trial), self._openvino.Core()
-        compiled = kept.load(core, device, properties)
-        if compiled is None:
-            compiled = self._compile_decoder(properties)
-            kept.save(core, compiled, device, properties, component.weight_bytes)
-        return compiled
-
-    def _trial(self, decoder: Any) -> list[Array]:
-        """Return logits of a compiled decoder after three random rows, then after one more behind them."""
-        request, random, found, end = decoder.create_infer_request(), np.random.default_rng(0), [], 0
-        width = self._bundle.manifest.model.hidden_size
-        names = {name for port in decoder.inputs for name in port.get_names()}
-        dtype = decoder.input("inputs_embeds").get_element_type().to_dtype()
-        for rows in (3, 1):
-            end += rows
-            feeds = {
-                "inputs_embeds": random.standard_normal((1, rows, width)).astype(dtype),
-                "total_sequence_length": np.array(end, np.int32),
-                "num_logits": np.array([1], np.int64),
-                BEAM_INPUT: np.zeros(1, np.int32),
-            }
-            request.infer({name: value for name, value in feeds.items() if name in names})
-            found.append(request.get_tensor("logits").data.copy())
-        return found
-
-    def _compile_decoder(self, properties: dict[str, object]) -> Any:
         model = self._bundle.manifest.model
         with _named(self._path("decoder")):
             core = self._openvino.Core()
@@ -128,6 +92,7 @@ class Networks:
             decoder = core.read_model(self._path("decoder"))
             self._check(decoder, "decoder")
             make_stateful(decoder, model)
+            properties = self._settings.decoder_properties(self._threads)
             return core.compile_model(decoder, self._settings.chosen_device, properties)
 
     def tensor(self, array: Any) -> Any:
