@@ -6,19 +6,31 @@ import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
 from varco_runtime.bench.bandwidth import measure
-from varco_runtime.system.processor import cpu_name, usable_cores
+from varco_runtime.system.processor import CPUINFO, cpu_name, usable_cores
+
+_INSTRUCTION_SETS = {
+    "AVX2": "avx2",
+    "AVX-512": "avx512f",
+    "VNNI": "avx512_vnni",
+    "AVX-VNNI": "avx_vnni",
+    "BF16": "avx512_bf16",
+    "AMX": "amx_tile",
+}
+"""By their usual names: what Linux calls them."""
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, usable cores, memory, system, Python: what a figure needs beside it."""
     return {
         "processor": cpu_name(),
+        "instructions": instruction_sets(),
         "usable_cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
@@ -26,6 +38,16 @@ def describe_machine() -> dict[str, Any]:
         "load_average": round(psutil.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def instruction_sets(cpuinfo: Path = CPUINFO) -> list[str]:
+    """Return which of the sets that decide on these products' speed the processor has; none where it cannot be told."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    flags = set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    return [name for name, flag in _INSTRUCTION_SETS.items() if flag in flags]
 
 
 def spread(values: Iterable[float], digits: int = 4) -> dict[str, float]:

@@ -42,6 +42,7 @@ TEXT = (
     ("ours", "int4-a8-head4"),
     ("ours", "int4-a8-head4-g128"),
     ("ours", "int4-a8-head4-g128+varco"),
+    ("ours", "int4-a8-head4-g128@openvino"),
     ("llama_cpp", "q4-head4"),
     ("llama_cpp", "q4-head8"),
     ("onnxruntime_genai", "int4"),
@@ -52,6 +53,8 @@ TEXT = (
 VISION = (
     ("ours", "vision-fp32"),
     ("ours", "vision-int8"),
+    ("ours", "vision-int8@openvino"),
+    ("ours", "vision-fp32@openvino"),
     ("openvino", "vision-int8"),
     ("openvino", "vision-int8-weights"),
     ("openvino", "vision-bf16"),

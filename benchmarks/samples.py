@@ -30,7 +30,7 @@ from varco_export.quantize import QuantizeOptions, quantize
 from varco_runtime import Varco
 from varco_runtime.dtypes import Array
 
-SAME, OWN, TEXT = "varco-tiny, pictures of the same kind", "varco-tiny, the project's own samples", "text, documents"
+SAME, OWN, TEXT = "varco-tiny, the same kind", "varco-tiny, project's own", "text, documents"
 
 
 class Yardstick:

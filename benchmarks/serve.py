@@ -130,9 +130,10 @@ def _beside_engine(options: argparse.Namespace, log: Path) -> dict[str, Any]:
             found["callers"] = many_callers(
                 server, varco, options.callers, options.requests, options.tokens, options.seed, options.rounds
             )
+        after_texts = server.resident_bytes()
         if "kinds" in options.parts:
             found["kinds"] = kinds_of_questions(server, 4 * options.requests, 8, options.tokens, options.seed)
-            found["memory"] = memory(server, options.bundle, at_start, options.threads, options.max_context)
+            found["memory"] = memory(server, options, at_start, after_texts)
         found["restarts"] = server.restarts()
     return found
 

@@ -61,6 +61,8 @@ def beside_peer(options: argparse.Namespace, log: Path) -> dict[str, Any]:
 
 def _measured(host: str, port: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
+    first = Questions("text", options.seed, options.tokens).next().body()
+    asyncio.run(closed_loop(host, port, lambda: first, 1, 1))  # warms up
     for callers in CALLERS:
         questions = Questions("text", options.seed + callers, options.tokens)
         loop = closed_loop(host, port, lambda asked=questions: asked.next().body(), callers, callers * options.requests)
@@ -108,6 +110,7 @@ class LlamaServer:
             "port": self.port,
             "n_ctx": CONTEXT,
             "n_threads": threads or len(os.sched_getaffinity(0)),
+            "n_threads_batch": threads or len(os.sched_getaffinity(0)),
             "chat_format": "chatml",
             "interrupt_requests": False,
             "verbose": False,

@@ -111,9 +111,12 @@ def _kinds(report: Report) -> Iterator[Row]:
     if memory:
         both = memory["front_and_pictures_bytes"] / 1e6
         yield "front and pictures, MB", f"{both:.0f}", f"{memory['limit_front_and_pictures_bytes'] / 1e6:.0f}"
-        worker = memory["after_load_bytes"]["worker"] / 1e6
+        at_start, texts, pictures = (
+            memory[f"{when}_bytes"]["worker"] / 1e6 for when in ("at_start", "after_texts", "after_load")
+        )
         limit = f"{memory['limit_worker_bytes'] / 1e6:.0f}: `varco run`, the cache of all slots, 50"
-        yield "worker, MB", f"{worker:.0f} ({memory['at_start_bytes']['worker'] / 1e6:.0f} at its start)", limit
+        found = f"{at_start:.0f} at its start, {texts:.0f} after texts, {pictures:.0f} with the pictures it remembers"
+        yield "worker, MB", found, limit
 
 
 def _overload(report: Report) -> Iterator[Row]:

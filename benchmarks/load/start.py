@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -68,24 +69,24 @@ def idle(server: Server, seconds: float) -> dict[str, Any]:
 
 
 def memory(
-    server: Server, bundle: Path, at_start: dict[str, int], threads: int | None, max_context: int | None
+    server: Server, options: argparse.Namespace, at_start: dict[str, int], after_texts: dict[str, int]
 ) -> dict[str, Any]:
     """Return what each process holds, at its start and after the load, beside what it may.
 
     Args:
         server: A server that has been asked a lot.
-        bundle: Its bundle.
+        options: The benchmark's own: `bundle`, `threads` and `max_context`, as it was started with.
         at_start: What its processes held before.
-        threads: As it was started.
-        max_context: As it was started.
+        after_texts: What they held before they were shown pictures, of which the worker remembers up to 512 MB.
     """
-    command = [sys.executable, "-c", _RUN, json.dumps([str(bundle), threads, max_context])]
+    command = [sys.executable, "-c", _RUN, json.dumps([str(options.bundle), options.threads, options.max_context])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     run_bytes = int(json.loads(done.stdout))
     cache_bytes = int(json.loads(server.get("/v1/metadata")[1])["cache_bytes"])
     now = server.resident_bytes()
     return {
         "at_start_bytes": at_start,
+        "after_texts_bytes": after_texts,
         "after_load_bytes": now,
         "front_and_pictures_bytes": now["front"] + now["pictures"],
         "limit_front_and_pictures_bytes": MAX_FRONT_BYTES,

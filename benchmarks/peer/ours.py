@@ -16,6 +16,7 @@ from varco_runtime.backend import PromptInputs
 from varco_runtime.prompt.tokenizer import Tokenizer
 
 THROUGH_VARCO = "+varco"
+ON_OPENVINO = "@openvino"
 # variant: (checkpoint, arguments of ExportOptions)
 BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     "fp32": ("checkpoint", {"decoder": "fp32"}),
@@ -33,18 +34,22 @@ BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Ours(Peer):
-    """Variants: `BUNDLES`, through the backend; with `+varco` behind, text goes through `Varco.ask` instead."""
+    """Variants: `BUNDLES`, through the backend; with `@openvino` behind, by that provider; with `+varco` behind, text
+    goes through `Varco.ask` instead."""
 
-    packages = ("onnxruntime", "numpy")
+    packages: tuple[str, ...] = ("onnxruntime", "numpy")
 
     def prepare(self, material: Path, variant: str) -> None:
-        name = variant.removesuffix(THROUGH_VARCO)
-        # Loaded once, so that no measured process makes the packed weights.
-        Varco.load(make_bundle(material, name, *BUNDLES[name]), provider="cpu", max_context=64)
+        name, provider = _bundle_and_provider(variant)
+        # Loaded once, so that no measured process makes the packed weights, and that a missing OpenVINO is told now.
+        Varco.load(make_bundle(material, name, *BUNDLES[name]), provider=provider, max_context=64)
 
     def load(self, material: Path, variant: str, max_context: int, threads: int) -> None:
-        self._folder = material / "ours" / variant.removesuffix(THROUGH_VARCO)
-        self._varco = Varco.load(self._folder, provider="cpu", max_context=max_context, threads=threads)
+        name, provider = _bundle_and_provider(variant)
+        if provider == "openvino":
+            self.packages = ("openvino", "numpy")
+        self._folder = material / "ours" / name
+        self._varco = Varco.load(self._folder, provider=provider, max_context=max_context, threads=threads)
         self._backend = self._varco.backend
         self._random = np.random.default_rng(1)
         self._is_vision = variant.startswith("vision-")
@@ -94,6 +99,11 @@ class Ours(Peer):
 
     def vision(self, pixel_values: Array) -> Array:
         return np.asarray(self._backend.encode(pixel_values)[0])
+
+
+def _bundle_and_provider(variant: str) -> tuple[str, str]:
+    name = variant.removesuffix(THROUGH_VARCO)
+    return name.removesuffix(ON_OPENVINO), "openvino" if name.endswith(ON_OPENVINO) else "cpu"
 
 
 def make_bundle(material: Path, name: str, checkpoint: str, options: dict[str, str]) -> Path:

@@ -96,6 +96,8 @@ def print_report(report: dict[str, Any]) -> None:
     """Tables for people, in Markdown."""
     contexts = [str(context) for context in report["contexts"]]
     rate = report["read_bytes_per_s"]
+    machine = report["machine"]
+    print(f"{machine['processor']} ({', '.join(machine['instructions'])}), load {machine['load_average']};")
     print(f"{report['shape']} shape, {report['threads']} threads, {report['rounds']} rounds, {report['steps']} steps;")
     print(f"memory read at {rate['median'] / 1e9:.1f} GB/s ({rate['min'] / 1e9:.1f} to {rate['max'] / 1e9:.1f}).\n")
     heads = [f"decode ms/token at {c}" for c in contexts] + [f"prefill {c}, s" for c in contexts]

@@ -288,6 +288,15 @@ class ReservesMemory(Protocol):
         """Take it now; what the caches hold stays as it is. A server runs out of memory at its start, or never."""
 
 
+@runtime_checkable
+class CapturesGraphs(Protocol):
+    """A backend that captures steps, keeps what it captured, and counts it."""
+
+    @property
+    def graphs_line(self) -> str:
+        """Return how many steps are captured and how many may be, for people."""
+
+
 def num_slots_of(backend: Backend) -> int:
     """Return how many sequences a backend holds."""
     return backend.num_slots if isinstance(backend, HoldsSlots) else 1

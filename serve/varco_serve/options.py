@@ -13,14 +13,14 @@ from typing import Any
 
 from varco_runtime.backends.slots import AUTO, check_slots
 from varco_runtime.errors import UsageError
-from varco_serve.settings import LOCALHOST, ServeSettings
+from varco_serve.settings import LOCALHOST, ServeSettings, is_loopback
 
 MAX_KEY_FILE_BYTES = 1 << 16
 MIN_KEY_CHARS = 16
 """A key that is shorter can be guessed: 16 characters of a random one are 64 bits and more."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
-_HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]+")
+_HOST = re.compile(r"[A-Za-z0-9._\-\[\]:]+")
 
 
 def serve_settings(*, api_key_file: Path | None, slots: str, **options: Any) -> ServeSettings:
@@ -66,14 +66,6 @@ def serve_settings(*, api_key_file: Path | None, slots: str, **options: Any) -> 
             "FILE, or listen on 127.0.0.1 and let a proxy ask."
         )
     return settings
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address is reached from this machine alone."""
-    try:
-        return host == LOCALHOST or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,18 @@ LOCALHOST = "localhost"
 """The one name of an address that is taken: 127.0.0.1, without asking the network."""
 MAX_BODY_BYTES = 32 << 20
 """Of a request, pictures in base64 included."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from this machine alone.
+
+    Args:
+        host: An address of numbers, or `LOCALHOST`; any other text is none.
+    """
+    try:
+        return host == LOCALHOST or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,15 @@ from PIL import Image
 from benchmarks.charts import COLORS, STYLE, main, peer_charts, quality_chart, scaling_charts
 
 ROOT = Path(__file__).resolve().parents[2]
-REPORTS = ("peers.json", "scaling.json", "quality.json", "quality_gptq.json")
+REPORTS = (
+    "peers.json",
+    "scaling.json",
+    "quality.json",
+    "quality_gptq.json",
+    "serve.json",
+    "serve_soak.json",
+    "samples.json",
+)
 
 
 def kept(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ FACTS = Facts(
     slots=2,
     max_images=4,
     largest_picture_tokens=2000,
-    details={"bundle": "double", "precision": "fp32", "device": "cpu", "license": "CC BY-NC 4.0"},
+    details={"model": "double", "bundle": "double", "precision": "fp32", "device": "cpu", "license": "CC BY-NC 4.0"},
 )
 
 

@@ -17,7 +17,7 @@ import pytest
 from safetensors import safe_open
 
 if any(find_spec(name) is None for name in ("torch", "transformers", "llmcompressor")):
-    pytest.skip("the reference needs the extra 'quantize'", allow_module_level=True)
+    pytest.skip("the reference needs llm-compressor, of the extra 'dev'", allow_module_level=True)
 
 import torch
 

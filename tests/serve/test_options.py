@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from varco_runtime.errors import UsageError
-from varco_serve.options import MAX_KEY_FILE_BYTES, is_loopback, read_keys, serve_settings
+from varco_serve.options import MAX_KEY_FILE_BYTES, read_keys, serve_settings
+from varco_serve.settings import is_loopback
 
-KEY = secrets.token_hex(16)
+KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
 
 def settings(**changed: Any) -> Any:

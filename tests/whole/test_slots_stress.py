@@ -86,7 +86,7 @@ def test_requests_of_many_threads_leave_nothing_behind(
     assert counted.made == num_requests + len(QUESTIONS)
     assert left_behind(varco) == []
     assert counted.num_live == 0
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # of earlier tests some may end meanwhile
 
 
 def test_the_count_finds_streams_that_are_kept(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

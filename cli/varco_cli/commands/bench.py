@@ -142,6 +142,7 @@ def _measure_at_once(options: Options, slots: int | str, as_json: bool, out: Pat
     ]
     title = f"{options.bundle.resolve().name} on {report.device}: {report.new_tokens} tokens each, one picture"
     print_table(title, header, rows, right=tuple(range(8)))
+    note(f"Loaded in {report.load_s:.1f} s. {report.graphs_line}".rstrip())
     if report.slots_line:
         note(report.slots_line)
 

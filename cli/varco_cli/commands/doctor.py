@@ -23,7 +23,7 @@ PACKAGES = (
     *("numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "ml_dtypes", "huggingface_hub"),
     "openvino",
     *("tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings", "torch", "transformers", "av"),
-    *("fastapi", "starlette", "uvicorn", "prometheus-client", "llguidance"),
+    *("starlette", "uvicorn", "prometheus-client", "llguidance"),
 )
 EXTRAS = {
     "cpu": "running a bundle on a CPU",

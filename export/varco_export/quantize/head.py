@@ -125,11 +125,11 @@ def _hessian(run: Run, work: Work) -> Hessian:
 
     some = slice(len(run.samples))
     ours = (on(one) for one in read_activations(work.activations(run.num_layers), run.lengths, width, some))
-    weights = (torch.from_numpy(one).to(run.device) for one in run.token_weights())
     if not run.options.compensates:
-        for stream, of_tokens in zip(ours, weights, strict=True):
-            hessian.add(stream, weights=of_tokens)
+        for stream in ours:
+            hessian.add(stream)
         return hessian
+    weights = (torch.from_numpy(one).to(run.device) for one in run.token_weights())
     theirs = read_activations(work.originals(run.num_layers), run.original_lengths, width, some)
     for stream, original, of_tokens in zip(ours, theirs, weights, strict=True):
         hessian.add(stream, on(original) - stream, of_tokens)

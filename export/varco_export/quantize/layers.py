@@ -65,17 +65,14 @@ def _calibrated_layer(run: Run, work: Work, decoder: Decoder, index: int) -> Non
     layer = decoder.layer(run.checkpoint, index)
     hessians: dict[str, Hessian] = {}
 
-    weights = torch.ones(0)
-
     def watch(name: str, linear: torch.nn.Linear, values: torch.Tensor) -> None:
         if name not in hessians:
             hessians[name] = Hessian(linear)
-        hessians[name].add(values, weights=weights)
+        hessians[name].add(values)
 
     with watched_inputs(layer, watch):
-        for sample, of_tokens in zip(inputs(slice(len(run.samples))), run.token_weights(), strict=True):
-            weights = torch.from_numpy(of_tokens).to(run.device)
-            next(decoder.run(layer, [sample]))
+        for _ in decoder.run(layer, inputs(slice(len(run.samples)))):
+            pass
     if run.held:
         originals = read_activations(work.originals(index), run.original_lengths, width)
         write_activations(work.originals(index + 1), decoder.run(layer, originals))

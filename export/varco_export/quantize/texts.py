@@ -68,6 +68,43 @@ ENGLISH = (
     "place in the chloroplasts, whose green pigment absorbs mostly red and blue light.",
     "If x + 3 = 11 then x = 8. A train that covers 180 kilometres in one and a half hours travels at 120 "
     "kilometres per hour. The area of a circle with radius 5 is about 78.54 square units.",
+    "Permission is given to copy, change and hand on this work, provided that every copy carries this notice "
+    "and says which files were changed and when. Nothing in these terms grants a right to use the names or "
+    "marks of those who contributed. Where a court finds one clause void, the others remain in force.",
+    "NAME\n    sortlines - order the lines of a file\n\nSYNOPSIS\n    sortlines [-r] [-k FIELD] [FILE "
+    "...]\n\nDESCRIPTION\n    Reads each FILE, or standard input where none is given, and writes its lines "
+    "in order. With -k, lines are compared by the FIELD that is named, counted from one. Exits with 2 if a "
+    "file cannot be read.",
+    "Version 2.4.1 (unreleased)\n  * The parser no longer loops on an unterminated string; thanks to all who "
+    "reported it.\n  * Dropped support for the old configuration format. Run convert-config once before "
+    "upgrading.\n  * Fixed a memory leak in the cache when entries are replaced rather than removed.",
+    "In 1871 the two villages, until then divided by the river, voted to share a school, a fire engine and "
+    "the cost of a bridge. The bridge was swept away twice; the third, of iron, still stands, though since "
+    "the flood of 1954 only walkers may cross it.",
+    "Dear Ms Novak, thank you for your letter of 3 May. We are sorry to hear that the parcel reached you "
+    "damaged. A new one will leave our warehouse tomorrow; please keep the old one until the carrier has "
+    "collected it. Yours sincerely,",
+    "The heart has four chambers. Blood that is poor in oxygen enters the right atrium, passes into the "
+    "right ventricle and is pumped to the lungs; it returns to the left atrium and is driven by the left "
+    "ventricle through the whole body.",
+    "Q: Why does my build fail with an undefined reference?\nA: The linker reads libraries from left to "
+    "right, so a library must come after whatever uses it. Put -lm at the end of the command, or list the "
+    "object files first.",
+    "I had expected more of this hotel. The room was clean and the view of the bay splendid, but the walls "
+    "are thin, breakfast ended at nine, and nobody at the desk knew when the next bus would leave. Two stars "
+    "out of five.",
+    "Theorem. Every bounded sequence of real numbers has a convergent subsequence. Proof. Halve the interval "
+    "that contains the sequence; one of the halves contains infinitely many of its terms. Repeat with that "
+    "half, and choose from each interval a term that comes later than those chosen before.",
+    "12:04:17 INFO  server: listening on port 8080\n12:04:21 WARN  pool: 3 of 16 connections are stale, "
+    "reconnecting\n12:05:02 ERROR worker-7: request 5f3a timed out after 30000 ms (retry 2 of 3)\n12:05:03 "
+    "INFO  worker-7: recovered",
+    "Whoever rents the boat shall return it to the same pier before dusk, cleaned and with a full tank. "
+    "Damage is to be reported at once, and in writing; the deposit is paid back within fourteen days, less "
+    "the cost of any repair.",
+    "Interest rates were left unchanged, the bank said on Thursday, because inflation had slowed to 2.3 "
+    "percent while wages rose faster than expected. Analysts had been divided; the currency lost a little "
+    "against the dollar.",
 )
 KOREAN = (
     "오래된 항구에는 소금 냄새가 났고, 여객선이 지나갈 때마다 배들이 서로 부딪쳤다. 폭풍이 지나간 뒤로 "
@@ -101,6 +138,18 @@ KOREAN = (
     "익숙해지면 조금씩 시간을 늘려 보자.",
     "이번 분기 매출은 지난해 같은 기간보다 7.4% 늘어난 3조 2천억 원을 기록했다. 회사 측은 해외 수요가 늘고 "
     "환율이 안정된 덕분이라고 설명했다.",
+    "본 소프트웨어는 있는 그대로 제공되며, 상품성이나 특정 목적에 대한 적합성을 포함하여 어떠한 보증도 하지 "
+    "않습니다. 사본에는 이 고지를 그대로 두어야 합니다.",
+    "1950년대에 지어진 이 역은 한때 하루에 수천 명이 오가던 곳이었다. 지금은 승강장 하나만 남아 있고, "
+    "대합실은 작은 도서관으로 쓰인다.",
+    "질문: 비밀번호를 잊어버렸는데 어떻게 해야 하나요? 답변: 로그인 화면에서 '비밀번호 찾기'를 누르고 가입할 "
+    "때 쓴 전자우편 주소를 입력하세요. 몇 분 안에 안내 메일이 도착합니다.",
+    "심장은 네 개의 방으로 이루어져 있다. 온몸을 돌고 온 피는 우심방으로 들어가 우심실을 거쳐 폐로 보내지고, "
+    "산소를 얻은 피는 다시 좌심방으로 돌아온다.",
+    "방은 깨끗하고 창밖 풍경도 좋았지만 벽이 얇아서 옆방 소리가 다 들렸습니다. 아침 식사가 아홉 시에 끝나는 "
+    "점도 아쉬웠어요. 다시 묵을지는 모르겠습니다.",
+    "도로교통 안내: 내일 오전 여섯 시부터 시청 앞 사거리의 차로가 통제됩니다. 우회 도로를 이용하시고, "
+    "대중교통을 타실 분은 2호선을 이용해 주시기 바랍니다.",
 )
 CODE = (
     "def median(values):\n    ordered = sorted(values)\n    middle = len(ordered) // 2\n    if len(ordered) "
@@ -113,6 +162,26 @@ CODE = (
     "my ($name, %options) = @_;\nreturn unless defined $name && length $name;\n$options{depth} //= 1;\nprint "
     'join(", ", map { "$_=$options{$_}" } sort keys %options), "\\n";\n',
     '<ul class="menu">\n  <li><a href="/about">About us</a></li>\n  <li><a href="/contact">Contact</a></li>\n</ul>\n',
+    'class Cache:\n    """Keep the values that were asked for last."""\n\n    def __init__(self, '
+    "limit=128):\n        self._limit = limit\n        self._items = {}\n\n    def get(self, key, "
+    "default=None):\n        if key not in self._items:\n            return default\n        value = "
+    "self._items.pop(key)\n        self._items[key] = value\n        return value\n",
+    "function debounce(fn, delay = 200) {\n  let timer = null;\n  return (...args) => {\n    "
+    "clearTimeout(timer);\n    timer = setTimeout(() => fn(...args), delay);\n  };\n}\n\nexport const "
+    "onResize = debounce(() => layout(window.innerWidth));\n",
+    "sub read_table {\n    my ($path) = @_;\n    open(my $file, '<', $path) or die \"cannot open $path: "
+    '$!\\n";\n    my @rows;\n    while (my $line = <$file>) {\n        chomp $line;\n        next if $line '
+    "=~ /^\\s*(#|$)/;   # comments and empty lines\n        push @rows, [split /\\t/, $line];\n    }\n    "
+    "close $file;\n    return \\@rows;\n}\n",
+    "static int insert(struct tree **root, int key)\n{\n\tstruct tree **at = root;\n\n\twhile (*at) {\n\t\tif "
+    "((*at)->key == key)\n\t\t\treturn 0;\n\t\tat = key < (*at)->key ? &(*at)->left : &(*at)->right;\n\t}\n\t*at = "
+    "calloc(1, sizeof **at);\n\tif (!*at)\n\t\treturn -ENOMEM;\n\t(*at)->key = key;\n\treturn 1;\n}\n",
+    "async def fetch_all(session, urls, limit=8):\n    gate = asyncio.Semaphore(limit)\n\n    async def "
+    "one(url):\n        async with gate:\n            response = await session.get(url)\n            "
+    "response.raise_for_status()\n            return await response.json()\n\n    return await "
+    "asyncio.gather(*(one(url) for url in urls), return_exceptions=True)\n",
+    '[package]\nname = "weather-station"\nversion = "0.3.0"\n\n[dependencies]\nserde = { version = '
+    '"1", features = ["derive"] }\n\n[profile.release]\nlto = true\n',
 )
 WORDS = str.split(
     "river paper window engine garden letter stone market winter silver bridge ticket coffee signal mirror "
@@ -135,6 +204,7 @@ def texts_of(rng: random.Random, num_passages: int) -> str:
         lambda rng: rng.choice(ENGLISH),
         lambda rng: rng.choice(KOREAN),
         lambda rng: rng.choice(KOREAN),
+        lambda rng: rng.choice(CODE),
         lambda rng: rng.choice(CODE),
         _sentences,
         _table,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from varco_runtime.backend import CapturesGraphs
 from varco_runtime.backends.providers import check_provider
 from varco_runtime.bench.limit import Limit, measure_limit
 from varco_runtime.bench.run import LIMIT_SECONDS, Options
@@ -60,6 +61,8 @@ class Report:
         slots: How many answers the model takes at once.
         slots_line: Why, where that was left to the model.
         new_tokens: Tokens of an answer.
+        load_s: Seconds that loading took, what is captured then included.
+        graphs_line: How many steps are captured after all rounds, empty where none is.
         limit: The bandwidth of the memory; None where it could not be measured.
     """
 
@@ -69,6 +72,8 @@ class Report:
     slots_line: str
     new_tokens: int
     limit: Limit | None
+    load_s: float = 0.0
+    graphs_line: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
@@ -111,7 +116,10 @@ def measure_at_once(
     rows = [
         _row(min(rounds[count], key=lambda one: one.seconds), varco.bundle.manifest, context, limit) for count in counts
     ]
-    return Report(rows, varco.backend.description, varco.slots, varco.slots_line, options.new_tokens, limit)
+    backend = varco.backend
+    graphs_line = backend.graphs_line if isinstance(backend, CapturesGraphs) else ""
+    about = backend.description, varco.slots, varco.slots_line, options.new_tokens, limit, varco.load_s, graphs_line
+    return Report(rows, *about)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,9 @@ class Fields:
             value: What it is.
             expected: What it should be, as the end of a sentence.
         """
+        if value is None:  # null means that a field is absent
+            path = self.path(name)
+            return RequestError(f"{path} is missing, expected {expected}.", param=path)
         return _refused(self.path(name), value, expected)
 
 

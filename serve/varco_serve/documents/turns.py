@@ -41,8 +41,7 @@ def read_turns(
         RequestError: They are none, too many, or hold what is not taken.
     """
     if not isinstance(messages, list) or not messages:
-        got = "an empty list" if messages == [] else shown(messages)
-        raise RequestError(f"messages is {got}, expected a list of at least one message.", param="messages")
+        raise RequestError(f"messages is {_got(messages)}, expected a list of at least one message.", param="messages")
     _check_numbers(messages)
     reading = _Reading(ignored)
     turns = tuple(_turn(message, f"messages[{index}]", reading) for index, message in enumerate(messages))
@@ -54,6 +53,10 @@ def read_turns(
             code="too_many_images",
         )
     return turns, tuple(decode_picture(*url) for url in reading.urls), tuple(path for _, _, path in reading.urls)
+
+
+def _got(value: object) -> str:
+    return "missing" if value is None else "an empty list" if value == [] else shown(value)
 
 
 def _check_numbers(messages: list[Any]) -> None:
@@ -97,8 +100,7 @@ def _parts(fields: Fields, role: str, reading: _Reading) -> tuple[str | int, ...
     if isinstance(content, str):
         return (_text(content, path, reading),)
     if not isinstance(content, list) or not content:
-        got = "an empty list" if content == [] else shown(content)
-        raise RequestError(f"{path} is {got}, expected a text or a list of parts.", param=path)
+        raise RequestError(f"{path} is {_got(content)}, expected a text or a list of parts.", param=path)
     return tuple(_part(part, f"{path}[{index}]", role, reading) for index, part in enumerate(content))
 
 

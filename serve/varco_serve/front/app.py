@@ -8,6 +8,7 @@ import time
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from varco_runtime import __version__
+from varco_serve.front.admission import Admission
 from varco_serve.front.body import BodyBounds, Budget
 from varco_serve.front.chat_route import ChatRoute
 from varco_serve.front.guard import Guard
@@ -36,8 +37,9 @@ class Front:
     """
 
     def __init__(self, settings: ServeSettings, model: Model, limits: FrontLimits) -> None:
-        self._observer = Observer(Metrics(model), time.monotonic)
-        routes = _routes(settings, model, limits, self._observer)
+        admission = Admission(model, settings.max_queue)
+        self._observer = Observer(Metrics(model, admission), time.monotonic)
+        routes = _routes(settings, limits, Service(settings, limits, model, admission, self._observer))
         self.paths = frozenset(routes)
         guarded = Guard(Router(routes), settings)
         self._app = Watch(guarded, settings.request_timeout_s, time.monotonic, self._ended)
@@ -71,21 +73,18 @@ def create_app(settings: ServeSettings, model: Model, limits: FrontLimits | None
     return Front(settings, model, limits or FrontLimits())
 
 
-def _routes(
-    settings: ServeSettings, model: Model, limits: FrontLimits, observer: Observer
-) -> dict[str, dict[str, ASGIApp]]:
-    service = Service(settings, limits, model, observer)
+def _routes(settings: ServeSettings, limits: FrontLimits, service: Service) -> dict[str, dict[str, ASGIApp]]:
     budget = Budget(limits.max_held_bytes)
     asking: dict[str, ASGIApp] = {"/v1/chat/completions": ChatRoute(service)}
     asking |= {f"/v1/{task}": NativeRoute(service, task) for task in TASKS}
     description = openapi(__version__, bool(settings.keys))
-    info = Info(settings, limits, model, int(time.time()))
+    info = Info(settings, limits, service.model, int(time.time()))
     return {
         "/health": {"GET": document_route(info.ready)},
         "/health/live": {"GET": document_route(info.live)},
         "/health/ready": {"GET": document_route(info.ready)},
         "/openapi.json": {"GET": document_route(lambda: (200, description))},
-        "/metrics": {"GET": text_route(observer.metrics.text, CONTENT_TYPE)},
+        "/metrics": {"GET": text_route(service.observer.metrics.text, CONTENT_TYPE)},
         "/v1/models": {"GET": document_route(info.models)},
         "/v1/metadata": {"GET": document_route(info.metadata)},
         **{path: {"POST": BodyBounds(route, limits, budget)} for path, route in asking.items()},

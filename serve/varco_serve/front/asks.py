@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -20,39 +20,40 @@ class Asks:
 
     Args:
         model: What answers.
-        asks: What is asked, one for each answer.
+        num_answers: How many there will be.
+        prepare: Makes the questions, one for each answer; what it raises ends them all.
+        let_go: Called once all have a place in the worker, which holds their pictures from then on, and at the end.
         observer: What watches them.
         record: Of the request that asks.
-        on_begun: Called once all have a place in the worker, which holds their pictures from then on.
     """
 
     def __init__(
         self,
         model: Model,
-        asks: Sequence[Ask],
+        num_answers: int,
+        prepare: Callable[[], Awaitable[Sequence[Ask]]],
+        let_go: Callable[[], None],
         observer: Observer,
         record: Record,
-        on_begun: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
-        self._asks = asks
-        self._on_begun = on_begun
-        self._num_to_begin = len(asks)
+        self._prepare: Callable[[], Awaitable[Sequence[Ask]]] | None = prepare
+        self._let_go = let_go
         self._observer = observer
         self._record = record
         self._events: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(_WAITING)
         self._tasks: list[asyncio.Task[None]] = []
-        self._num_open = len(asks)
+        self._num_to_begin = self._num_open = num_answers
 
     async def __aenter__(self) -> Asks:
-        asks, self._asks = self._asks, ()  # whoever answers lets go of pictures in time, and so do we
-        self._tasks = [asyncio.create_task(self._read(index, ask)) for index, ask in enumerate(asks)]
+        self._tasks.append(asyncio.create_task(self._start()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._let_go()
 
     async def next(self, timeout_s: float | None = None) -> tuple[int, Begun | Said | Done] | None:
         """Return the next event and the number of its answer; None once all answers are done.
@@ -75,10 +76,22 @@ class Asks:
         self._num_open -= isinstance(event, Done)
         return index, event
 
-    async def _read(self, index: int, ask: Ask) -> None:
+    async def _start(self) -> None:
+        watching = [self._observer.asking(self._record) for _ in range(self._num_open)]
+        # Whoever answers lets go of pictures in time, and so do we: nothing here holds on to a question.
+        prepare, self._prepare = self._prepare, None
+        assert prepare is not None, "Bug: the same answers were asked for twice."
+        try:
+            asks = await prepare()
+        except Exception as error:
+            await self._events.put((0, error))
+            return
+        reading = enumerate(zip(asks, watching, strict=True))
+        self._tasks += [asyncio.create_task(self._read(index, ask, observe)) for index, (ask, observe) in reading]
+
+    async def _read(self, index: int, ask: Ask, observe: Callable[[Event], None]) -> None:
         try:
             has_ended = False
-            observe = self._observer.asking(self._record)
             iterator = self._model.ask(ask)
             del ask
             async with aclosing(cast(Any, iterator)) as events:
@@ -96,7 +109,7 @@ class Asks:
     def _count_begun(self) -> None:
         self._num_to_begin -= 1
         if self._num_to_begin == 0:
-            self._on_begun()
+            self._let_go()
 
 
 class AnswerError(Exception):

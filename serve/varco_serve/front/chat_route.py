@@ -68,8 +68,7 @@ class ChatRoute:
         request = await service.parsed(parse, len(body))
         body.clear()
         place.widen(request.n)
-        asks = await service.ask(scope, request, request.n)
-        return replace(request, pictures=()), asks
+        return replace(request, pictures=()), service.ask(scope, request, request.n)
 
     async def _stream(self, record: Record, chunks: ChatStream, answers: Asks, stream: EventStream) -> None:
         record.is_stream, record.error_event = True, as_event

@@ -12,8 +12,9 @@ import re
 from starlette.types import Scope
 
 from varco_serve.documents.errors import RequestError
+from varco_serve.settings import LOCALHOST, is_loopback
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK = (LOCALHOST, "127.0.0.1", "::1")
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
@@ -22,12 +23,11 @@ class HostCheck:
 
     Args:
         host: The address it listens on.
-        allowed: Further names; `*` for any.
+        allowed: Further names; a port behind one says nothing, for a proxy has another.
     """
 
     def __init__(self, host: str, allowed: tuple[str, ...]) -> None:
-        self._names = {name.lower() for name in (*_LOOPBACK, host, *allowed)}
-        self._any_name = "*" in allowed
+        self._names = {*_LOOPBACK, host.lower(), *(_name(one) for one in allowed)}
         self._any_address = not is_loopback(host)
 
     def __call__(self, scope: Scope) -> None:
@@ -42,11 +42,10 @@ class HostCheck:
         if not scope["path"].startswith("/"):
             raise RequestError("The request's target is no path. Send a path that begins with '/'.")
         values = [value for name, value in scope["headers"] if name == b"host"]
-        match = _HOST.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
-        if match is None:
+        name = _name(values[0].decode("latin-1")) if len(values) == 1 else None
+        if name is None:
             raise RequestError("The header Host is missing or is no host name, with or without a port.")
-        name = match["name"].strip("[]").lower()
-        if self._any_name or name in self._names or (self._any_address and _is_address(name)):
+        if name in self._names or (self._any_address and _is_address(name)):
             return
         raise RequestError(
             "The name in the header Host is not one of this server's. Start it with --allowed-host NAME to allow it.",
@@ -55,9 +54,10 @@ class HostCheck:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only programs of the same machine reach an address."""
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+def _name(host: str) -> str | None:
+    """Return the name or address of a host and port, in lower case; None where there is none."""
+    match = _HOST.fullmatch(host)
+    return None if match is None else match["name"].strip("[]").lower()
 
 
 def _is_address(name: str) -> bool:

@@ -133,4 +133,4 @@ class Info:
             "queue_timeout_s": self._settings.queue_timeout_s,
             "request_timeout_s": self._settings.request_timeout_s,
         }
-        return 200, {"model": self._settings.model_name, **facts.details, "limits": limits}
+        return 200, {**facts.details, "served_as": self._settings.model_name, "limits": limits}

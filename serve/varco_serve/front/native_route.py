@@ -85,8 +85,7 @@ class NativeRoute:
         body.clear()
         if is_stream and request.format != "json":
             raise RequestError("Events are JSON. Leave out format, or the header Accept.", param="format")
-        asks = await self._service.ask(scope, request)
-        return replace(request, pictures=()), asks
+        return replace(request, pictures=()), self._service.ask(scope, request)
 
     async def _stream(self, record: Record, answers: Asks, stream: EventStream) -> None:
         record.is_stream, record.error_event = True, _error_event

@@ -16,7 +16,7 @@ _MEANINGS = {
     408: "The body came too slowly.",
     413: "The body is too long.",
     415: "The body is of a kind that is not taken.",
-    429: "The queue is full.",
+    429: "The queue is full, or too many grammars are being compiled.",
     500: "A fault of the server; its log says more.",
     503: "The model is being loaded or started again, the server ends, or its memory is full.",
     504: "The answer was not complete in time.",

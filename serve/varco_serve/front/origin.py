@@ -17,7 +17,7 @@ class OriginCheck:
     """Refuses pages of other sites. Programs that are no browser send no Origin and pass.
 
     Args:
-        allowed: Origins such as `https://chat.example.org`; `*` for all.
+        allowed: Origins such as `https://chat.example.org`.
     """
 
     def __init__(self, allowed: tuple[str, ...]) -> None:
@@ -39,7 +39,7 @@ class OriginCheck:
         host = next(value for name, value in scope["headers"] if name == b"host").decode("latin-1").lower()
         if len(origins) == 1 and origin in (f"http://{host}", f"https://{host}"):
             return []
-        if len(origins) == 1 and ("*" in self._allowed or origin in self._allowed):
+        if len(origins) == 1 and origin in self._allowed:
             return [
                 (b"access-control-allow-origin", origins[0]),
                 (b"access-control-expose-headers", _EXPOSED),

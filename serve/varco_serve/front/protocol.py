@@ -104,8 +104,9 @@ class FrontProtocol(H11Protocol):
         self._stop_timer("stalled")
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, or is out of bounds."""
-        self._refuse(400, RequestError("This is no valid HTTP/1.1 request.", code="invalid_http"))
+        """Refuse what is no HTTP, or is out of bounds. uvicorn's message is the same for all of it."""
+        assert isinstance(self.conn, BoundedConnection), "Bug: a connection without bounds."
+        self._refuse(400, RequestError(self.conn.fault, code="invalid_http"))
 
     def _refuse_late_header(self) -> None:
         if self.conn.trailing_data[0]:

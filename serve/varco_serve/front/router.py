@@ -30,7 +30,7 @@ class Router:
         record.route = scope["path"]
         route = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if route is None:
-            allowed = ", ".join(sorted(methods))
+            allowed = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
             record.headers.append((b"allow", allowed.encode()))
             raise RequestError(
                 f"This route takes {allowed} and not the request's method.", status=405, code="method_not_allowed"

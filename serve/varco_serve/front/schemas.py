@@ -182,5 +182,5 @@ MODELS = _object(
         )
     ),
 )
-METADATA = _object(("model", "limits"), model=_TEXT, limits=_object())
+METADATA = _object(("model", "served_as", "limits"), model=_TEXT, served_as=_TEXT, limits=_object())
 HEALTH = _object(("status",), status=_TEXT, reason=_TEXT)

@@ -13,13 +13,13 @@ from starlette.types import Scope
 from varco_serve.documents.chat import ChatRequest
 from varco_serve.documents.errors import RequestError
 from varco_serve.documents.native import NativeRequest
-from varco_serve.front.admission import Admission
-from varco_serve.front.asks import AnswerError, Asks
-from varco_serve.front.body import Share
+from varco_serve.front.admission import Admission, num_slots
+from varco_serve.front.asks import Asks
+from varco_serve.front.decoding import Decoding
 from varco_serve.front.limits import FrontLimits
 from varco_serve.front.observer import Observer
 from varco_serve.front.record import record_of
-from varco_serve.messages import Ask, Failed, Model, Pixels
+from varco_serve.messages import Ask, Model
 from varco_serve.settings import ServeSettings
 
 SMALL_BYTES = 64 << 10
@@ -34,21 +34,21 @@ class Service:
         settings: The server's options.
         limits: Its bounds.
         model: What answers.
+        admission: Who is let in.
         observer: What is told of every event.
     """
 
-    def __init__(self, settings: ServeSettings, limits: FrontLimits, model: Model, observer: Observer) -> None:
+    def __init__(
+        self, settings: ServeSettings, limits: FrontLimits, model: Model, admission: Admission, observer: Observer
+    ) -> None:
         self.settings = settings
         self.limits = limits
         self.model = model
-        self.admission = Admission(self._max_answers)
-        self._observer = observer
+        self.admission = admission
+        self.observer = observer
+        self._decoding = Decoding(model, lambda: num_slots(model), settings.queue_timeout_s)
         # One: what a large request takes while it is parsed is taken once.
         self._parser = ThreadPoolExecutor(1, "varco-parser")
-
-    def _max_answers(self) -> int:
-        facts = self.model.facts
-        return self.settings.max_queue + (facts.slots if facts is not None else 0)
 
     async def parsed(self, parse: Callable[[], Parsed], num_bytes: int) -> Parsed:
         """Return what a parser makes of a request, without holding up other requests.
@@ -61,41 +61,26 @@ class Service:
             return parse()
         return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
 
-    async def ask(self, scope: Scope, request: ChatRequest | NativeRequest, n: int = 1) -> Asks:
+    def ask(self, scope: Scope, request: ChatRequest | NativeRequest, n: int = 1) -> Asks:
         """Return the answers to a request's question, to be entered as a context. They differ in their seed alone.
 
         Args:
             scope: ASGI's description of the request.
             request: What it asks for.
             n: How many answers.
-
-        Raises:
-            AnswerError: A picture cannot be decoded.
-            RequestError: 503, the pictures of all requests are too much for the server's memory.
         """
         record = record_of(scope)
         if self.settings.log_content:
             asked = [{"role": turn.role, "parts": [_logged(part) for part in turn.parts]} for turn in request.turns]
             record.content = {"asked": asked, "answers": []}
-        share: Share = scope["varco.share"]
-        pictures = await self._decoded(request.pictures, request.picture_params, share)
-        ask = Ask(request.turns, pictures, request.options, request.grammar)
-        asks = [replace(ask, options=seeded) for seeded in _seeded(request.options, n)]
-        return Asks(self.model, asks, self._observer, record, share.give_back)
+        hold = self._decoding.hold(scope["varco.share"])
 
-    async def _decoded(
-        self, pictures: Sequence[bytes], params: Sequence[str | None], share: Share
-    ) -> tuple[Pixels, ...]:
-        share.give_back()  # the body's bytes, which are gone by now, apart from the pictures
-        share.take(sum(map(len, pictures)))
-        decoded = []
-        for picture, param in zip(pictures, params, strict=True):
-            pixels = await self.model.decode(picture)
-            if isinstance(pixels, Failed):
-                raise AnswerError(replace(pixels, param=param if pixels.status == 400 else None))
-            share.take(len(pixels.rgb))
-            decoded.append(pixels)
-        return tuple(decoded)
+        async def prepare() -> list[Ask]:
+            pictures = await self._decoding.decoded(request.pictures, request.picture_params, hold)
+            ask = Ask(request.turns, pictures, request.options, request.grammar)
+            return [replace(ask, options=seeded) for seeded in _seeded(request.options, n)]
+
+        return Asks(self.model, n, prepare, hold.let_go, self.observer, record)
 
 
 def _seeded(options: dict[str, Any], n: int) -> list[dict[str, Any]]:

@@ -93,12 +93,13 @@ class Watch:
 
     async def _refuse(self, error: RequestError | Failed, scope: Scope, receive: Receive, sender: _Sender) -> None:
         record = sender.record
+        document = envelope(error)[1]
         record.has_failed = True
-        record.reason = error.code or f"error {error.status}"
+        record.reason = error.code or document["error"]["type"]
         if not sender.has_started:
             await error_response(error)(scope, receive, sender)
         elif record.error_event is not None and not sender.has_ended:
-            event = record.error_event(envelope(error)[1])
+            event = record.error_event(document)
             await sender({"type": "http.response.body", "body": event, "more_body": False})
         elif not sender.has_ended:
             raise ConnectionAbortedError("An answer that was half sent cannot be completed.")

@@ -10,7 +10,7 @@ from concurrent.futures import Future, TimeoutError
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from varco_serve.grammar.errors import GrammarError, reason_of
+from varco_serve.grammar.errors import GrammarBusyError, GrammarError, reason_of
 
 MAX_KEPT = 8
 MAX_AT_ONCE = 2
@@ -58,6 +58,7 @@ class Compiled:
         """Return a matcher at the beginning of a grammar, for one answer.
 
         Raises:
+            GrammarBusyError: Others are being compiled, and take long.
             GrammarError: llguidance refuses it, no answer begins by it, or it takes too long.
         """
         until = time.monotonic() + self._deadline_s
@@ -65,7 +66,7 @@ class Compiled:
         try:
             return found.result(max(0.0, until - time.monotonic())).deep_copy()
         except GrammarError as error:
-            raise GrammarError(str(error)) from None  # the one that is kept would grow a traceback with each caller
+            raise type(error)(str(error)) from None  # the one that is kept would grow a traceback with each caller
         except TimeoutError:
             raise GrammarError(
                 f"The grammar takes longer to compile than {self._deadline_s:g} s. Send a smaller one."
@@ -92,7 +93,7 @@ class Compiled:
                 self._kept.move_to_end(key)
                 return found
         if not self._places.acquire(timeout=max(0.0, until - time.monotonic())):
-            raise GrammarError("Other grammars take long to compile. Ask again in a while.")
+            raise GrammarBusyError("Other grammars take long to compile. Ask again in a while.")
         with self._lock:
             found = self._kept.get(key)
             if found is not None:  # by another thread meanwhile
@@ -114,7 +115,8 @@ class Compiled:
             except RuntimeError:  # no memory for its stack, or as many threads as the system allows
                 self._places.release()
                 self._forget(grammar)
-                found.set_exception(GrammarError("No thread can be started to compile the grammar. Ask again later."))
+                message = "No thread can be started to compile the grammar. Ask again later."
+                found.set_exception(GrammarBusyError(message))
             finally:
                 threading.stack_size(before)
 

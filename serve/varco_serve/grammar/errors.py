@@ -11,6 +11,10 @@ class GrammarError(InputError):
     """A grammar that cannot be used, or that an answer cannot be held to. Its line may be shown to the caller."""
 
 
+class GrammarBusyError(GrammarError):
+    """A grammar that may be good and that cannot be compiled now: others take what compiling may take."""
+
+
 def reason_of(message: str) -> str:
     """Return what llguidance says in one line, without the state of its parser or the place of its own faults."""
     if message.startswith("panic"):

@@ -1,7 +1,8 @@
 """What the picture process may do once it has begun: compute, and speak to the front.
 
 Set after everything is imported. A decoder that a hostile file has taken over can open no file and no connection, start
-no process and take no more memory; what it can still do is answer wrongly, about its own picture.
+no process and take no more memory; what it can still do is answer wrongly, about its own picture. Linux does not count
+the processes of root: there it can start some, which can open as little.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PICTURE_S = 20.0
 GRACE_S = 5
 """Processor time after that, for a decoder that does not come back to Python, until the system ends the process."""
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
+_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -35,13 +36,12 @@ class TooSlowError(BaseException):
     """A picture has taken its processor time. No `Exception`, so that no decoder's `except` takes it for damage."""
 
 
-def die_with_the_front() -> None:
-    """Let the system end this process when its parent ends, and never let it gain rights. Linux alone has both."""
+def never_gain_rights() -> None:
+    """Let no program that this process might start have more rights than it. Linux alone has this."""
     if sys.platform != "linux":
         return
-    for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1)):
-        if _LIBC.prctl(option, ctypes.c_ulong(value), *(ctypes.c_ulong(0),) * 3) != 0:
-            raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+    if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *(ctypes.c_ulong(0),) * 3) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS) failed")
 
 
 def return_freed_memory() -> None:

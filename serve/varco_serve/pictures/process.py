@@ -8,7 +8,6 @@ successor begins with clean memory.
 from __future__ import annotations
 
 import importlib
-import signal
 import socket
 import sys
 from typing import Any
@@ -16,12 +15,13 @@ from typing import Any
 from PIL import Image
 
 from varco_serve import wire
+from varco_serve.child import be_a_child
 from varco_serve.pictures.confinement import (
     PICTURE_S,
     TooSlowError,
     confine,
-    die_with_the_front,
     limited_time,
+    never_gain_rights,
     return_freed_memory,
 )
 from varco_serve.pictures.decoding import Decoded, RefusedError, decode
@@ -36,13 +36,12 @@ def main(arguments: list[str]) -> int:
     Args:
         arguments: The command line behind the module's name.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when this process ends
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    be_a_child()
     connection = socket.socket(fileno=int(arguments[0]))
     for plugin in _PLUGINS:
         importlib.import_module(f"PIL.{plugin}ImagePlugin")
     Image.preinit()
-    die_with_the_front()
+    never_gain_rights()
     confine()
     while True:
         try:

@@ -199,14 +199,16 @@ class Supervisor:
                 self._restarts += 1
                 await asyncio.sleep(wait_s)
         finally:
-            self._lose([*self._queue.lost(), *self._queue.waiting], "The server ended before the answer. Ask another.")
+            message = "The server ended before the answer. Ask another one, or again in a while."
+            code = "draining" if self._is_draining else "worker_lost"
+            self._lose([*self._queue.lost(), *self._queue.waiting], message, code)
             await self.end()
 
-    def _lose(self, entries: list[Entry], message: str) -> None:
+    def _lose(self, entries: list[Entry], message: str, code: str = "worker_lost") -> None:
         """Tell callers that there will be no answer."""
         for entry in entries:
             entry.on_end()
-            entry.events.put_nowait(Failed(503, message, "worker_lost", None, _RESTART_S))
+            entry.events.put_nowait(Failed(503, message, code, None, _RESTART_S))
 
     async def _live(self) -> int:
         """Start a worker, pass on what it says, and return its status when it has ended."""

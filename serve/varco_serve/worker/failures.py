@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 from varco_runtime.errors import ContextError, ImageError, InputError, PromptError, UsageError, one_line
-from varco_serve.grammar.errors import GrammarError
+from varco_serve.grammar.errors import GrammarBusyError, GrammarError
 from varco_serve.messages import Failed
 
 _MAX_CHARS = 500
+_BUSY_S = 5.0
 _OF_THE_COMMAND = re.compile(r",? or (?:load|run|try)\b[^.]*|, or varco run [^.]*| Change --[\w-]+\.")
 """Advice for whoever started the server or calls the library: a caller over HTTP can do neither."""
 
@@ -24,6 +25,8 @@ def failed_of(error: Exception) -> Failed:
             return Failed(400, _line(error), "context_length_exceeded", "messages")
         case ImageError():
             return Failed(400, _line(error), "invalid_image", "messages")
+        case GrammarBusyError():  # no fault of the question's, which may be asked again as it is
+            return Failed(429, _line(error), "grammars_busy", None, _BUSY_S)
         case GrammarError():
             return Failed(400, _line(error), "invalid_grammar", "response_format")
         case PromptError() | InputError():

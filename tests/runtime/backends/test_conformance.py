@@ -112,6 +112,7 @@ def cuda_subject(cuda_bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -
         protocols=frozenset(
             {
                 backend.BatchingBackend,
+                backend.CapturesGraphs,
                 backend.HoldsSlots,
                 backend.ChoosesRows,
                 backend.CopiesSlots,

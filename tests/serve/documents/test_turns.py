@@ -231,3 +231,17 @@ def test_texts_longer_than_any_context_are_refused_wherever_they_stand() -> None
 
 def test_the_types_of_pictures_are_those_that_are_decoded() -> None:
     assert [one.partition("/")[2].upper() for one in data_urls.TYPES] == ["PNG", "JPEG", "WEBP", "GIF", "BMP"]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "messages is missing, expected a list of at least one message."),
+        ({"messages": [{"role": "user"}]}, "messages[0].content is missing, expected a text or a list of parts."),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role is missing, expected one of system, developer, user"),
+    ],
+)
+def test_what_is_not_there_is_called_missing(document: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_chat(document, Limits("varco", 2))
+    assert caught.value.message.startswith(message)

@@ -48,7 +48,27 @@ def test_several_answers_take_as_many_places() -> None:
                 for n in (FACTS.slots + 1, FACTS.slots + 2, FACTS.slots + 1)
             ]
 
-    assert asyncio.run(asking()) == [200, 429, 200]
+    # More than may ever run and wait: a 429 would be asked again for ever.
+    assert asyncio.run(asking()) == [200, 400, 200]
+
+
+def test_a_refusal_says_how_many_answers_there_are() -> None:
+    gate = asyncio.Event()
+
+    async def asking() -> None:
+        model = ScriptedModel(lambda ask, number: [gate, *answer("Hello")])
+        async with client(front(model, max_queue=1)) as caller:
+            waiting = asyncio.ensure_future(caller.post("/v1/chat/completions", json={**CHAT, "n": 2}))
+            while model.num_running < 2:
+                await asyncio.sleep(0)
+            refused = await caller.post("/v1/chat/completions", json={**CHAT, "n": 2})
+            assert refused.status_code == 429
+            message = refused.json()["error"]["message"]  # one of the two has had its place
+            assert message.startswith("There is no room for 1 more: 3 answers run or wait, at most 3 may.")
+            gate.set()
+            assert (await waiting).status_code == 200
+
+    asyncio.run(asyncio.wait_for(asking(), 30))
 
 
 def test_places_of_refused_requests_are_given_back() -> None:

@@ -43,6 +43,7 @@ def test_the_model_is_listed_with_its_context() -> None:
 def test_metadata_says_what_runs_and_under_which_licence() -> None:
     document = get(ScriptedModel(), "/v1/metadata")[1]
     assert document["license"] == "CC BY-NC 4.0"
+    assert (document["model"], document["served_as"]) == ("double", "varco")
     assert document["limits"]["slots"] == FACTS.slots
     assert document["limits"]["max_body_bytes"] == 32 << 20
 
@@ -52,6 +53,16 @@ def test_models_and_metadata_are_not_known_before_the_model_is_loaded() -> None:
     model.facts, model.not_ready = None, "loading"
     for path in ("/v1/models", "/v1/metadata"):
         assert get(model, path)[0] == 503
+
+
+@pytest.mark.parametrize(("path", "allowed"), [("/v1/models", "GET, HEAD"), ("/v1/ocr", "POST")])
+def test_another_method_is_told_which_are_taken(path: str, allowed: str) -> None:
+    async def asking() -> Any:
+        async with client(front(ScriptedModel())) as caller:
+            return await caller.delete(path)
+
+    answered = asyncio.run(asking())
+    assert (answered.status_code, answered.headers["allow"]) == (405, allowed)
 
 
 def test_a_head_request_is_answered_without_a_body() -> None:

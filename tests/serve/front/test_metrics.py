@@ -47,6 +47,7 @@ def test_an_answer_is_counted_with_its_tokens_and_times() -> None:
     assert values["varco_prefill_seconds_sum"] == 0.5
     assert values["varco_decode_seconds_sum"] == 1.0
     assert values["varco_requests_total route=/v1/chat/completions status=200"] == 2
+    assert not any("_created" in name for name in values)
     assert (values["varco_answers_running"], values["varco_answers_waiting"]) == (0, 0)
 
 
@@ -89,11 +90,13 @@ def test_what_is_refused_is_counted_by_its_reason() -> None:
             await caller.post("/v1/chat/completions", json=CHAT)
             await caller.post("/v1/chat/completions", json={**CHAT, "stream": True})
             await caller.get("/somewhere/else")
+            await caller.post("/v1/chat/completions", json={**CHAT, "n": 0})
             return await read(caller)
 
     values = asyncio.run(asking())
     assert values["varco_refusals_total reason=queue_full"] == 2
     assert values["varco_refusals_total reason=not_found"] == 1
+    assert values["varco_refusals_total reason=invalid_request_error"] == 1  # where OpenAI has no shorter name for it
     assert values["varco_requests_total route=none status=404"] == 1
     assert (values["varco_answers_running"], values["varco_answers_waiting"]) == (0, 0)
     assert not any("somewhere" in name for name in values)

@@ -149,6 +149,26 @@ def test_what_is_no_http_or_is_ambiguous_is_refused_in_one_envelope_and_closed(r
     assert b"200 OK" in health
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "fault"),
+    [
+        (LAST[:-2] + b"x: " + b"a" * 40_000 + b"\r\n\r\n", b"header has more than 32,768 bytes"),
+        (LAST[:-2] + b"x: " + b"a" * 40_000, b"header has more than 32,768 bytes"),
+        (LAST[:-2] + b"x: " + b"a" * 32_740 + b"\r\n\r\n", b"header has more than 32,768 bytes"),
+        (LAST[:-2] + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", b"both Content-Length and"),
+        (b"\x16\x03\x01", b"This is no valid HTTP/1.1 request."),
+    ],
+)
+def test_a_refused_request_is_told_what_is_wrong_with_it(request_bytes: bytes, fault: bytes) -> None:
+    async def asking() -> bytes:
+        async with listening(front(ScriptedModel())) as port:
+            return await exchange(port, request_bytes)
+
+    received = asyncio.run(asking())
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert fault in received
+
+
 def test_bytes_behind_a_request_that_is_answered_are_dropped_and_the_connection_closed() -> None:
     async def asking() -> bytes:
         async with listening(front(ScriptedModel())) as port:

@@ -89,6 +89,12 @@ def test_it_holds_one_socket_beside_the_standard_streams(process: PictureProcess
     assert more.startswith("socket:")
 
 
+def test_no_process_can_be_started() -> None:
+    if os.getuid() == 0:
+        pytest.skip("the system does not count root's processes")
+    assert confined("try:\n    os.fork()\n    print('done')\nexcept OSError:\n    print('refused')") == "refused\n"
+
+
 @pytest.mark.parametrize(
     "attempt",
     ["open('/proc/self/status')", "socket.socket()", "os.dup(1)", "bytearray(MEMORY_BYTES)", "os.pipe()"],

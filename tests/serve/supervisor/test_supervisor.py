@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,8 @@ def test_a_worker_that_keeps_dying_ends_the_server(monkeypatch: pytest.MonkeyPat
             waiting = asyncio.create_task(events_of(supervised.supervisor, question("Hi", **ENDLESS)))
             while not supervised.running.done():
                 if (pid := supervised.supervisor.worker_pid) is not None:
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it has been waited for a moment ago
+                        os.kill(pid, signal.SIGKILL)
                 await asyncio.sleep(0.01)
             return supervised.running.exception(), await waiting
 

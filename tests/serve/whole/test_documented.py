@@ -70,7 +70,7 @@ def test_the_program_runs_with_openais_package(server: RunningServer, folder: Pa
         f"| body | {FrontLimits().max_body_bytes >> 20} MB,",
         f"together | {FrontLimits().max_held_bytes >> 20} MB |",
         f"| header | {FrontLimits().max_header_bytes >> 10} KB, {FrontLimits().header_s:g} s |",
-        f"| connections | {FrontLimits().max_connections:,} |",
+        f"| connections | {FrontLimits().max_connections:,}",
         f"a body that stays below {FrontLimits().min_body_bytes_per_s / 1024:g} KB/s",
         f"nesting above {FrontLimits().max_depth} levels",
         f"a comment line comes every {FrontLimits().comment_s:g} seconds",

@@ -36,4 +36,12 @@ def test_answers_that_the_time_does_not_suffice_for_are_told_so() -> None:
         assert server.stop() == 0
         assert whole.result().status_code == 503
         assert "retry-after" in whole.result().headers
-        assert json.loads(stream.result().removeprefix("data: "))["error"]["code"] == "worker_lost"
+        assert json.loads(stream.result().removeprefix("data: "))["error"]["code"] == "draining"
+
+
+def test_a_request_that_takes_too_long_gives_its_slot_back() -> None:
+    with RunningServer("--slots", "1", "--request-timeout", "0.2") as server:
+        late = server.chat("Hi", **ENDLESS)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "request_timeout")
+        until(lambda: server.metric("varco_answers_running") == 0)
+        assert server.metric("varco_restarts_total") == 0

@@ -16,7 +16,7 @@ from varco_runtime.errors import (
     UsageError,
     VideoError,
 )
-from varco_serve.grammar.errors import GrammarError
+from varco_serve.grammar.errors import GrammarBusyError, GrammarError
 from varco_serve.worker.failures import failed_of
 
 OURS = re.compile(r"/|\\|--|varco|Error|Traceback|0x|\bload with\b|untrained=|max_context\b", re.IGNORECASE)
@@ -45,6 +45,11 @@ KNOWN = [
     (UsageError("temperature=-1 is out of range. Expected 0 or more."), "invalid_value", None),
     (GrammarError("The schema has no type. Name one."), "invalid_grammar", None),
 ]
+
+
+def test_a_grammar_that_others_keep_waiting_may_be_asked_again_as_it_is() -> None:
+    failed = failed_of(GrammarBusyError("Other grammars take long to compile. Ask again in a while."))
+    assert (failed.status, failed.code, failed.param, failed.retry_after_s) == (429, "grammars_busy", None, 5.0)
 
 
 @pytest.mark.parametrize(("error", "code", "line"), KNOWN, ids=lambda value: type(value).__name__)

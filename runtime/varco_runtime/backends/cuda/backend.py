@@ -115,6 +115,11 @@ class CudaBackend:
             return f"onnxruntime {self._ort.__version__}, CPU, {threads}, a bundle made for CUDA"
         return f"onnxruntime {self._ort.__version__}, CUDA, {self._gpu.name} ({self._gpu.target})"
 
+    @property
+    def graphs_line(self) -> str:
+        graphs = self._steps.graphs
+        return f"{graphs.count} of at most {graphs.most} decode steps are captured as graphs"
+
     # -- loading ------------------------------------------------------------------------------------------------------
 
     def _load(self, bundle: Bundle, missing: list[str]) -> None:

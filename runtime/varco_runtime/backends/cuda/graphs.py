@@ -22,7 +22,7 @@ class Graphs:
 
     def __init__(self, device: Device, most: int) -> None:
         self._device = device
-        self._most = most
+        self.most = most
         self._options: dict[tuple[int, ...], Any | None] = {}
 
     def options(self, *step: int) -> Any | None:
@@ -32,7 +32,7 @@ class Graphs:
             *step: What tells it from every other one of the session.
         """
         if step not in self._options:
-            has_room = len(self._options) < self._most
+            has_room = len(self._options) < self.most
             self._options[step] = self._device.graph_options(len(self._options) + 1) if has_room else None
         return self._options[step]
 

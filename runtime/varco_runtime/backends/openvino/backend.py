@@ -214,8 +214,7 @@ def check_networks(bundle: Bundle) -> None:
     """Check that OpenVINO runs a bundle's networks.
 
     Raises:
-        BackendError: It does not: it is for a GPU, or has products of int8 rows, whose input is rounded by rows too,
-            or an int8 cache.
+        BackendError: It does not: it is for a GPU, or keeps its cache in int8.
     """
     manifest = bundle.manifest
     if manifest.device != "cpu":
@@ -227,10 +226,4 @@ def check_networks(bundle: Bundle) -> None:
         raise BackendError(
             f"OpenVINO rounds a cache itself (kv_cache_precision='u8'), this bundle's is in {manifest.kv_format}. Load "
             "the bundle with provider='cpu', or make another with a plain cache: varco export CHECKPOINT BUNDLE"
-        )
-    vision = manifest.vision.precision
-    if "a scale per row" in vision:
-        raise BackendError(
-            f"OpenVINO cannot run a vision tower in {vision}. Load the bundle with provider='cpu', or make another, "
-            "which OpenVINO may compute in bf16, with: varco export CHECKPOINT BUNDLE --vision fp32"
         )

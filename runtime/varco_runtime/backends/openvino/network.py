@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from varco_runtime.backends.openvino.attention import CachedAttention, make_stateful
+from varco_runtime.backends.openvino.row_product import has_row_products, row_product_extensions
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.bundle.graph_contract import graph_contract
 from varco_runtime.bundle.opening import Bundle
@@ -78,6 +79,9 @@ class Networks:
         """Return the compiled network `name`, which keeps nothing between two runs."""
         with _named(self._path(name)):
             core = self._openvino.Core()
+            if has_row_products(self._bundle.manifest.components[name].precision):
+                for extension in row_product_extensions():
+                    core.add_extension(extension)
             network = core.read_model(self._path(name))
             self._check(network, name)
             properties = self._settings.properties(self._threads)

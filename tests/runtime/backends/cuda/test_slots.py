@@ -156,6 +156,8 @@ def test_steps_are_captured_when_first_taken_and_run_plainly_once_there_are_enou
     decoder = [call[0] for call in gpu.asked if call[-1] == "decoder"]
     assert decoder == ["capture", "replay", "run", "run", "run", "run"]
     assert backend._steps.graphs.count == MAX_STEP_TOKENS + 3
+    most = MAX_STEP_TOKENS + 3
+    assert backend.graphs_line == f"{most} of at most {most} decode steps are captured as graphs"
 
 
 def test_rows_that_outgrow_a_band_take_all_slots_along(four: Varco, cpu: Varco, gpu: Gpu) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import export_bundle
 from tests.makers.inputs import close, text_inputs
 from tests.makers.refusals import assert_refused
 from varco_runtime import Varco
@@ -18,11 +17,6 @@ from varco_runtime.backend import PromptInputs
 from varco_runtime.backends.openvino.network import reason_of
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.errors import BackendError, BundleError, MissingExtraError, UsageError
-
-
-def test_an_int8_tower_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    folder = export_bundle(tiny_checkpoint, tmp_path / "bundle", vision="int8")
-    assert_refused(folder, BackendError, r"tower in int8 \(a scale per row.*--vision fp32", provider="openvino")
 
 
 def test_a_device_that_is_not_there_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
