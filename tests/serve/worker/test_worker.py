@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.makers.server import DEMO_BUNDLE
+from tests.makers.server import DEMO_BUNDLE, until
 from tests.makers.supervised import question
 from varco_runtime import Varco
 from varco_runtime.errors import BackendError
@@ -179,11 +179,7 @@ def test_a_model_that_fails_at_every_question_is_started_anew(place: Place, monk
 
     monkeypatch.setattr(place.varco.backend, "prefill", broken)
     assert isinstance(place.answer(question("Something that no slot holds")), Failed)
-    place.close()
-    for thread in threading.enumerate():  # its own thread checks the model
-        if thread is not threading.main_thread() and thread.daemon:
-            thread.join(60)
-    assert place.left == [1]
+    until(lambda: place.left == [1])  # the answer's own thread checks the model
 
 
 def test_where_no_thread_can_be_started_that_question_fails(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
