@@ -29,8 +29,8 @@ WARM_UP_QUESTIONS, WARM_UP_LOADS = 40, 4
 MAX_QUESTIONS_BYTES = 4 << 20
 """However many questions. A cache of keys and values is 128 kB here."""
 MAX_LOAD_BYTES = 3 << 20
-"""For each load, not all: OpenVINO 2026.4.1 itself loses about 0.1 MB a layer whenever a network with states is
-compiled, this model's in all 0.5 to 1 MB. A model that is not let go is 6 MB."""
+"""For each load, not all of them: OpenVINO 2026.4.1 itself loses memory whenever a network with states is compiled and
+run, 1.1 MB a load with this model (docs/intel.md). A model that is not let go is 6 MB."""
 
 
 class OpenVinoPlace(Place):
