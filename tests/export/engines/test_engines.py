@@ -134,8 +134,9 @@ def test_the_profiles_are_prefill_and_decode(int4: Path) -> None:
     manifest = read_manifest(int4)
     facts = {engine.component: engine for engine in manifest.engines}
     prefill, decode = engines.profiles(manifest, facts["decoder"])
-    assert prefill == {"sequence": (1, 256, 256), "total": (1, 128, 256), "num_logits": (1, 1, 16)}
-    assert decode == {"sequence": (1, 1, 1), "total": (1, 128, 256), "num_logits": (1, 1, 1)}
+    one_row = {"batch": (1, 1, 1), "total": (1, 128, 256)}
+    assert prefill == {"sequence": (1, 256, 256), "num_logits": (1, 1, 16), **one_row}
+    assert decode == {"sequence": (1, 1, 1), "num_logits": (1, 1, 1), **one_row}
     assert [set(lengths) for lengths in engines.profiles(manifest, facts["packing"])] == [{"tiles", "tokens"}]
 
 

@@ -105,14 +105,16 @@ def test_jobs_that_are_kept_are_found() -> None:
 
 
 def test_a_slot_that_is_not_given_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: the last slot is lost with the first answer in it."""
-    release = Scheduler._release
+    """The control: the first slot that has an answer is lost with it, whichever it is."""
+    release, lost = Scheduler._release, dict[int, Job]()
 
     def forgetful(self: Scheduler) -> None:
-        lost = self.slots[-1]
+        held = {slot: job for slot, job in enumerate(self.slots) if job is not None}
+        if held and not lost:
+            lost.update([next(iter(held.items()))])
         release(self)
-        if lost is not None:
-            self.slots[-1] = lost
+        for slot, job in lost.items():
+            self.slots[slot] = job
 
     monkeypatch.setattr(Scheduler, "_release", forgetful)
     crowd = Crowd()
