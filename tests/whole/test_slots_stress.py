@@ -120,6 +120,6 @@ def test_ctrl_c_ends_a_process_whose_threads_are_answered(tiny_bundle: Path, att
     time.sleep((attempt - 1) * 0.037)  # another moment each time: in the midst of a step, a choice, a change of turns
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "KeyboardInterrupt" in said  # a thread whose answer the main one was making may say so behind it
     # Python ends itself by the signal, or with 1 where another thread ran an `exec` in between.
     assert process.returncode in (-signal.SIGINT, 1)

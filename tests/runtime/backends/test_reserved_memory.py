@@ -25,8 +25,8 @@ SLOTS = 24
 def test_memory_is_taken_before_it_is_needed_and_answers_stay() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
         taken, cache_bytes = apart.submit(reserved_bytes).result()
-    # The answer before has touched one slot, and with it those that share its huge pages of 2 MB: up to a third here.
-    assert taken > cache_bytes / 2
+    # The answer before has touched one slot, and with it those that share its huge pages of 2 MB: half of them here.
+    assert taken > cache_bytes / 4
 
 
 def reserved_bytes() -> tuple[int, int]:
