@@ -6,7 +6,8 @@ from base64 import b64decode, b64encode
 from dataclasses import asdict
 from typing import Any
 
-from varco_serve.messages import Ask, AskTurn, Begun, Done, Event, Facts, Failed, Pixels, Said, TokenScore
+from varco_runtime.answer.token_score import TokenScore
+from varco_serve.messages import Ask, AskTurn, Begun, Done, Event, Facts, Failed, Pixels, Said
 
 
 def ask_header(ask: Ask) -> tuple[dict[str, Any], list[bytes]]:

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from varco_runtime.answer.token_score import TokenScore
+
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Pixels:
@@ -51,23 +53,6 @@ class Ask:
     pictures: tuple[Pixels, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     grammar: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScore:
-    """One token of an answer, where its probability was asked for.
-
-    Args:
-        token_id: Its id.
-        data: Its bytes; of an added token its text.
-        logprob: The natural logarithm of its probability, before temperature and penalties.
-        top: The likeliest tokens at its place: id, bytes, logarithm.
-    """
-
-    token_id: int
-    data: bytes
-    logprob: float
-    top: tuple[tuple[int, bytes, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from varco_runtime.answer.token_score import TokenScore
 from varco_serve.codec import ask_header, ask_of, event_header, event_of, facts_header, facts_of
-from varco_serve.messages import Ask, AskTurn, Begun, Done, Event, Facts, Failed, Pixels, Said, TokenScore
+from varco_serve.messages import Ask, AskTurn, Begun, Done, Event, Facts, Failed, Pixels, Said
 
 TOKENS = (
     TokenScore(5, b"\xea\xb0", -0.25, ((5, b"\xea\xb0", -0.25), (6, b"", -1.5))),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from varco_runtime.answer.token_score import TokenScore
 from varco_runtime.bundle.settings import ImageSettings
 from varco_runtime.errors import UsageError
 from varco_runtime.markup.regions import Region
@@ -62,23 +63,6 @@ class Timings:
     total_s: float
     drafted: int = 0
     accepted: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScore:
-    """One token of an answer and how likely the model found it, before bias, penalties, constraint and temperature.
-
-    Args:
-        token_id: Its id.
-        data: Its bytes, which may be a part of a character; of an added token its text.
-        logprob: The natural logarithm of its probability.
-        top: The likeliest tokens at its place, the likeliest first: id, bytes, logarithm.
-    """
-
-    token_id: int
-    data: bytes
-    logprob: float
-    top: tuple[tuple[int, bytes, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

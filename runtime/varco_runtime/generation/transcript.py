@@ -6,7 +6,8 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
-from varco_runtime.answer.answer import Piece, TokenScore
+from varco_runtime.answer.answer import Piece
+from varco_runtime.answer.token_score import TokenScore
 from varco_runtime.generation.repetition import LoopDetector
 from varco_runtime.generation.stopping import StopStrings
 from varco_runtime.generation.token_scores import Score

@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from varco_runtime.answer.token_score import TokenScore
 from varco_serve.documents.logprobs import to_logprobs
-from varco_serve.messages import Begun, Done, Facts, Said, TokenScore
+from varco_serve.messages import Begun, Done, Facts, Said
 
 _FINISH_REASONS = {"stop": "stop", "stop_string": "stop", "loop": "stop", "length": "length", "cancelled": "length"}
 _DECIDING = ("bundle", "version", "provider", "precision")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from varco_serve.messages import TokenScore
+from varco_runtime.answer.token_score import TokenScore
 
 LEAST_LOGPROB = -9999.0
 """What OpenAI writes for a probability that is next to nothing; JSON has no infinity."""

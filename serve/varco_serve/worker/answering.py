@@ -16,7 +16,7 @@ from varco_runtime.answer.formats import to_json_regions
 from varco_runtime.conversation import Part, Turn, check_number
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.stream import Stream, start_stream
-from varco_serve.messages import Ask, Begun, Done, Event, Pixels, Said, TokenScore
+from varco_serve.messages import Ask, Begun, Done, Event, Pixels, Said
 from varco_serve.wire import WireError
 from varco_serve.worker.failures import failed_of
 from varco_serve.worker.forms import Forms
@@ -115,8 +115,7 @@ def _one_size(ask: Ask) -> tuple[int, int] | None:
 
 
 def _said(piece: Piece, size: tuple[int, int] | None) -> Said:
-    tokens = tuple(TokenScore(one.token_id, one.data, one.logprob, one.top) for one in piece.tokens)
-    return Said(piece.text, piece.plain_text, tuple(to_json_regions(piece.regions, size)), tokens)
+    return Said(piece.text, piece.plain_text, tuple(to_json_regions(piece.regions, size)), piece.tokens)
 
 
 def _log(error: Exception) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.doubles.model import FACTS, done
+from varco_runtime.answer.token_score import TokenScore
 from varco_serve.documents.answers import ChatStream, chat_answer, fingerprint
-from varco_serve.messages import Begun, Done, Said, TokenScore
+from varco_serve.messages import Begun, Done, Said
 
 REGION = {"kind": "text", "text": "EXIT", "start": 0, "end": 4, "boxes": [[0, 0, 1, 1]], "boxes_px": [[0, 0, 9, 9]]}
 SCORES = (TokenScore(5, b"Hi", -0.5, ((5, b"Hi", -0.5), (6, b"\xea\xb0", float("-inf")))),)
