@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from pathlib import Path
 
-import onnx
 import pytest
 
 from tests.export.engines.conftest import CONTEXT, build, export
-from tests.makers.manifests import forge, set_at
+from tests.makers.earlier_export import without_rows
 from varco_cli.main import main
 from varco_export.engines.build import profiles
 from varco_export.engines.builder import Builder
@@ -69,14 +66,6 @@ def test_a_context_whose_slots_begin_at_odd_addresses_is_refused(fresh: Path) ->
 
 
 def test_a_graph_of_an_earlier_export_is_refused(fresh: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(fresh, tmp_path / "earlier"))
-    model = onnx.load(folder / "decoder.onnx", load_external_data=False)
-    for port in (*model.graph.input, *model.graph.output):
-        for dim in port.type.tensor_type.shape.dim:
-            if dim.dim_param == BATCH:
-                dim.dim_value = 1
-    content = model.SerializeToString()
-    (folder / "decoder.onnx").write_bytes(content)
-    forge(folder, set_at("files/decoder.onnx", {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}))
+    folder = without_rows(fresh, tmp_path / "earlier")
     with pytest.raises(BundleError, match=r"is of an earlier export, whose decoder takes one sequence\. Export it"):
         build(folder, 89, slots=2)

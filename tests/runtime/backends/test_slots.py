@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from pathlib import Path
 
-import onnx
 import pytest
 
+from tests.makers.earlier_export import without_rows
 from tests.makers.inputs import noise_picture
-from tests.makers.manifests import forge, set_at
 from tests.makers.refusals import assert_refused
 from tests.makers.threads import in_threads
 from varco_runtime import Varco
 from varco_runtime.backend import BatchingBackend
-from varco_runtime.bundle.graph_contract import BATCH
 from varco_runtime.errors import UsageError
 
 
 @pytest.fixture
 def earlier_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose decoder takes one sequence, as exports wrote it before there were slots."""
-    folder = tmp_path / "earlier"
-    shutil.copytree(tiny_bundle, folder)
-    model = onnx.load(folder / "decoder.onnx", load_external_data=False)
-    for port in (*model.graph.input, *model.graph.output):
-        for dim in port.type.tensor_type.shape.dim:
-            if dim.dim_param == BATCH:
-                dim.dim_value = 1
-    content = model.SerializeToString()
-    (folder / "decoder.onnx").write_bytes(content)
-    forge(folder, set_at("files/decoder.onnx", {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}))
-    return folder
+    return without_rows(tiny_bundle, tmp_path / "earlier")
 
 
 @pytest.mark.parametrize("slots", [0, -1, 65, 10**9])

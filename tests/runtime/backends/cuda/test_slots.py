@@ -12,6 +12,11 @@ from PIL import Image
 
 from tests.doubles.recording_onnxruntime import Gpu
 from tests.makers.inputs import close, text_inputs
+from tests.makers.slots import (
+    assert_answers_at_once_are_those_of_the_cpu,
+    assert_every_row_is_the_step_of_its_slot_alone,
+    filled,
+)
 from tests.makers.threads import in_threads
 from tests.runtime.backends.cuda.conftest import MAX_CONTEXT, VALUE, backend_of, refused
 from varco_runtime import Varco
@@ -45,41 +50,15 @@ def four(bundle: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Varco:
     return varco
 
 
-def filled(varco: Varco, lengths: tuple[int, ...]) -> list[PromptInputs]:
-    """Prompts of these lengths, one in each slot."""
-    prompts = [text_inputs(varco, length, seed=slot) for slot, length in enumerate(lengths)]
-    for slot, prompt in enumerate(prompts):
-        backend_of(varco).select_slot(slot)
-        varco.backend.prefill(prompt, 0)
-    return prompts
-
-
 def test_answers_at_once_are_those_of_the_cpu(four: Varco, cpu: Varco, image: Image.Image, gpu: Gpu) -> None:
     """Each has its own options; those that a device does not know are chosen by the host from the row's logits."""
-    asked = [(image if index % 2 else None, f"Question {index}?", OPTIONS[index]) for index in range(len(OPTIONS))]
-    expected = [cpu.ask(picture, text, max_new_tokens=12, **options).token_ids for picture, text, options in asked]
-    found: dict[int, tuple[int, ...]] = {}
-
-    def ask(index: int) -> None:
-        picture, text, options = asked[index]
-        found[index] = four.ask(picture, text, max_new_tokens=12, **options).token_ids
-
-    in_threads(ask, len(asked))
-    assert [found[index] for index in range(len(asked))] == expected
+    assert_answers_at_once_are_those_of_the_cpu(four, cpu, image, OPTIONS)
     rows = {run["seqlens_k"] for run in gpu.sessions["decoder"].runs}
     assert rows >= {(1,), (4,)}
 
 
 def test_every_row_is_the_step_of_its_slot_alone(four: Varco, cpu: Varco) -> None:
-    lengths = (5, 90, 30, 61)
-    prompts, backend = filled(four, lengths), backend_of(four)
-    for turn in range(6):
-        tokens = [3 + turn, 5, 7 + turn, 9]
-        rows = backend.decode_rows(tokens, [length + turn for length in lengths]).copy()
-        for slot, prompt in enumerate(prompts):
-            ids = np.concatenate([prompt.ids, [tokens[slot]]])
-            prompts[slot] = PromptInputs(ids, prompt.image_token_id, None)
-            assert close(rows[slot], cpu.backend.prefill(prompts[slot], 0)[0]), f"slot {slot}, turn {turn}"
+    assert_every_row_is_the_step_of_its_slot_alone(four, cpu, num_turns=6)
 
 
 def test_greedy_rows_are_one_run_and_one_copy_to_the_host(four: Varco, gpu: Gpu) -> None:

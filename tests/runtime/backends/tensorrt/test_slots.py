@@ -12,7 +12,12 @@ from PIL import Image
 
 from tests.doubles.recording_cuda import Device
 from tests.doubles.recording_tensorrt import add_engines, runs
-from tests.makers.inputs import close, text_inputs
+from tests.makers.inputs import close
+from tests.makers.slots import (
+    assert_answers_at_once_are_those_of_the_cpu,
+    assert_every_row_is_the_step_of_its_slot_alone,
+    filled,
+)
 from tests.makers.threads import in_threads
 from tests.runtime.backends.tensorrt.conftest import MAX_CONTEXT, backend_of, refused, shorter
 from varco_runtime import Varco
@@ -49,39 +54,15 @@ def four(slots_bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch) ->
     return Varco.load(slots_bundle, slots=SLOTS)
 
 
-def filled(varco: Varco, lengths: tuple[int, ...]) -> list[PromptInputs]:
-    """Prompts of these lengths, one in each slot."""
-    prompts = [text_inputs(varco, length, seed=slot) for slot, length in enumerate(lengths)]
-    for slot, prompt in enumerate(prompts):
-        backend_of(varco).select_slot(slot)
-        varco.backend.prefill(prompt, 0)
-    return prompts
-
-
 def test_answers_at_once_are_those_of_the_cpu(four: Varco, cpu: Varco, image: Image.Image, device: Device) -> None:
-    asked = [(image if index % 2 else None, f"Question {index}?", OPTIONS[index]) for index in range(len(OPTIONS))]
-    expected = [cpu.ask(picture, text, max_new_tokens=12, **options).token_ids for picture, text, options in asked]
-    found: dict[int, tuple[int, ...]] = {}
-
-    def ask(index: int) -> None:
-        picture, text, options = asked[index]
-        found[index] = four.ask(picture, text, max_new_tokens=12, **options).token_ids
-
-    in_threads(ask, len(asked))
-    assert [found[index] for index in range(len(asked))] == expected
+    assert_answers_at_once_are_those_of_the_cpu(four, cpu, image, OPTIONS)
     assert {run[BATCH] for run in runs(device.done, "decoder")} >= {1, 4}
 
 
 def test_every_row_is_the_step_of_its_slot_alone(four: Varco, cpu: Varco) -> None:
-    lengths = (5, 90, 30, 61)
-    prompts, backend = filled(four, lengths), backend_of(four)
-    for turn in range(20):  # the widest row goes from one width of the mask to the next
-        tokens = [3 + turn, 5, 7 + turn, 9]
-        rows = backend.decode_rows(tokens, [length + turn for length in lengths]).copy()
-        for slot, prompt in enumerate(prompts):
-            ids = np.concatenate([prompt.ids, [tokens[slot]]])
-            prompts[slot] = PromptInputs(ids, prompt.image_token_id, None)
-            assert close(rows[slot], cpu.backend.prefill(prompts[slot], 0)[0]), f"slot {slot}, turn {turn}"
+    assert_every_row_is_the_step_of_its_slot_alone(
+        four, cpu, num_turns=20
+    )  # the widest row goes from one width of the mask to the next
 
 
 def test_rows_and_steps_of_one_slot_may_take_turns(four: Varco, cpu: Varco) -> None:
