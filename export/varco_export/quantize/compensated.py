@@ -22,7 +22,7 @@ import torch
 from varco_export.quantize.activations import read_activations, write_activations
 from varco_export.quantize.grid import to_fp8
 from varco_export.quantize.halves import FIRST, HALVES, LAST, Halves
-from varco_export.quantize.layer import Decoder
+from varco_export.quantize.layer import Decoder, linear_of
 from varco_export.quantize.linear import Hessian
 from varco_export.quantize.linears import measured_of, on_disk, other_tensors, round_shared
 from varco_export.quantize.run import Run
@@ -53,9 +53,7 @@ def compensate_layer(run: Run, work: Work, decoder: Decoder, index: int) -> None
 
 def _hessian(run: Run, halves: Halves, shared: str, front: _Streams, wanted: _Streams) -> Hessian:
     """Measure what flows into the linears that share an input, and what it lacks."""
-    linear = halves.layer.get_submodule(shared)
-    assert isinstance(linear, torch.nn.Linear), f"Bug: {shared} is no linear"
-    hessian, some = Hessian(linear), slice(len(run.samples))
+    hessian, some = Hessian(linear_of(halves.layer, shared)), slice(len(run.samples))
     for ours, theirs, weights in zip(front.read(some), wanted.read(some), run.token_weights(), strict=True):
         inputs, lack = halves.lack(shared, ours, theirs)
         hessian.add(inputs, lack, torch.from_numpy(weights).to(run.device))

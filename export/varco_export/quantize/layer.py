@@ -77,6 +77,13 @@ class Decoder:
         return cosines, sines
 
 
+def linear_of(layer: torch.nn.Module, name: str) -> torch.nn.Linear:
+    """Return a linear of a layer, by its name in `LINEARS`."""
+    linear = layer.get_submodule(name)
+    assert isinstance(linear, torch.nn.Linear), f"Bug: {name} is no linear"
+    return linear
+
+
 @contextmanager
 def watched_inputs(
     layer: torch.nn.Module, watch: Callable[[str, torch.nn.Linear, torch.Tensor], None]

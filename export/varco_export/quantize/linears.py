@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from varco_export.quantize.layer import LINEARS, SHARED_INPUT, layer_name
+from varco_export.quantize.layer import LINEARS, SHARED_INPUT, layer_name, linear_of
 from varco_export.quantize.linear import Hessian, Measured, make_grid, output_energies, quantize_linear
 from varco_export.quantize.run import Run
 from varco_export.quantize.shard import Stored
@@ -40,7 +40,7 @@ def round_shared(
         found = quantize_linear(weight, dtype, run.scheme, measured)
         error, whole = output_energies(weight, found.weight, measured.hessian)
         errors[linear] = error / max(whole, 1e-30)
-        _linear_of(layer, linear).weight.copy_(found.weight)
+        linear_of(layer, linear).weight.copy_(found.weight)
         stem = name.removesuffix("weight")
         stored |= {stem + last: Stored.of_torch(tensor) for last, tensor in found.tensors.items()}
     return stored
@@ -74,9 +74,3 @@ def other_tensors(run: Run, index: int) -> dict[str, Stored]:
         for name in run.checkpoint.tensors
         if name.startswith(prefix) and name not in linears
     }
-
-
-def _linear_of(layer: torch.nn.Module, name: str) -> torch.nn.Linear:
-    linear = layer.get_submodule(name)
-    assert isinstance(linear, torch.nn.Linear), f"Bug: {name} is no linear"
-    return linear
