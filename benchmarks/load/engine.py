@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.load.client import Outcome
 from benchmarks.load.questions import Question
@@ -40,30 +41,12 @@ def ask_from_threads(
         num_callers: Threads.
         num_requests: Questions of all threads together.
     """
-    left = num_requests
     lock = threading.Lock()
-    outcomes: list[Outcome] = []
-    errors: list[BaseException] = []
 
-    def call() -> None:
-        nonlocal left
-        while True:
-            with lock:
-                if left <= 0:
-                    return
-                left -= 1
-                asked = question()
-            try:
-                outcomes.append(ask(varco, asked))
-            except BaseException as error:
-                errors.append(error)
-                return
+    def call(_: int) -> Outcome:
+        with lock:
+            asked = question()
+        return ask(varco, asked)
 
-    threads = [threading.Thread(target=call) for _ in range(num_callers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return outcomes
+    with ThreadPoolExecutor(num_callers) as pool:
+        return list(pool.map(call, range(num_requests)))
