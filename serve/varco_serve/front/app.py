@@ -8,6 +8,7 @@ import time
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from varco_runtime import __version__
+from varco_serve.documents.native import TASKS
 from varco_serve.front.admission import Admission
 from varco_serve.front.body import BodyBounds, Budget
 from varco_serve.front.chat_route import ChatRoute
@@ -18,7 +19,7 @@ from varco_serve.front.limits import FrontLimits
 from varco_serve.front.metrics import CONTENT_TYPE, Metrics
 from varco_serve.front.native_route import NativeRoute
 from varco_serve.front.observer import Observer
-from varco_serve.front.openapi import TASKS, openapi
+from varco_serve.front.openapi import openapi
 from varco_serve.front.record import Record
 from varco_serve.front.router import Router
 from varco_serve.front.service import Service

@@ -6,11 +6,10 @@ import json
 import logging
 import sys
 import time
-import traceback
-from pathlib import Path
 from typing import Any
 
 from varco_serve.front.record import Record
+from varco_serve.traces import places_of
 
 LOGGER = "varco_serve.requests"
 _MAX_PLACES = 20
@@ -54,8 +53,7 @@ def write_failure(record: Record, error: BaseException) -> None:
         record: Of the request that failed.
         error: What was raised.
     """
-    places = [f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in traceback.extract_tb(error.__traceback__)]
-    _write({"id": record.request_id, "failure": type(error).__name__, "at": places[-_MAX_PLACES:]})
+    _write({"id": record.request_id, "failure": type(error).__name__, "at": places_of(error, _MAX_PLACES)})
 
 
 def write_event(event: str, **fields: Any) -> None:

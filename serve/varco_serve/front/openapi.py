@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from varco_serve.documents.native import TASKS
 from varco_serve.front import schemas
 
 Document = dict[str, Any]
@@ -24,7 +25,6 @@ _MEANINGS = {
 _ASKED = (408, 413, 415, 429, 500, 503, 504)
 """What a route that asks the model answers besides 200 and what every route does."""
 _WAITS = (429, 503)
-TASKS = ("ocr", "ground", "refer")
 
 
 def openapi(version: str, has_keys: bool) -> Document:

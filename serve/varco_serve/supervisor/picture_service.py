@@ -30,11 +30,6 @@ class PictureService:
         self._process: Process | None = None
         self.restarts = 0
 
-    @property
-    def pid(self) -> int | None:
-        """Return the process's number, None while there is none."""
-        return None if self._process is None else self._process.pid
-
     async def decode(self, data: bytes) -> Pixels | Failed:
         """Return a picture file's pixels, or why there are none."""
         return await self._decoder.decode(data)

@@ -24,14 +24,12 @@ class Entry:
 
     Attributes:
         events: What the worker said of it.
-        is_sent: Whether the worker has it.
         on_end: Called once the worker has said all of it, or has died.
     """
 
     id: int
     ask: Ask | None
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
-    is_sent: bool = False
     on_end: Callable[[], None] = _nothing
 
 
@@ -68,7 +66,6 @@ class Queue:
             return None
         entry = self.waiting.popleft()
         self.running[entry.id] = entry
-        entry.is_sent = True
         return entry
 
     def lost(self) -> list[Entry]:

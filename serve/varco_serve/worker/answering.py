@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from varco_runtime.conversation import Part, Turn, check_number
 from varco_runtime.picture.loading import Picture, load_picture
 from varco_runtime.stream import Stream, start_stream
 from varco_serve.messages import Ask, Begun, Done, Event, Pixels, Said
+from varco_serve.traces import places_of
 from varco_serve.wire import WireError
 from varco_serve.worker.failures import failed_of
 from varco_serve.worker.forms import Forms
@@ -120,6 +119,5 @@ def _said(piece: Piece, size: tuple[int, int] | None) -> Said:
 
 def _log(error: Exception) -> None:
     """Say what failed and where, for the server's log. Not the error's text: it may hold the question's."""
-    places = [f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in traceback.extract_tb(error.__traceback__)]
-    where = " < ".join(reversed(places[-_MAX_PLACES:]))
+    where = " < ".join(reversed(places_of(error, _MAX_PLACES)))
     print(f"An answer failed: {type(error).__name__} at {where}", file=sys.stderr, flush=True)
