@@ -73,7 +73,8 @@ def made(source: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     target = tmp_path_factory.mktemp("reference-quantised")
     for method in METHODS:
         calibration = folder if method == "gptq" else None
-        options = QuantizeOptions(method, calibration, group_size=32 if method in ("gptq", "rtn") else None)
+        group_size, samples = 32 if method in ("gptq", "rtn") else None, 0 if method == "fp8" else None
+        options = QuantizeOptions(method, calibration, group_size=group_size, max_samples=samples)
         quantize(source, target / method, options, Quiet())
     return {method: target / method for method in METHODS}
 
@@ -97,7 +98,7 @@ def test_transformers_loads_the_result_and_generates(made: dict[str, Path], meth
 @pytest.mark.parametrize("family", ["llava-next"])
 def test_transformers_loads_a_converted_checkpoint(tmp_path: Path, family: Any) -> None:
     options = TinyOptions(seed=2, num_hidden_layers=1, format=family, dtype="bf16")
-    quantize(make_tiny(tmp_path / "tiny", options), tmp_path / "out", QuantizeOptions("fp8"), Quiet())
+    quantize(make_tiny(tmp_path / "tiny", options), tmp_path / "out", QuantizeOptions("fp8", max_samples=0), Quiet())
     import transformers
 
     model, info = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(

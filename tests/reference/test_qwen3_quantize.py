@@ -32,7 +32,7 @@ from varco_runtime.backend import PromptInputs
 QWEN3 = TinyOptions(
     seed=51, text="qwen3", patch_size=16, hidden_size=160, num_attention_heads=10, head_dim=32, num_key_value_heads=2
 )
-METHODS: dict[str, dict[str, Any]] = {"gptq": {"group_size": 32}, "rtn": {"group_size": 32}, "fp8": {}}
+METHODS: dict[str, dict[str, Any]] = {"gptq": {"group_size": 32}, "rtn": {"group_size": 32}, "fp8": {"max_samples": 0}}
 CPU = torch.device("cpu")
 
 

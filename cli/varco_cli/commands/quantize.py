@@ -64,7 +64,7 @@ def quantize(
         typer.Option(
             metavar="FOLDER",
             help="Pictures to measure the model with, and optionally calibration.jsonl: image, prompt and answer. "
-            "GPTQ takes pictures and texts that the project makes where there is none.",
+            "Without it, pictures and texts that the project makes.",
             show_default=False,
         ),
     ] = None,
@@ -101,7 +101,12 @@ def quantize(
     ] = "plain",
     samples: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Calibration samples to use at most; 256 by default.", show_default=False),
+        typer.Option(
+            metavar="N",
+            help="Calibration samples to use at most; 256 by default. With fp8, 0 rounds to the nearest, without a run "
+            "of the model.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="What the rotation is made of.")] = 0,
     compensate: Annotated[
@@ -163,6 +168,6 @@ def _scales(options: QuantizeOptions) -> str:
 
 def _calibration(method: str, num_samples: int, num_tokens: int) -> str:
     if not num_samples:
-        return "none: rounded to the nearest; --calibration FOLDER loses less" if method == "fp8" else "none needed"
+        return "none: rounded to the nearest; without --samples 0 it loses less" if method == "fp8" else "none needed"
     plural = "" if num_samples == 1 else "s"
     return f"{num_samples} sample{plural}, {num_tokens:,} tokens"

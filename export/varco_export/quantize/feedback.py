@@ -38,6 +38,7 @@ class Factor:
         importance: `[K]`, the diagonal of the Hessian over its mean, in the columns' own order.
         is_dead: `[K]`, which columns no sample reached; their weights become zero.
         keeps_groups: Whether the order keeps groups of columns in runs.
+        damping: What was added to the Hessian's diagonal.
     """
 
     order: torch.Tensor
@@ -45,6 +46,11 @@ class Factor:
     importance: torch.Tensor
     is_dead: torch.Tensor
     keeps_groups: bool
+    damping: float
+
+    def degrees(self) -> float:
+        """Return the degrees of freedom of a least squares fit with the damped Hessian, at most K."""
+        return len(self.order) - self.damping * float(self.upper.square().sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,15 +88,25 @@ def factorize(hessian: torch.Tensor, group_size: int | None) -> Factor | None:
         return None
     torch.cholesky_inverse(work, out=work)
     torch.linalg.cholesky_ex(work, upper=True, out=(work, status))
-    return None if int(status) != 0 else Factor(order, work, importance, is_dead, group_size is not None)
+    if int(status) != 0:
+        return None
+    return Factor(order, work, importance, is_dead, group_size is not None, DAMPENING * float(mean))
 
 
 def divide(matrix: torch.Tensor, factor: Factor) -> torch.Tensor:
-    """Return a matrix `[R, K]` times the inverse of the Hessian that a factor is of; it is worked in."""
+    """Divide a matrix `[R, K]` in place by the Hessian that a factor is of, from the right.
+
+    Returns:
+        `[R]`, the products of its rows before and after.
+    """
+    products: list[torch.Tensor] = []
     for start in range(0, len(matrix), _GATHERED_ROWS):
         rows = matrix[start : start + _GATHERED_ROWS]
-        rows[:, factor.order] = (rows[:, factor.order] @ factor.upper.T) @ factor.upper
-    return matrix
+        before = rows[:, factor.order]
+        after = (before @ factor.upper.T) @ factor.upper
+        products.append((before * after).sum(1))
+        rows[:, factor.order] = after
+    return torch.cat(products)
 
 
 def round_with_feedback(weight: torch.Tensor, grid: Grid, factor: Factor, search: bool) -> Rounded:

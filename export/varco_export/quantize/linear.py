@@ -26,6 +26,32 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lack:
+    """What inputs, or what comes of them, lack beside the original's.
+
+    Args:
+        products: `[R, K]`, D^T X of what is lacking and the inputs.
+        energy: `[R]`, the squares of what is lacking, in the same unit.
+        num_tokens: What was counted.
+    """
+
+    products: torch.Tensor
+    energy: torch.Tensor
+    num_tokens: float
+
+    def explained(self, factor: Factor) -> torch.Tensor:
+        """Return the weights `[R, K]` that explain it by the inputs, as far as chance does not; `products` are used up.
+
+        Noise of T tokens is explained by inputs of n degrees of freedom as to n / T. What that comes to is told from
+        what they leave unexplained, and each row is made smaller by as much.
+        """
+        by_inputs, degrees = divide(self.products, factor), factor.degrees()
+        by_chance = (self.energy - by_inputs).clamp_(min=0) * (degrees / max(self.num_tokens - degrees, 1e-9))
+        share = (1 - by_chance / by_inputs.clamp(min=1e-30)).clamp_(min=0)
+        return self.products.mul_(share[:, None])
+
+
 class Hessian:
     """2 X^T X of what flowed into a linear, averaged over samples: `[K, K]` in fp32; and what it lacks, D^T X."""
 
@@ -33,6 +59,7 @@ class Hessian:
         width, device = linear.in_features, linear.weight.device
         self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
         self._lack: torch.Tensor | None = None
+        self._lack_energy: torch.Tensor | None = None
         self._num_samples = 0
         self._num_tokens = 0.0
 
@@ -50,23 +77,23 @@ class Hessian:
         self._num_samples += 1
         self._num_tokens += len(rows) if weights is None else float(weights.sum())
         if lack is not None:
-            if self._lack is None:
+            if self._lack is None or self._lack_energy is None:
                 self._lack = torch.zeros(lack.shape[1], rows.shape[1], dtype=torch.float32, device=rows.device)
+                self._lack_energy = torch.zeros(lack.shape[1], dtype=torch.float32, device=rows.device)
             self._lack.addmm_(lack.T, weighted)
+            squares = lack.square() if weights is None else lack.square().mul_(weights[:, None])
+            self._lack_energy += squares.sum(0)
 
     def mean(self) -> torch.Tensor:
         """Return the matrix; this object is empty afterwards."""
         return self._sum.mul_(2 / max(self._num_samples, 1))
 
-    def lack(self) -> torch.Tensor | None:
-        """Return D^T X in the unit of `mean`, made smaller by what chance alone explains; None where it is not known.
-
-        K inputs explain K of T tokens of anything, noise too; the share that is left is 1 - K / T.
-        """
-        if self._lack is None:
+    def lack(self) -> Lack | None:
+        """Return what is lacking, in the unit of `mean`; None where it is not known."""
+        if self._lack is None or self._lack_energy is None:
             return None
-        chance = min(1.0, self._lack.shape[1] / max(self._num_tokens, 1.0))
-        return self._lack.mul_((1 - chance) * 2 / max(self._num_samples, 1))
+        unit = 2 / max(self._num_samples, 1)
+        return Lack(self._lack.mul_(unit), self._lack_energy.mul_(unit), self._num_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +120,7 @@ class Measured:
         hessian: torch.Tensor,
         group_size: int | None,
         search: bool,
-        lack: torch.Tensor | None = None,
+        lack: Lack | None = None,
         is_beside: bool = False,
     ) -> Measured:
         """Factorize a Hessian.
@@ -102,7 +129,7 @@ class Measured:
             hessian: `[K, K]`.
             group_size: Columns that share a scale; None where a whole row does.
             search: Whether scales are searched.
-            lack: `[K, K]` or `[N, K]`, what the inputs or the outputs lack; it is used up.
+            lack: What the inputs or the outputs lack; it is used up.
             is_beside: Whether it is the outputs'.
         """
         orders = (None, group_size) if search and group_size is not None else (None,)
@@ -113,7 +140,7 @@ class Measured:
             if factor is not None:
                 factors.append(factor)
                 if lack is not None and shift is None:
-                    shift = divide(lack, factor)
+                    shift = lack.explained(factor)
         return cls(hessian, tuple(factors), search, shift, is_beside)
 
     def wanted(self, weight: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ class QuantizeOptions:
         calibration: Folder of pictures and texts that the model is measured with; None for the project's own.
         bits: Bits of a weight, 4 or 8; None is 4, and FP8 has its own.
         group_size: Weights that share a scale, 32, 64 or 128; None is 128, and in FP8 a whole row shares one.
-        max_samples: Most calibration samples, 1 to 10,000; None is 256.
+        max_samples: Most calibration samples, 1 to 10,000; None is 256. 0, for FP8 alone, rounds to the nearest.
         device: Where to compute: `cpu` or `cuda`.
         rotate: Whether the residual stream is turned first; None is what measures best: yes, but for FP8 and `rtn`.
         scales: GPTQ's scales: `search`ed, or `minmax`. None is `search`.
@@ -72,7 +72,7 @@ class QuantizeOptions:
     @property
     def is_calibrated(self) -> bool:
         """Return whether samples are measured."""
-        return self.method == "gptq" or (self.method == "fp8" and self.calibration is not None)
+        return self.method == "gptq" or (self.method == "fp8" and self.max_samples != 0)
 
     @property
     def compensates(self) -> bool:
@@ -110,17 +110,18 @@ class QuantizeOptions:
             raise UsageError(
                 f"--method {self.method} measures nothing, got --calibration {self.calibration}. Leave it out."
             )
-        if self.method in ("fp8", "none") and not self.is_calibrated and self.max_samples is not None:
+        if self.method == "none" and self.max_samples is not None:
+            raise UsageError(f"--method none takes no samples, got --samples {self.max_samples}. Leave it out.")
+        if self.calibration is not None and not self.is_calibrated:
             raise UsageError(
-                f"--method {self.method} takes no samples without --calibration, got --samples {self.max_samples}. "
-                "Leave it out."
+                f"--samples 0 measures nothing, got --calibration {self.calibration}. Leave one of them out."
             )
         if self.method == "none" and not self.is_rotated:
             raise UsageError("--method none --no-rotate would copy the checkpoint. Leave --no-rotate out.")
         if self.compensate and not self.is_calibrated:
             raise UsageError(f"--method {self.method} measures nothing. Leave --compensate out.")
         self._check_format()
-        if not 1 <= self.sample_limit <= 10_000 or self.max_samples == 0:
+        if not 1 <= self.sample_limit <= 10_000 or (self.max_samples == 0 and self.method != "fp8"):
             raise UsageError(f"--samples {self.max_samples} is out of range. Expected 1 to 10000.")
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"--seed {self.seed} is out of range. Expected 0 to 4294967295.")

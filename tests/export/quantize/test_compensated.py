@@ -16,7 +16,7 @@ import torch
 from tests.export.quantize.test_quantize import Quiet, contents, draw, options_for
 from varco_export.checkpoint.checkpoint import Checkpoint
 from varco_export.quantize import QuantizeOptions, compensated, quantize
-from varco_export.quantize.feedback import DAMPENING
+from varco_export.quantize.feedback import DAMPENING, factorize
 from varco_export.quantize.grid import to_fp8
 from varco_export.quantize.halves import FIRST, HALVES, LAST, Halves
 from varco_export.quantize.layer import Decoder
@@ -78,7 +78,7 @@ def test_inputs_and_what_they_lack_explain_the_stream_behind(source: Path, half:
 
 @pytest.mark.parametrize("is_beside", [False, True])
 def test_the_wanted_weight_is_the_answer_of_least_squares(is_beside: bool) -> None:
-    """Damped, and as much smaller as chance explains; weighted tokens like tokens that come as often."""
+    """Damped, each row as much smaller as chance explains; weighted tokens like tokens that come as often."""
     width, rows, tokens = 48, 20, 400
     inputs, weight = stream(tokens, width, 0), stream(rows, width, 1)
     lack = 0.3 * stream(tokens, width, 2) + inputs @ (0.1 * stream(width, width, 3))
@@ -91,19 +91,36 @@ def test_the_wanted_weight_is_the_answer_of_least_squares(is_beside: bool) -> No
     found = Measured.of(hessian.mean(), 16, True, given, is_beside).wanted(weight)
 
     often = torch.cat([torch.arange(tokens), torch.arange(0, tokens, 3)])
-    x, d = inputs[often].double(), (lack if is_beside else lack @ weight.T)[often].double()
+    x, d = inputs[often].double(), lack[often].double()
     normal = x.T @ x
-    normal += DAMPENING * normal.diagonal().mean() * torch.eye(width)
-    shift = torch.linalg.solve(normal, x.T @ d).T * (1 - width / len(often))
+    damped = normal + DAMPENING * normal.diagonal().mean() * torch.eye(width)
+    shift = torch.linalg.solve(damped, x.T @ d).T
+    explained, degrees = (shift * (d.T @ x)).sum(1), float(torch.linalg.solve(damped, normal).trace())
+    noise = (d.square().sum(0) - explained) / (len(often) - degrees)
+    shift *= (1 - degrees * noise / explained)[:, None]
+    shift = shift if is_beside else weight.double() @ shift
     torch.testing.assert_close(found, weight + shift.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_as_many_inputs_as_tokens_make_up_for_nothing() -> None:
-    hessian = Hessian(torch.nn.Linear(32, 1))
-    hessian.add(stream(32, 32, 0), stream(32, 32, 1))
+def explained(tokens: int, signal: float, noise: float, width: int = 64) -> torch.Tensor:
+    """Return the size of the weights that inputs explain what is lacking by, over the size of the true ones: `[R]`."""
+    inputs, weight = stream(tokens, width, 0), stream(100, width, 1)
+    hessian = Hessian(torch.nn.Linear(width, 1))
+    hessian.add(inputs, signal * inputs @ weight.T + noise * stream(tokens, 100, 2))
     lack = hessian.lack()
+    factor = factorize(hessian.mean(), None)
     assert lack is not None
-    assert not lack.any()
+    assert factor is not None
+    return lack.explained(factor).norm(dim=1) / weight.norm(dim=1)
+
+
+def test_what_inputs_explain_is_made_up_for_and_what_chance_explains_is_not() -> None:
+    assert explained(400, 1, 0).min() > 0.97
+    by_least_squares = 400**-0.5  # of noise alone
+    assert explained(400, 0, 1).mean() < 0.1 * by_least_squares
+    assert explained(400, 0.1, 1).mean() == pytest.approx(0.09, abs=0.01)
+    assert explained(64, 0, 1).mean() < 0.05  # as many inputs as tokens
+    assert explained(20, 0, 1).mean() < 0.01
 
 
 @pytest.mark.parametrize("options", [{}, {"rotate": False, "lm_head": "int4"}])

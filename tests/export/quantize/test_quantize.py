@@ -108,7 +108,8 @@ def test_the_linears_of_the_language_model_are_quantised_and_nothing_else_is_tou
     if method == "gptq":
         quantize(checkpoint, out, options_for(pictures, rotate=False), Quiet())
     else:
-        quantize(checkpoint, out, QuantizeOptions(method, group_size=None if method == "fp8" else 32), Quiet())
+        own = {"max_samples": 0} if method == "fp8" else {"group_size": 32}
+        quantize(checkpoint, out, QuantizeOptions(method, **own), Quiet())
     linears = {f"language_model.model.layers.{index}.{linear}." for index in range(3) for linear in LINEARS}
     before, after = names_and_dtypes(checkpoint), names_and_dtypes(out)
     for linear in linears:
@@ -157,7 +158,7 @@ def test_a_llava_next_tokenizer_without_a_free_row_is_refused(pictures: Path, tm
     (source / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert config["vocab_size"] == len(token_ids())
     with pytest.raises(CheckpointError, match="have none to spare"):
-        quantize(source, tmp_path / "out", QuantizeOptions("fp8"), Quiet())
+        quantize(source, tmp_path / "out", QuantizeOptions("fp8", max_samples=0), Quiet())
 
 
 def test_the_small_files_come_along_and_name_the_source(quantised: Path, checkpoint: Path) -> None:
@@ -378,18 +379,18 @@ def test_two_runs_do_not_fill_one_folder(checkpoint: Path, pictures: Path, tmp_p
         def note(self, text: str) -> None:
             if text == "inside":
                 with pytest.raises(ExportError, match="is being made by another run"):
-                    quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8"), Quiet())
+                    quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8", max_samples=0), Quiet())
 
         @contextlib.contextmanager
         def stage(self, name: str, steps: int, done: int = 0) -> Iterator[Callable[[], None]]:
             self.note("inside")
             yield lambda: None
 
-    quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8"), Second())
+    quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8", max_samples=0), Second())
     leftover = tmp_path / ".out.varco-quantize"
     leftover.mkdir()  # what a kill right after the last rename leaves
     with pytest.raises(ExportError, match="exists already"):
-        quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8"), Quiet())
+        quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8", max_samples=0), Quiet())
     assert not leftover.exists()
 
 
@@ -453,8 +454,9 @@ def test_activations_of_another_size_are_refused(tmp_path: Path) -> None:
         (QuantizeOptions("none", Path("x")), "measures nothing, got --calibration x"),
         (QuantizeOptions("none", rotate=False), "would copy the checkpoint"),
         (QuantizeOptions("gptq", rotate=False, seed=3), "--seed 3 is the rotation's, and nothing is rotated"),
-        (QuantizeOptions("none", max_samples=3), "takes no samples without --calibration, got --samples 3"),
-        (QuantizeOptions("fp8", max_samples=3), "takes no samples without --calibration, got --samples 3"),
+        (QuantizeOptions("none", max_samples=3), "--method none takes no samples, got --samples 3"),
+        (QuantizeOptions("fp8", Path("x"), max_samples=0), "--samples 0 measures nothing, got --calibration x"),
+        (QuantizeOptions("fp8", max_samples=-1), "--samples -1 is out of range"),
         (QuantizeOptions("none", bits=4), "rounds nothing. Leave --bits"),
         (QuantizeOptions("fp8", scales="minmax"), "Leave --scales and --asymmetric out"),
         (QuantizeOptions("fp8", lm_head="int4"), "keeps a plain head"),
@@ -490,7 +492,7 @@ def test_a_quantised_checkpoint_is_not_quantised_again(quantised: Path, pictures
 def test_missing_libraries_are_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "find_spec", lambda name: None if name == "compressed_tensors" else object())
     with pytest.raises(MissingExtraError, match=r"Quantising needs the extra 'quantize'"):
-        quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8"), Quiet())
+        quantize(checkpoint, tmp_path / "out", QuantizeOptions("fp8", max_samples=0), Quiet())
 
 
 def test_the_command_says_what_it_made_and_ends_in_one_line_otherwise(

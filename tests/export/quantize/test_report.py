@@ -78,19 +78,26 @@ def test_a_quantised_head_has_a_group_of_its_own(tied: Path, texts: Path, tmp_pa
     assert "language_model.lm_head.weight" not in names
 
 
-def test_fp8_takes_error_feedback_where_it_is_calibrated(tied: Path, texts: Path, tmp_path: Path) -> None:
-    quantize(tied, tmp_path / "out", QuantizeOptions("fp8", texts), Quiet())
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_fp8_takes_error_feedback_with_a_folder_and_without(
+    tied: Path, texts: Path, tmp_path: Path, has_folder: bool
+) -> None:
+    options = QuantizeOptions("fp8", texts if has_folder else None, max_samples=32)
+    quantize(tied, tmp_path / "out", options, Quiet())
     report = json.loads((tmp_path / "out" / "quantization.json").read_text())
     assert report["rotation_seed"] is None
     assert report["scales"] == "search"
-    assert 0 < report["kl_nats_per_token"] < 0.01
+    assert 0 < report["kl_nats_per_token"] < (0.01 if has_folder else 0.05)
     assert names_and_dtypes(tmp_path / "out")["language_model.model.layers.0.mlp.up_proj.weight"] == "F8_E4M3"
 
 
 def test_a_run_that_measures_nothing_says_so(tied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    said = {"none": ("rotated, not rounded", None), "fp8": ("none: rounded to the nearest; --calibration", "minmax")}
-    for method, (words, scales) in said.items():
-        assert main(["quantize", str(tied), str(tmp_path / method), "--method", method]) == 0
+    said = {
+        "none": ([], "rotated, not rounded", None),
+        "fp8": (["--samples", "0"], "none: rounded to the nearest; without --samples 0", "minmax"),
+    }
+    for method, (options, words, scales) in said.items():
+        assert main(["quantize", str(tied), str(tmp_path / method), "--method", method, *options]) == 0
         assert words in " ".join(capfd.readouterr().out.split())
         assert json.loads((tmp_path / method / "quantization.json").read_text())["scales"] == scales
 
