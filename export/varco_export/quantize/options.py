@@ -113,9 +113,7 @@ class QuantizeOptions:
         if self.method == "none" and self.max_samples is not None:
             raise UsageError(f"--method none takes no samples, got --samples {self.max_samples}. Leave it out.")
         if self.calibration is not None and not self.is_calibrated:
-            raise UsageError(
-                f"--samples 0 measures nothing, got --calibration {self.calibration}. Leave one of them out."
-            )
+            raise UsageError(f"--samples 0 measures nothing, got --calibration {self.calibration}. Leave one out.")
         if self.method == "none" and not self.is_rotated:
             raise UsageError("--method none --no-rotate would copy the checkpoint. Leave --no-rotate out.")
         if self.compensate and not self.is_calibrated:
