@@ -258,7 +258,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--zeros", action="store_true", help="zero points")
     parser.add_argument("--fp8", action="store_true", help="FP8 weights and inputs")
     parser.add_argument("--head", action="store_true", help="int4 and int8 heads too")
-    parser.add_argument("--compensate", action=argparse.BooleanOptionalAction, default=False, help="make up for errors")
+    parser.add_argument(
+        "--compensate", action=argparse.BooleanOptionalAction, help="make up for errors; the default but with --fp8"
+    )
     parser.add_argument("--layers", type=int, metavar="N", help="round the first N only")
     parser.add_argument("--drawn", type=int, default=0, metavar="N", help="calibrate with N of the project's texts")
     return parser
@@ -267,6 +269,8 @@ def make_parser() -> argparse.ArgumentParser:
 def measure(given: argparse.Namespace) -> tuple[dict[str, float], int]:
     """Return KL by variant, and the tokens that were calibrated with, after one line about the run."""
     torch.set_grad_enabled(False)
+    if given.compensate is None:
+        given.compensate = not given.fp8
     checkpoint = Checkpoint.open(write_noisy(given.checkpoint, given.noisy))
     tokenizer = Tokenizer.from_json(prompts_of(checkpoint.folder, checkpoint.config).tokenizer_json)
     avoid: set[Path] = set()

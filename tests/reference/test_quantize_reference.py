@@ -220,7 +220,7 @@ def test_the_loop_gives_what_llm_compressors_own_gives(tmp_path: Path, bits: int
         {"prompt": "What is the colour of the text, and how many? " * (2 + n), "answer": "about " * n} for n in range(6)
     ]
     (tmp_path / "calibration.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    options = options_for(tmp_path, bits=bits, rotate=False, scales="minmax")
+    options = options_for(tmp_path, bits=bits, rotate=False, scales="minmax", compensate=False)
     quantize(source, tmp_path / "ours", options, Quiet())
     samples = _prepare(source, options, Quiet())[1].samples
     ours, theirs = read(tmp_path / "ours"), _oneshot(source, [list(one.ids) for one in samples], bits, tmp_path)

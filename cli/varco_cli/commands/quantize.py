@@ -110,13 +110,14 @@ def quantize(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="What the rotation is made of.")] = 0,
     compensate: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--compensate",
+            "--compensate/--no-compensate",
             help="Round each linear towards what it gave in the original, so that it makes up for the errors before "
-            "it: for a folder of pictures and texts of the very kind that the model will see.",
+            "it; by default for gptq. It takes about twice the time.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where to compute.")] = "cpu",
 ) -> None:
     """Make a GPTQ or FP8 checkpoint, or a rotated one. Run the same command again to continue after an interruption.

@@ -33,7 +33,8 @@ class QuantizeOptions:
         symmetric: Whether there are no zero points.
         lm_head: `plain`, or `int4` or `int8` by GPTQ.
         seed: What the rotation is made of, 0 to 2^32 - 1.
-        compensate: Whether each linear makes up for the errors before it, as calibration shows them.
+        compensate: Whether each linear makes up for the errors before it, as calibration shows them; None is what
+            measures best: with GPTQ.
     """
 
     method: str
@@ -47,7 +48,7 @@ class QuantizeOptions:
     symmetric: bool = True
     lm_head: str = "plain"
     seed: int = 0
-    compensate: bool = False
+    compensate: bool | None = None
 
     @property
     def num_bits(self) -> int:
@@ -77,7 +78,7 @@ class QuantizeOptions:
     @property
     def compensates(self) -> bool:
         """Return whether linears make up for the errors before them."""
-        return self.is_calibrated and self.compensate
+        return self.is_calibrated and (self.method == "gptq" if self.compensate is None else self.compensate)
 
     @property
     def searches(self) -> bool:

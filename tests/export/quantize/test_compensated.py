@@ -176,6 +176,23 @@ def test_the_tokens_of_pictures_together_count_for_no_more_than_those_of_texts(
         assert total == pytest.approx(2 * of_text if is_less else of_text)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (QuantizeOptions("gptq"), True),
+        (QuantizeOptions("gptq", compensate=False), False),
+        (QuantizeOptions("fp8"), False),
+        (QuantizeOptions("fp8", compensate=True), True),
+        (QuantizeOptions("none"), False),
+        (QuantizeOptions("rtn"), False),
+    ],
+)
+def test_gptq_compensates_by_default_and_what_measures_nothing_never_does(
+    options: QuantizeOptions, expected: bool
+) -> None:
+    assert options.compensates == expected
+
+
 def test_compensation_without_samples_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"measures nothing\. Leave --compensate"):
         quantize(source, tmp_path / "out", QuantizeOptions("none", compensate=True), Quiet())

@@ -308,10 +308,12 @@ def test_a_killed_run_continues_to_the_same_bytes(
 
 @pytest.mark.parametrize("stage", ["write_activations", "write_shard"])
 def test_a_run_that_fails_anywhere_in_a_layer_continues_to_the_same_bytes(
-    checkpoint: Path, pictures: Path, quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     from varco_export.quantize import layers
 
+    options = options_for(pictures, compensate=False)
+    quantize(checkpoint, tmp_path / "expected", options, Quiet())
     calls = 0
     real = getattr(layers, stage)
 
@@ -324,29 +326,29 @@ def test_a_run_that_fails_anywhere_in_a_layer_continues_to_the_same_bytes(
 
     monkeypatch.setattr(layers, stage, failing)
     with pytest.raises(ExportError, match=r"No space left on device.*run the same command again"):
-        quantize(checkpoint, tmp_path / "out", options_for(pictures), Quiet())
+        quantize(checkpoint, tmp_path / "out", options, Quiet())
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
-    quantize(checkpoint, tmp_path / "out", options_for(pictures), Quiet())
-    assert contents(tmp_path / "out") == contents(quantised)
+    quantize(checkpoint, tmp_path / "out", options, Quiet())
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
 def test_a_linear_that_was_only_rounded_is_told_at_once(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run that continues cannot know."""
-    from varco_export.quantize import layers
+    from varco_export.quantize import compensated
 
-    real = layers.measured_of
-    monkeypatch.setattr(layers, "measured_of", lambda *given: dataclasses.replace(real(*given), factors=()))
-    real_write, progress = layers.write_shard, Quiet()
+    real = compensated.measured_of
+    monkeypatch.setattr(compensated, "measured_of", lambda *given: dataclasses.replace(real(*given), factors=()))
+    real_write, progress = compensated.write_shard, Quiet()
 
     def failing(path: Path, *arguments: Any) -> None:
         if progress.notes[-1].startswith("note: language_model.layers.1."):
             raise OSError(28, "No space left on device")
         real_write(path, *arguments)
 
-    monkeypatch.setattr(layers, "write_shard", failing)
+    monkeypatch.setattr(compensated, "write_shard", failing)
     with pytest.raises(ExportError):
         quantize(checkpoint, tmp_path / "out", options_for(pictures), progress)
     notes = [note for note in progress.notes if "was rounded to the nearest" in note]
@@ -357,12 +359,12 @@ def test_a_linear_that_was_only_rounded_is_told_at_once(
 def test_an_unfinished_run_of_other_settings_is_not_continued(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from varco_export.quantize import layers
+    from varco_export.quantize import compensated
 
     def failing(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(layers, "write_shard", failing)
+    monkeypatch.setattr(compensated, "write_shard", failing)
     out = tmp_path / "out"
     with pytest.raises(ExportError):
         quantize(checkpoint, out, options_for(pictures), Quiet())
