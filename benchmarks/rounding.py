@@ -140,6 +140,8 @@ class Pass:
 
     def rounded(self, weight: torch.Tensor, measured: Measured | None, grid: Grid) -> torch.Tensor:
         """Return a weight as the options round it."""
+        if self._given.exact_weights:
+            return weight
         if measured is None:
             return round_to_nearest(weight, grid).weight
         factor = best_factor(weight, grid, measured.factors, measured.search, measured.hessian)
@@ -166,7 +168,7 @@ class Pass:
             if index >= (self._given.layers or text.num_hidden_layers):
                 streams = {name: list(decoder.run(layer, stream)) for name, stream in streams.items()}
                 continue
-            if self._given.nearest:
+            if self._given.nearest or self._given.exact_weights:
                 self._round(layer, LINEARS, None)
             elif self._given.compensate:
                 seen, theirs = self._compensate(Halves(decoder, layer, self._round_inputs), seen, theirs)
@@ -255,6 +257,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--heads", action=argparse.BooleanOptionalAction, default=True, help="turn heads' values too")
     parser.add_argument("--minmax", action="store_true", help="scales that reach to the largest weight")
     parser.add_argument("--nearest", action="store_true", help="round to the nearest")
+    parser.add_argument("--exact-weights", action="store_true", help="round nothing but inputs")
     parser.add_argument("--zeros", action="store_true", help="zero points")
     parser.add_argument("--fp8", action="store_true", help="FP8 weights and inputs")
     parser.add_argument("--head", action="store_true", help="int4 and int8 heads too")
