@@ -114,7 +114,7 @@ def quantize(
         typer.Option(
             "--compensate/--no-compensate",
             help="Round each linear towards what it gave in the original, so that it makes up for the errors before "
-            "it; by default for gptq. It takes about twice the time.",
+            "it; by default for gptq. It takes more time, and three times the disk while it runs.",
             show_default=False,
         ),
     ] = None,

@@ -5,8 +5,8 @@
 
 So GPTQ rounds W + S with the Hessian of X. o and down give to the residual stream: what they are to give is the
 original's stream behind them, less ours in front of them, so that they make up for the stream's own error too. Every
-linear is measured behind the rounded ones in front of it, in its own layer too. Source: GPTAQ (arXiv 2504.02692), which
-has S, but not the stream's error.
+linear is measured behind the rounded ones in front of it, in its own layer too. S is made smaller by what chance alone
+explains of D. Source: GPTAQ (arXiv 2504.02692), which has S, but neither the stream's error nor chance.
 
 Between a layer's halves, streams lie on the disk like those between layers.
 """
