@@ -49,19 +49,24 @@ class OpenVinoSettings:
         """Return the format of the cache by our name."""
         return self.kv_cache if self.kv_cache != "auto" else "fp32" if self.precision == "fp32" else "fp16"
 
-    def properties(self, threads: int) -> dict[str, object]:
+    def properties(self, threads: int, rounded_inputs: int | None = None) -> dict[str, object]:
         """Return OpenVINO's properties for compiling a network.
 
         Args:
             threads: Processor threads, which a CPU alone is told.
+            rounded_inputs: How many inputs of a product with integers share a scale where they are rounded; by
+                default what OpenVINO takes. Nothing is rounded with the precision `fp32`.
         """
         told: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if self.chosen_device == "CPU":
             told["INFERENCE_NUM_THREADS"] = threads
         if self.precision == "fp32":
             told |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+        elif rounded_inputs is not None:
+            told["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(rounded_inputs)
         return told
 
-    def decoder_properties(self, threads: int) -> dict[str, object]:
+    def decoder_properties(self, threads: int, rounded_inputs: int | None = None) -> dict[str, object]:
         """Return the properties for the network that has a cache."""
-        return {**self.properties(threads), "KV_CACHE_PRECISION": CACHE_PRECISIONS[self.chosen_kv_cache]}
+        told = self.properties(threads, rounded_inputs)
+        return told | {"KV_CACHE_PRECISION": CACHE_PRECISIONS[self.chosen_kv_cache]}
