@@ -20,10 +20,10 @@ class OpenVinoSettings:
         device: `CPU`, `GPU` or `NPU`; `auto` is the CPU.
         precision: `auto` lets OpenVINO choose a type that is fast on the device, bf16 where it has instructions for it,
             and round the inputs of integer linears; `fp32` is exact.
-        kv_cache: Format of keys and values: `u8`, `fp16` or `fp32`; `auto` is fp32 beside `fp32`, and fp16 otherwise.
+        kv_cache: Format of keys and values: `u8`, `fp16` or, beside the precision `fp32`, `fp32`; `auto` is the widest.
 
     Raises:
-        UsageError: A value is none of these.
+        UsageError: A value is none of these, or the cache is to be wider than what is computed in.
     """
 
     device: str = "auto"
@@ -38,6 +38,11 @@ class OpenVinoSettings:
         ):
             if value not in allowed:
                 raise UsageError(f"{name}={value!r} is unknown. Expected one of: {', '.join(allowed)}.")
+        if self.kv_cache == "fp32" != self.precision:
+            raise UsageError(
+                f"kv_cache_precision='fp32' goes with precision='fp32', got {self.precision!r}, in which OpenVINO may "
+                "compute in 16 bits. Leave it out, or take 'u8' or 'fp16'."
+            )
 
     @property
     def chosen_device(self) -> str:

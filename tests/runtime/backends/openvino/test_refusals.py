@@ -39,6 +39,11 @@ def test_an_unknown_value_of_an_option_is_refused(tiny_bundle: Path, option: str
     assert_refused(tiny_bundle, UsageError, match, provider="openvino", **{option: value})
 
 
+def test_a_cache_wider_than_what_is_computed_in_is_refused(tiny_bundle: Path) -> None:
+    match = r"kv_cache_precision='fp32' goes with precision='fp32', got 'auto'"
+    assert_refused(tiny_bundle, UsageError, match, provider="openvino", kv_cache_precision="fp32")
+
+
 def test_openvinos_options_are_refused_for_another_provider(tiny_bundle: Path) -> None:
     assert_refused(tiny_bundle, UsageError, "are for the provider openvino, got 'auto'", precision="fp32")
 
