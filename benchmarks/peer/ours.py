@@ -69,7 +69,12 @@ class Ours(Peer):
         self._varco = Varco.load(
             self._folder, provider=provider, precision=precision, max_context=max_context, threads=threads
         )
-        self._kv_cache = OpenVinoSettings(precision=precision).chosen_kv_cache if provider == "openvino" else "fp32"
+        self._settings = {"provider": self._varco.provider}
+        if provider == "openvino":
+            self._settings["precision"] = precision
+        if not name.startswith("vision-"):
+            cache = OpenVinoSettings(precision=precision).chosen_kv_cache
+            self._settings["kv_cache"] = cache if provider == "openvino" else "fp32"
         self._backend = self._varco.backend
         self._random = np.random.default_rng(1)
         self._files = {"vision": ("vision*", "projector*"), QUESTION: ("*.data", "embedding*")}.get(
@@ -82,7 +87,7 @@ class Ours(Peer):
         return folder_bytes(self._folder, *self._files)
 
     def settings(self) -> dict[str, Any]:
-        return {"provider": self._varco.provider, "kv_cache": self._kv_cache}
+        return self._settings
 
     def question(self, seed: int, question: Question, vocab_size: int, side: int) -> dict[str, dict[str, float]]:
         """A picture that nobody has seen, and another question about it, both through `Varco.ask`.
