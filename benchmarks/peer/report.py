@@ -159,9 +159,8 @@ def print_question(question: dict[str, Any]) -> None:
     sizes = question["sizes"]
     print(f"\nA question about a picture of {PICTURE_WIDTH} x {PICTURE_HEIGHT}: {sizes['tiles']} tiles,")
     print(f"{sizes['positions']:,} positions, an answer of {sizes['new_tokens']} tokens; then another about the same")
-    print(
-        f"picture ({sizes['new_positions']} new positions). Seconds. A sum is of parts that ran one after the other.\n"
-    )
+    print(f"picture ({sizes['new_positions']} new positions). Seconds, without drafts. A sum is of parts that ran one")
+    print("after the other; the second time it takes the picture's features and the prefix as kept.\n")
     parts = {"vision_s": "vision", "prefill_s": "prefill", "first_token_s": "first token", "decode_s": "decode"}
     parts["total_s"] = "whole"
     print("| | " + " | ".join(parts.values()) + " | peak RSS, MiB |\n|---|" + "---|" * (len(parts) + 1))
