@@ -18,7 +18,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ GIVEN, REFERENCE = "the folder's answers", "the full-precision answers"
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A bundle to measure, and how it is loaded: the options of `Varco.load`."""
+
+    path: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Varco:
+        """Return the loaded model."""
+        return Varco.load(self.path, **self.options)
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """One answer."""
 
@@ -46,7 +58,7 @@ class Said:
 
 
 def measure_folder(
-    reference: Path, bundles: dict[str, Path], samples: Sequence[Sample], scratch: Path, max_new_tokens: int
+    reference: Path, bundles: dict[str, Candidate], samples: Sequence[Sample], scratch: Path, max_new_tokens: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, ByAnswer]]:
     """Figures of the reference (named `fp32`) and of each bundle, and the KL of each answer by bundle.
 
@@ -72,7 +84,7 @@ def measure_folder(
     for name, bundle in bundles.items():
         del varco  # before the next is loaded
         gc.collect()
-        varco, started = Varco.load(bundle), time.perf_counter()
+        varco, started = bundle.load(), time.perf_counter()
         said, distances = [], []
         for index, sample in enumerate(samples):
             said.append(_ask(varco, sample, max_new_tokens))
@@ -80,7 +92,7 @@ def measure_folder(
             distances.append(divergence(np.load(scratch / f"{index}.npy"), found))
         figures, kl_by_answer[name] = distance(distances)
         figures["exact_answers"] = float(np.mean([a.text == b.text for a, b in zip(said, expected, strict=True)]))
-        results[name] = _costs(bundle, started) | accuracy(said) | figures
+        results[name] = _costs(bundle.path, started) | accuracy(said) | figures
     return results, kl_by_answer
 
 

@@ -6,6 +6,8 @@
 The first argument is the checkpoint; it is exported to fp32 here, which is the reference that the divergences are taken
 against (`--reference` names a bundle that is there already). Every model answers the same questions.
 
+`--openvino fp32 auto/u8` measures every bundle on OpenVINO too, with these precisions and formats of the cache.
+
 Without `--images` the pictures are drawn from seeds that training never sees, and the figures are those of
 `training.evaluate`; `--transformers` also measures the checkpoint through transformers. With it, FOLDER holds pictures,
 and questions in `calibration.jsonl` if there is one, as for `varco quantize`; `folder_quality.py` says what is counted.
@@ -36,7 +38,7 @@ from PIL import Image
 
 from benchmarks.divergence import ByAnswer, distance, divergence
 from benchmarks.document import add_out, finish
-from benchmarks.folder_quality import measure_folder
+from benchmarks.folder_quality import Candidate, measure_folder
 from training.evaluate import evaluate, transformers_answer
 from training.pictures import held_out_seeds
 from varco_export.export import ExportOptions, export
@@ -69,14 +71,14 @@ class Recorder:
 
 
 def measure_bundle(
-    bundle: Path, seeds: Iterable[int], reference: Recorder | None, max_new_tokens: int = MAX_NEW_TOKENS
+    bundle: Candidate, seeds: Iterable[int], reference: Recorder | None, max_new_tokens: int = MAX_NEW_TOKENS
 ) -> tuple[dict[str, Any], Recorder, ByAnswer | None]:
     """A bundle's figures; with a reference also its distance, and the KL of each answer."""
-    recorder = Recorder(Varco.load(bundle), max_new_tokens)
+    recorder = Recorder(bundle.load(), max_new_tokens)
     started = time.perf_counter()
     figures = evaluate(recorder.answer, seeds).report()
     figures["answers_s"] = time.perf_counter() - started
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle.path)
     figures["precision"] = manifest.decoder.precision
     figures["bundle_bytes"] = sum(facts.size for facts in manifest.files.values())
     figures["bytes_per_token"] = manifest.decoder.weight_bytes
@@ -124,21 +126,31 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def named(bundles: Iterable[Path]) -> dict[str, Path]:
-    """Bundles by the name of their folder, or by their path where two share it."""
-    found: dict[str, Path] = {}
+def named(bundles: Iterable[Path], openvino: Iterable[str] = ()) -> dict[str, Candidate]:
+    """Bundles by the name of their folder, or by their path where two share it; each by OpenVINO too, if asked for.
+
+    Args:
+        bundles: Their folders.
+        openvino: Ways to compute: `fp32`, or `auto/u8` with the format of the cache.
+    """
+    found: dict[str, Candidate] = {}
     for bundle in bundles:
-        found[str(bundle) if bundle.name in found or bundle.name == "fp32" else bundle.name] = bundle
+        name = str(bundle) if bundle.name in found or bundle.name == "fp32" else bundle.name
+        found[name] = Candidate(bundle)
+        for way in openvino:
+            precision, _, cache = way.partition("/")
+            options = {"provider": "openvino", "precision": precision, "kv_cache_precision": cache or "auto"}
+            found[f"{name} openvino {way}"] = Candidate(bundle, options)
     return found
 
 
 def measure_drawn(
-    reference: Path, bundles: dict[str, Path], options: argparse.Namespace
+    reference: Path, bundles: dict[str, Candidate], options: argparse.Namespace
 ) -> tuple[dict[str, dict[str, Any]], dict[str, ByAnswer]]:
     """Figures on held-out pictures, and the KL of each answer by bundle."""
     seeds = held_out_seeds(options.pictures, options.start)
     results: dict[str, dict[str, Any]] = {}
-    results["fp32"], recorder, _ = measure_bundle(reference, seeds, None, options.max_new_tokens)
+    results["fp32"], recorder, _ = measure_bundle(Candidate(reference), seeds, None, options.max_new_tokens)
     kls: dict[str, ByAnswer] = {}
     for name, bundle in bundles.items():
         results[name], _, kl = measure_bundle(bundle, seeds, recorder, options.max_new_tokens)
@@ -179,7 +191,8 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 exported("int8", decoder="int8"),
                 exported("int4", decoder="int4"),
                 exported("int4-int8-activations", decoder="int4", activations="int8"),
-            ]
+            ],
+            options.openvino,
         )
         if options.images is None:
             results, kls = measure_drawn(reference, bundles, options)
@@ -206,6 +219,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=200, help="held-out pictures to draw")
     parser.add_argument("--start", type=int, default=0, help="first held-out picture")
     parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
+    parser.add_argument(
+        "--openvino",
+        nargs="+",
+        default=[],
+        metavar="PRECISION[/CACHE]",
+        help="every bundle by OpenVINO too: fp32 auto/u8",
+    )
     parser.add_argument("--transformers", action="store_true", help="also measure the checkpoint through transformers")
     add_out(parser)
     options = parser.parse_args(arguments)

@@ -45,6 +45,9 @@ class ServeSettings:
         drain_s: How long running answers may go on after SIGTERM.
         allowed_hosts: Values of the header Host that are let in besides those of loopback and `host`.
         cors: Origins of pages that may ask.
+        openvino_device: As for `Varco.load`.
+        precision: As for `Varco.load`.
+        kv_cache_precision: As for `Varco.load`.
         log_content: Whether logs hold prompts and answers.
     """
 
@@ -64,4 +67,7 @@ class ServeSettings:
     drain_s: float = 60.0
     allowed_hosts: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
+    openvino_device: str = "auto"
+    precision: str = "auto"
+    kv_cache_precision: str = "auto"
     log_content: bool = False

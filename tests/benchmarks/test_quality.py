@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.divergence import ByAnswer, distance, divergence, log_softmax
-from benchmarks.quality import MAX_NEW_TOKENS, Recorder, measure_bundle, table
+from benchmarks.folder_quality import Candidate
+from benchmarks.quality import MAX_NEW_TOKENS, Recorder, measure_bundle, named, table
 from tests.conftest import export_bundle
 from training.evaluate import evaluate
 from training.pictures import held_out_seeds
@@ -31,8 +32,8 @@ def int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_handful_of_held_out_pictures_is_read(fp32: Path, int4: Path) -> None:
     seeds = held_out_seeds(12)
-    exact, reference, _ = measure_bundle(fp32, seeds, None)
-    small, _, kl = measure_bundle(int4, seeds, reference)
+    exact, reference, _ = measure_bundle(Candidate(fp32), seeds, None)
+    small, _, kl = measure_bundle(Candidate(int4), seeds, reference)
     assert exact["well_formed"] == 1.0
     assert exact["word_accuracy"] >= 0.7
     assert exact["mean_iou"] >= 0.75
@@ -47,8 +48,8 @@ def test_a_handful_of_held_out_pictures_is_read(fp32: Path, int4: Path) -> None:
 @pytest.mark.full
 def test_the_shipped_checkpoint_keeps_what_its_card_promises(fp32: Path, int4: Path) -> None:
     seeds = held_out_seeds(200)
-    exact, reference, _ = measure_bundle(fp32, seeds, None)
-    small, _, _ = measure_bundle(int4, seeds, reference)
+    exact, reference, _ = measure_bundle(Candidate(fp32), seeds, None)
+    small, _, _ = measure_bundle(Candidate(int4), seeds, reference)
     assert exact["word_accuracy"] >= 0.90 - 2 * exact["word_accuracy_error"]
     assert exact["mean_iou"] >= 0.75
     assert exact["referring_accuracy"] >= 0.90 - 2 * exact["referring_accuracy_error"]
@@ -114,3 +115,18 @@ def test_means_and_gains_are_per_token() -> None:
     assert one.mean() == pytest.approx((1.1, 0.02))  # residuals -0.1 and 0.1
     assert one.gain(other) == pytest.approx((one.mean()[0] - other.mean()[0], 0.09))  # 0.5 - 0.95 and 9 - 8.55
     assert np.isnan(ByAnswer(np.array([1.0]), np.array([4.0])).mean()[1])
+
+
+def test_every_bundle_is_measured_by_openvino_too_where_that_is_asked_for() -> None:
+    found = named([Path("a/int4"), Path("b/int4")], ["fp32", "auto/u8"])
+    assert list(found) == [
+        "int4",
+        "int4 openvino fp32",
+        "int4 openvino auto/u8",
+        "b/int4",
+        "b/int4 openvino fp32",
+        "b/int4 openvino auto/u8",
+    ]
+    assert found["int4"].options == {}
+    rounded = {"provider": "openvino", "precision": "auto", "kv_cache_precision": "u8"}
+    assert found["b/int4 openvino auto/u8"] == Candidate(Path("b/int4"), rounded)

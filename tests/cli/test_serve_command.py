@@ -30,6 +30,9 @@ GIVEN: dict[str, tuple[str, Any]] = {
     "model-name": ("sign-reader", "sign-reader"),
     "allowed-host": ("varco.example", ("varco.example",)),
     "cors": ("https://page.example", ("https://page.example",)),
+    "openvino-device": ("GPU", "GPU"),
+    "precision": ("fp32", "fp32"),
+    "kv-cache-precision": ("u8", "u8"),
 }
 """Options, what is given, and what arrives."""
 FIELDS = {"queue-timeout": "queue_timeout_s", "request-timeout": "request_timeout_s", "drain": "drain_s"}

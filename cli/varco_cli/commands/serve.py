@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from varco_cli import console
-from varco_cli.arguments import PROVIDERS, BundleArgument, ThreadsOption
+from varco_cli.arguments import (
+    PROVIDERS,
+    BundleArgument,
+    KvCacheOption,
+    OpenVinoDeviceOption,
+    PrecisionOption,
+    ThreadsOption,
+)
 from varco_runtime.errors import BrokenExtraError, MissingExtraError, first_line
 
 
@@ -45,6 +52,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="An origin whose pages may ask.", show_default=False),
     ] = None,
+    openvino_device: OpenVinoDeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    kv_cache_precision: KvCacheOption = "auto",
     log_content: Annotated[bool, typer.Option("--log-content", help="Let the log hold prompts and answers.")] = False,
 ) -> None:
     """Serve a bundle over HTTP, as OpenAI's API does: chat completions, and /v1/ocr, /v1/ground, /v1/refer."""
@@ -70,6 +80,9 @@ def serve(
         model_name=model_name,
         allowed_hosts=tuple(allowed_host or ()),
         cors=tuple(cors or ()),
+        openvino_device=openvino_device,
+        precision=precision,
+        kv_cache_precision=kv_cache_precision,
         log_content=log_content,
     )
     status = run(settings, console.note)

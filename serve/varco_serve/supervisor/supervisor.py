@@ -269,6 +269,9 @@ class Supervisor:
             "threads": settings.threads,
             "slots": settings.slots,
             "max_stall_ms": settings.max_stall_ms,
+            "openvino_device": settings.openvino_device,
+            "precision": settings.precision,
+            "kv_cache_precision": settings.kv_cache_precision,
         }
 
     async def until_ready(self) -> None:

@@ -180,9 +180,12 @@ def openvino_subject(tiny_bundle: Path, cpu: Varco, monkeypatch: pytest.MonkeyPa
         description=(f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU, 1 thread, precision fp32, cache fp32"),
         protocols=frozenset(
             {
+                backend.BatchingBackend,
+                backend.CopiesSlots,
                 backend.HoldsSlots,
                 backend.KeepsPrefixes,
                 backend.ReportsProgress,
+                backend.ReservesMemory,
                 backend.ShowsFeatures,
                 backend.StopsRounding,
                 backend.VerifyingBackend,

@@ -1,12 +1,13 @@
-"""The decoder's attention in the one form that OpenVINO's CPU plugin runs as a single node with a cache of its own.
+"""The decoder's attention as OpenVINO runs it over pages: GroupQueryAttention as its PagedAttention.
 
 OpenVINO translates ONNX Runtime's GroupQueryAttention to pieces that its plugin does not put together again. So the
-node is translated here, to what the plugin recognizes (its `StatefulSDPAFusion`): `ReadValue` -> `Gather` along the
-batch -> `Concat` with the new rows -> `Assign`, heads expanded by `Unsqueeze`, `Broadcast` and `Reshape`, then
-`ScaledDotProductAttention`. Rotary positions become one node too, where the halves come from `VariadicSplit`.
+node is translated here to the operator by which OpenVINO's own server attends (`PagedAttentionExtension`). Keys and
+values lie in pages of a few positions, which belong to the caller: a run is told where each sequence's pages are and
+how many positions they hold. Rows of several sequences stand behind each other in one run.
 
-`Gather` asks for the index of a beam, an input int32 `[batch]`. `seqlens_k` has that type and shape and is not needed
-otherwise: positions follow from `total_sequence_length`. It is therefore always 0 here.
+The operator is not part of an operator set of OpenVINO and has no promise to stay as it is: its inputs are those of
+2026.4, which is why `pyproject.toml` bounds the version. Rotary positions become one node too, where the halves come
+from `VariadicSplit`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ import numpy as np
 
 from varco_runtime.bundle.manifest import ModelFacts, cache_names
 
-BEAM_INPUT = "seqlens_k"
-_QKV, _PAST_KEY, _PAST_VALUE, _BEAM, _TOTAL, _COS, _SIN = 0, 3, 4, 5, 6, 7, 8
+PAST_LENGTHS = "past_lens"
+"""Positions that each sequence has before the run, int32 `[sequences]`."""
+LONGEST = "max_context_len"
+"""Positions of the longest sequence after the run, int32 `[]`."""
+ROW_STARTS, PAGES, PAGE_STARTS = "subsequence_begins", "block_indices", "block_indices_begins"
+"""Where each sequence's rows and pages begin, int32 `[sequences + 1]`, and the pages of all, int32 `[pages]`."""
+POSITIONS = "position_ids"
+"""The position of each row, int64 `[rows]`."""
+_RENAMED = {"seqlens_k": PAST_LENGTHS, "total_sequence_length": LONGEST}
+"""Inputs of a bundle's graph, which have the types and dimensions of these two."""
+_ADDED = {6: ROW_STARTS, 7: PAGES, 8: PAGE_STARTS}
+"""Inputs of the operator that a bundle's graph has not."""
+_QKV, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COS, _SIN = 0, 3, 4, 5, 6, 7, 8
 """Inputs of GroupQueryAttention, of which 1 and 2 are empty where query, key and value come as one."""
-_HIDDEN = np.float32(-65504)
-"""What is added to a score that must not be seen: the least number of fp16, far below any score."""
 
 
-class CachedAttention:
+class PagedAttention:
     """Translator of the GroupQueryAttention nodes of one decoder.
 
     Args:
@@ -35,10 +45,14 @@ class CachedAttention:
         from openvino import opset13
 
         self._ops: Any = opset13
+        self._model = model
         self._heads, self._kv_heads = model.num_attention_heads, model.num_key_value_heads
         self._head_dim = model.head_dim
-        self._shared: dict[str, Any] = {}
-        """What all layers use: cosines, sines and the mask."""
+        self._layers: list[Any] = []
+        """The operator of each layer."""
+        self._tables: tuple[Any, Any] | None = None
+        """Rows of cosines and sines `[1, 1, rows, D / 2]`, which all layers share."""
+        self._positions: Any = None
 
     def extension(self) -> Any:
         """Return what a `Core` is told so that it translates the nodes by this object."""
@@ -47,64 +61,112 @@ class CachedAttention:
         return ConversionExtension("GroupQueryAttention", "com.microsoft", self.translate)
 
     def translate(self, node: Any) -> list[Any]:
-        """Return attention `[1, S, heads * D]`, present keys and present values of one node."""
+        """Return attention `[1, rows, heads * D]` of one node, and its present keys and values, which are its past."""
         ops, heads, kv_heads, head_dim = self._ops, self._heads, self._kv_heads, self._head_dim
-        qkv, beam = node.get_input(_QKV), node.get_input(_BEAM)
-        split = ops.reshape(qkv, self._ints(0, 0, heads + 2 * kv_heads, head_dim), special_zero=True)
-        split = ops.transpose(split, self._ints(0, 2, 1, 3))  # [1, heads, S, D]
+        split = ops.reshape(node.get_input(_QKV), self._ints(0, 0, heads + 2 * kv_heads, head_dim), special_zero=True)
+        split = ops.transpose(split, self._ints(0, 2, 1, 3))  # [1, heads, rows, D]
         parts = ops.variadic_split(split, self._int(1), self._ints(heads, kv_heads, kv_heads))
-        if not self._shared:
-            self._shared = self._positions(qkv, node)
-        q, k, v = self._rotated(parts.output(0)), self._rotated(parts.output(1)), parts.output(2)
-        keys, values = (
-            ops.concat([ops.gather(node.get_input(past), beam, self._int(0)), rows], 2)
-            for past, rows in ((_PAST_KEY, k), (_PAST_VALUE, v))
-        )
-        seen = ops.scaled_dot_product_attention(
-            q, self._expanded(keys), self._expanded(values), self._shared["mask"], causal=False
-        )
-        merged = ops.reshape(
-            ops.transpose(seen, self._ints(0, 2, 1, 3)), self._ints(0, 0, heads * head_dim), special_zero=True
-        )
-        return [merged.output(0), keys.output(0), values.output(0)]
+        if self._tables is None:
+            self._positions = ops.convert(node.get_input(_LENGTHS), "i64")  # of `take_pages` its input is another
+            self._tables = self._rows_of(node.get_input(_COS)), self._rows_of(node.get_input(_SIN))
+        rows = [self._rotated(parts.output(0)), self._rotated(parts.output(1)), parts.output(2)]
+        caches = [node.get_input(_PAST_KEY), node.get_input(_PAST_VALUE)]
+        lengths, longest = node.get_input(_LENGTHS), node.get_input(_TOTAL)
+        seen = self._attention([*map(self._flat, rows), *caches, *[lengths] * 4], longest)
+        merged = ops.reshape(seen.output(0), self._ints(1, -1, heads * head_dim), special_zero=False)
+        present = [ops.concat([cache], 2).output(0) for cache in caches]
+        return [merged.output(0), *present]
 
-    def _positions(self, qkv: Any, node: Any) -> dict[str, Any]:
-        """Return rows of the rotary tables `[1, 1, S, D / 2]`, and the mask `[1, 1, S, total]`."""
-        ops = self._ops
-        length = ops.gather(ops.shape_of(qkv), self._int(1), self._int(0))
-        total = ops.convert(ops.reshape(node.get_input(_TOTAL), self._ints(), special_zero=False), "i64")
-        rows = ops.range(ops.subtract(total, length), total, self._int(1), "i64")
-        tables = {
-            name: ops.unsqueeze(ops.gather(node.get_input(index), rows, self._int(0)), self._ints(0, 1))
-            for name, index in (("cos", _COS), ("sin", _SIN))
-        }
-        columns = ops.range(self._int(0), total, self._int(1), "i64")
-        is_seen = ops.less_equal(ops.unsqueeze(columns, self._ints(0)), ops.unsqueeze(rows, self._ints(1)))
-        mask = ops.select(is_seen, ops.constant(np.float32(0)), ops.constant(_HIDDEN))
-        dtype = node.get_input(_QKV).get_element_type()
-        return {**tables, "mask": ops.convert_like(ops.unsqueeze(mask, self._ints(0, 1)), ops.constant(0, dtype))}
+    def take_pages(self, decoder: Any) -> None:
+        """Give a decoder that was read with this translator the inputs of paged attention, and pages for its caches.
+
+        Args:
+            decoder: The `openvino.Model`. Its outputs but the logits go: a run writes into its inputs' pages.
+        """
+        from openvino import PartialShape, Type
+
+        for result in list(decoder.get_results()):
+            if "logits" not in result.input_value(0).get_names():
+                decoder.remove_result(result)
+        by_name = {name: port.get_node() for port in decoder.inputs for name in port.get_names()}
+        for name in cache_names(self._model.num_layers):
+            pages = by_name[f"past.{name}"]
+            pages.set_element_type(Type.dynamic)  # the device's plugin says which, and in which shape
+            pages.set_partial_shape(PartialShape([-1] * 4))
+        for name, new_name in _RENAMED.items():
+            by_name[name].output(0).get_tensor().set_names({new_name})
+        added = {name: self._input(name, np.int32) for name in _ADDED.values()}
+        for layer in self._layers:
+            for index, name in _ADDED.items():
+                layer.input(index).replace_source_output(added[name].output(0))
+        positions = self._input(POSITIONS, np.int64)
+        self._positions.input(0).replace_source_output(positions.output(0))
+        decoder.add_parameters([*added.values(), positions])
+        self._layers, self._tables, self._positions = [], None, None  # they would hold all weights as they were read
+        decoder.validate_nodes_and_infer_types()
+
+    def _attention(self, rows_caches_and_lengths: list[Any], longest: Any) -> Any:
+        """Return the operator of one layer.
+
+        Args:
+            rows_caches_and_lengths: Queries, keys and values `[rows, heads * D]`, the caches of both, and four inputs
+                that say whose the rows and pages are.
+            longest: Positions of the longest sequence after the run.
+        """
+        from openvino.op import _PagedAttentionExtension
+
+        dtype = rows_caches_and_lengths[0].get_element_type().to_dtype()
+        scale, number = self._ops.constant(np.array(self._head_dim**-0.5, dtype)), self._empty(np.int32, ())
+        no_floats, no_numbers = self._empty(dtype, (0,)), self._empty(np.int32, (0,))
+        inputs = [
+            *rows_caches_and_lengths,
+            scale,
+            *(number, no_floats),  # no window that slides; no slopes of ALiBi
+            longest,
+            *(no_numbers, no_numbers, no_numbers, no_floats),  # no scores given out; no rotation of what is kept
+            *(no_floats, number, number),  # no XAttention
+            self._empty(dtype, (0, 0, 0, 0)),  # no sinks
+            *(number, no_numbers, no_numbers, no_numbers),  # no eviction
+            no_numbers,  # no types of tokens
+            *(self._empty(np.uint8, (0,)), no_numbers),  # no bias between rows
+        ]
+        layer = _PagedAttentionExtension([_port(one) for one in inputs])
+        facts = layer.get_rt_info()
+        for name, value in (("num", self._kv_heads), ("size", self._head_dim)):
+            for part in "kv":
+                facts[f"num_{part}_heads" if name == "num" else f"{part}_head_size"] = value
+        self._layers.append(layer)
+        return layer
+
+    def _rows_of(self, table: Any) -> Any:
+        return self._ops.unsqueeze(self._ops.gather(table, self._positions, self._int(0)), self._ints(0, 1))
 
     def _rotated(self, x: Any) -> Any:
-        """Return x `[1, heads, S, D]` with its first half and its second half turned by each position's angles."""
-        ops, half, cos, sin = self._ops, self._head_dim // 2, self._shared["cos"], self._shared["sin"]
+        """Return x `[1, heads, rows, D]` with its first half and its second half turned by each position's angles."""
+        assert self._tables is not None, "Bug: no rotary tables"
+        ops, half, (cos, sin) = self._ops, self._head_dim // 2, self._tables
         halves = ops.variadic_split(x, self._int(3), self._ints(half, half))
         first, second = halves.output(0), halves.output(1)
         turned = (
             ops.subtract(ops.multiply(first, cos), ops.multiply(second, sin)),
             ops.add(ops.multiply(second, cos), ops.multiply(first, sin)),
         )
-        return ops.concat(list(turned), -1)
+        return ops.concat(list(turned), -1).output(0)
 
-    def _expanded(self, x: Any) -> Any:
-        """Return keys or values with each head as often as query heads share it: `[1, heads, total, D]`."""
-        ops, group = self._ops, self._heads // self._kv_heads
-        if group == 1:
-            return x
-        shape = ops.shape_of(x)
-        outer, inner = (ops.gather(shape, self._ints(*axes), self._int(0)) for axes in ((0, 1), (2, 3)))
-        target = ops.concat([outer, self._ints(group), inner], 0)
-        wide = ops.broadcast(ops.unsqueeze(x, self._int(2)), target, broadcast_spec="BIDIRECTIONAL")
-        return ops.reshape(wide, self._ints(0, self._heads, -1, self._head_dim), special_zero=True)
+    def _flat(self, x: Any) -> Any:
+        """Return x `[1, heads, rows, D]` as `[rows, heads * D]`."""
+        width = x.get_partial_shape()[1].get_length() * self._head_dim
+        rows = self._ops.transpose(x, self._ints(0, 2, 1, 3))
+        return self._ops.reshape(rows, self._ints(-1, width), special_zero=False).output(0)
+
+    def _input(self, name: str, dtype: type) -> Any:
+        parameter = self._ops.parameter([-1], dtype, name)
+        parameter.output(0).get_tensor().set_names({name})
+        return parameter
+
+    def _empty(self, dtype: Any, shape: tuple[int, ...]) -> Any:
+        """Return nothing, or a zero: how the operator is told to leave something out."""
+        return self._ops.constant(np.zeros(shape, dtype))
 
     def _ints(self, *values: int) -> Any:
         return self._ops.constant(np.array(values, np.int64))
@@ -113,28 +175,6 @@ class CachedAttention:
         return self._ops.constant(np.array(value, np.int64))
 
 
-def make_stateful(decoder: Any, model: ModelFacts) -> None:
-    """Turn a decoder's caches from inputs and outputs into states, which are empty until something is put there.
-
-    Args:
-        decoder: The `openvino.Model` whose attention `CachedAttention` translated.
-        model: The shape of the decoder.
-    """
-    from openvino import opset13
-    from openvino._offline_transformations import apply_make_stateful_transformation
-
-    shape = [-1, model.num_key_value_heads, -1, model.head_dim]
-    names = {f"past.{name}": f"present.{name}" for name in cache_names(model.num_layers)}
-    decoder.reshape(dict.fromkeys(names, shape))
-    dtype = decoder.input(next(iter(names))).get_element_type()
-    apply_make_stateful_transformation(decoder, names)
-    for op in decoder.get_ops():
-        if op.get_type_name() == "ReadValue":
-            nothing = np.zeros((1, model.num_key_value_heads, 0, model.head_dim), dtype.to_dtype())
-            op.set_arguments([opset13.constant(nothing)])
-    decoder.validate_nodes_and_infer_types()
-
-
-def state_names(num_layers: int) -> list[str]:
-    """Return the names of a decoder's states, in the order of `cache_names`."""
-    return [f"past.{name}present.{name}" for name in cache_names(num_layers)]
+def _port(one: Any) -> Any:
+    """Return the output of a node that has one, or what is an output already."""
+    return one.output(0) if hasattr(one, "output") else one

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from varco_runtime.backends.openvino.attention import CachedAttention, make_stateful
-from varco_runtime.backends.openvino.row_product import has_row_products, row_product_extensions
+from varco_runtime.backends.openvino.attention import PagedAttention
+from varco_runtime.backends.openvino.integer_product import IntegerProducts
+from varco_runtime.backends.openvino.pages import Pages
+from varco_runtime.backends.openvino.row_product import INPUT_GROUP, RowProducts, has_row_products
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.bundle.graph_contract import graph_contract
 from varco_runtime.bundle.opening import Bundle
@@ -62,6 +64,9 @@ class Networks:
         self._bundle = bundle
         self._settings = settings
         self._threads = threads
+        self._core = self._openvino.Core()
+        self._products = IntegerProducts()
+        self._core.add_extension(self._products.extension())
         device = settings.chosen_device
         found = available_devices(self._openvino)
         if not any(name == device or name.startswith(f"{device}.") for name in found):
@@ -78,30 +83,35 @@ class Networks:
     def plain(self, name: str) -> Any:
         """Return the compiled network `name`, which keeps nothing between two runs."""
         with _named(self._path(name)):
-            core = self._openvino.Core()
-            if has_row_products(self._bundle.manifest.components[name].precision):
-                for extension in row_product_extensions():
-                    core.add_extension(extension)
-            network = core.read_model(self._path(name))
+            rows = RowProducts() if has_row_products(self._bundle.manifest.components[name].precision) else None
+            if rows is not None:
+                for extension in rows.extensions():
+                    self._core.add_extension(extension)
+            network = self._core.read_model(self._path(name))
             self._check(network, name)
-            properties = self._settings.properties(self._threads)
-            return core.compile_model(network, self._settings.chosen_device, properties)
+            if rows is not None:
+                rows.leave_out_scales()
+            group = None if rows is None else INPUT_GROUP
+            return self._compiled(network, self._settings.properties(self._threads, group))
 
     def decoder(self) -> Any:
-        """Return the compiled decoder, whose caches are states of its requests."""
-        model = self._bundle.manifest.model
+        """Return the compiled decoder, whose caches are pages that a request is to be given."""
+        attention = PagedAttention(self._bundle.manifest.model)
         with _named(self._path("decoder")):
-            core = self._openvino.Core()
-            core.add_extension(CachedAttention(model).extension())
-            decoder = core.read_model(self._path("decoder"))
+            self._core.add_extension(attention.extension())
+            decoder = self._core.read_model(self._path("decoder"))
             self._check(decoder, "decoder")
-            make_stateful(decoder, model)
-            properties = self._settings.decoder_properties(self._threads)
-            return core.compile_model(decoder, self._settings.chosen_device, properties)
+            attention.take_pages(decoder)
+            group = self._products.rounded_inputs
+            return self._compiled(decoder, self._settings.decoder_properties(self._threads, group))
 
-    def tensor(self, array: Any) -> Any:
-        """Return an array as OpenVINO's tensor, which holds a copy."""
-        return self._openvino.Tensor(array)
+    def pages(self, decoder: Any, num_slots: int, max_context: int) -> Pages:
+        """Return pages for a compiled decoder, for so many sequences of so many positions at most."""
+        device = self._settings.chosen_device
+        return Pages(self._openvino, self._core, decoder, device, num_slots, max_context)
+
+    def _compiled(self, network: Any, properties: dict[str, object]) -> Any:
+        return self._core.compile_model(network, self._settings.chosen_device, properties)
 
     def _path(self, name: str) -> Path:
         return self._bundle.path(self._bundle.manifest.components[name].file)

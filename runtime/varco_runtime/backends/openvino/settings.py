@@ -20,10 +20,10 @@ class OpenVinoSettings:
         device: `CPU`, `GPU` or `NPU`; `auto` is the CPU.
         precision: `auto` lets OpenVINO choose a type that is fast on the device, bf16 where it has instructions for it,
             and round the inputs of integer linears; `fp32` is exact.
-        kv_cache: Format of keys and values: `u8`, `fp16` or `fp32`; `auto` is fp32 beside `fp32`, and fp16 otherwise.
+        kv_cache: Format of keys and values: `u8`, `fp16` or, beside the precision `fp32`, `fp32`; `auto` is the widest.
 
     Raises:
-        UsageError: A value is none of these.
+        UsageError: A value is none of these, or the cache is to be wider than what is computed in.
     """
 
     device: str = "auto"
@@ -38,6 +38,11 @@ class OpenVinoSettings:
         ):
             if value not in allowed:
                 raise UsageError(f"{name}={value!r} is unknown. Expected one of: {', '.join(allowed)}.")
+        if self.kv_cache == "fp32" != self.precision:
+            raise UsageError(
+                f"kv_cache_precision='fp32' goes with precision='fp32', got {self.precision!r}, in which OpenVINO may "
+                "compute in 16 bits. Leave it out, or take 'u8' or 'fp16'."
+            )
 
     @property
     def chosen_device(self) -> str:
@@ -49,19 +54,24 @@ class OpenVinoSettings:
         """Return the format of the cache by our name."""
         return self.kv_cache if self.kv_cache != "auto" else "fp32" if self.precision == "fp32" else "fp16"
 
-    def properties(self, threads: int) -> dict[str, object]:
+    def properties(self, threads: int, rounded_inputs: int | None = None) -> dict[str, object]:
         """Return OpenVINO's properties for compiling a network.
 
         Args:
             threads: Processor threads, which a CPU alone is told.
+            rounded_inputs: How many inputs of a product with integers share a scale where they are rounded; by
+                default what OpenVINO takes. Nothing is rounded with the precision `fp32`.
         """
         told: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if self.chosen_device == "CPU":
             told["INFERENCE_NUM_THREADS"] = threads
         if self.precision == "fp32":
             told |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+        elif rounded_inputs is not None:
+            told["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(rounded_inputs)
         return told
 
-    def decoder_properties(self, threads: int) -> dict[str, object]:
+    def decoder_properties(self, threads: int, rounded_inputs: int | None = None) -> dict[str, object]:
         """Return the properties for the network that has a cache."""
-        return {**self.properties(threads), "KV_CACHE_PRECISION": CACHE_PRECISIONS[self.chosen_kv_cache]}
+        told = self.properties(threads, rounded_inputs)
+        return told | {"KV_CACHE_PRECISION": CACHE_PRECISIONS[self.chosen_kv_cache]}

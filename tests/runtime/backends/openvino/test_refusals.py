@@ -39,6 +39,11 @@ def test_an_unknown_value_of_an_option_is_refused(tiny_bundle: Path, option: str
     assert_refused(tiny_bundle, UsageError, match, provider="openvino", **{option: value})
 
 
+def test_a_cache_wider_than_what_is_computed_in_is_refused(tiny_bundle: Path) -> None:
+    match = r"kv_cache_precision='fp32' goes with precision='fp32', got 'auto'"
+    assert_refused(tiny_bundle, UsageError, match, provider="openvino", kv_cache_precision="fp32")
+
+
 def test_openvinos_options_are_refused_for_another_provider(tiny_bundle: Path) -> None:
     assert_refused(tiny_bundle, UsageError, "are for the provider openvino, got 'auto'", precision="fp32")
 
@@ -106,26 +111,7 @@ def test_a_failed_run_leaves_the_cache_as_it_was(
     assert close(varco.backend.prefill(inputs, 50), want)
 
 
-def test_a_prompt_that_is_mostly_new_is_run_from_its_beginning(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    varco = Varco.load(tiny_bundle, "openvino", threads=1, precision="fp32")
-    backend, runs = varco.backend, []
-    run = type(backend)._run_decoder  # type: ignore[attr-defined]
-
-    def note(self: Any, embeds: Any, position: int, num_logits: int) -> Any:
-        runs.append((position, embeds.shape[1]))
-        return run(self, embeds, position, num_logits)
-
-    monkeypatch.setattr(type(backend), "_run_decoder", note)
-    inputs = text_inputs(varco, 40)
-    backend.prefill(inputs, 0)
-    backend.prefill(inputs, 10)
-    backend.prefill(inputs, 30)
-    assert runs == [(0, 40), (0, 40), (30, 10)]
-
-
-def test_a_prompt_behind_media_is_never_run_again_without_their_rows(tiny_bundle: Path) -> None:
+def test_a_prompt_behind_media_needs_no_rows_of_theirs(tiny_bundle: Path) -> None:
     """Rows of media that are in the cache need not be handed over (`PromptInputs.media_rows`)."""
     varco = Varco.load(tiny_bundle, "openvino", threads=1, precision="fp32")
     backend, image_id = varco.backend, varco.bundle.manifest.prompt.image_token_id

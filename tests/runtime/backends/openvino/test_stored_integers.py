@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import export_bundle
 from tests.makers.gptq_packer import GptqPacking, pack_checkpoint
-from varco_runtime.backends.openvino.attention import CachedAttention
+from varco_runtime.backends.openvino.attention import PagedAttention
+from varco_runtime.backends.openvino.integer_product import IntegerProducts
 from varco_runtime.bundle.opening import Bundle
 
 
@@ -48,8 +49,9 @@ def test_they_are_the_bundles_bit_by_bit(pack: Any, tiny_checkpoint: Path, tmp_p
     pack(tiny_checkpoint, tmp_path / "packed")
     bundle = Bundle.open(export_bundle(tmp_path / "packed", tmp_path / "bundle"))
     path = bundle.path(bundle.manifest.decoder.file)
-    core = openvino.Core()
-    core.add_extension(CachedAttention(bundle.manifest.model).extension())
+    core, products = openvino.Core(), IntegerProducts()
+    for translator in (PagedAttention(bundle.manifest.model), products):
+        core.add_extension(translator.extension())
     found: collections.Counter[bytes] = collections.Counter()
     for op in core.read_model(path).get_ops():
         if op.get_type_name() == "Constant" and op.get_element_type().get_type_name() in ("u4", "u8"):
