@@ -11,6 +11,15 @@ once; every round runs all of them in turn, the next one in the opposite order, 
 hits everybody. The first round warms up and is not counted. Read bandwidth is measured in every round, and the limit is
 what int4 weights (4 bits, no scales) and an fp16 cache take at its median.
 
+`--question` adds a whole question about a picture of 800 x 600 (seven tiles of the so400m shape, an answer of 300
+tokens) and another one about the same picture, on both of this project's CPU providers. OpenVINO's row is the sum of
+its parts, its int8 tower and GenAI's text of as many positions, and the second time nothing but the new question's own
+positions, as a program that keeps everything could reach.
+
+Everybody runs with the settings that are best for it: llama.cpp with flash attention and repacked weights, without the
+latter where it dies of them; OpenVINO as it chooses, and again with int8 inputs scaled per 128 (`+dyn128`). The report
+says what ran.
+
 A peer that does not install, convert or run is left out with its reason. Prints tables, ends with one JSON line.
 """
 
@@ -43,10 +52,12 @@ TEXT = (
     ("ours", "int4-a8-head4-g128"),
     ("ours", "int4-a8-head4-g128+varco"),
     ("ours", "int4-a8-head4-g128@openvino"),
+    ("ours", "int4-a8-head4-g128@openvino-fp32"),
     ("llama_cpp", "q4-head4"),
     ("llama_cpp", "q4-head8"),
     ("onnxruntime_genai", "int4"),
     ("openvino", "int4"),
+    ("openvino", "int4+dyn128"),
     ("transformers", "fp32"),
     ("transformers", "bf16"),
 )
@@ -61,9 +72,17 @@ VISION = (
     ("transformers", "vision-fp32"),
     ("transformers", "vision-bf16"),
 )
+QUESTION = (
+    ("ours", "question"),
+    ("ours", "question@openvino"),
+    ("openvino", "question"),
+    ("openvino", "question+dyn128"),
+)
 EXACT = tuple((peer, "fp32") for peer in ("transformers", "ours", "llama_cpp", "onnxruntime_genai", "openvino"))
 WEIGHTS_GB = {"tiny": 0.1, "0.5b": 13}
 """The checkpoints and what all peers make of them, reckoned from the shape."""
+QUESTION_GB = 3
+"""What `--question` adds to them."""
 CACHE_GB = 8
 EXACT_TOLERANCE = 1e-2  # llama.cpp keeps its cache in fp16: 1.4e-3; another network is off by 1
 
@@ -72,22 +91,27 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.check:
         options.shape, options.rounds, options.contexts, options.steps = "tiny", 1, [64], 8
-        options.vision = False
+        options.vision = options.question = False
     material = options.material or options.environments / "material" / options.shape
     say_what_goes_where(options, material)
-    facts = make_material(material, options.shape)
+    facts = make_material(material, options.shape, options.question)
     with open(material / "peers.log", "w", encoding="utf-8") as log:
         field = Field(options, material, log)
         text = field.prepare(EXACT if options.check else TEXT)
         vision = field.prepare(VISION) if options.vision else []
+        question = field.prepare(QUESTION) if options.question else []
         if options.install:
-            print(json.dumps({"benchmark": "peers", "ready": [*text, *vision], "left_out": field.left_out}))
+            ready = [*text, *vision, *question]
+            print(json.dumps({"benchmark": "peers", "ready": ready, "left_out": field.left_out}))
             return 0
         contestants, bandwidth = field.run(text, options.rounds, options.contexts)
         towers = field.run(vision, options.rounds, [])[0] if vision else []
+        askers = field.run(question, options.rounds, [])[0] if question else []
     if options.check:
         return _check(contestants, field.left_out)
-    report = make_report(options, facts, contestants, towers, bandwidth[1:], field.left_out)
+    report = make_report(options, facts, contestants, towers, askers, bandwidth[1:], field.left_out)
+    if askers:
+        report["question"]["sizes"] = field.question()
     print_report(report)
     finish(report, options.out)
     return 0
@@ -96,6 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
 def say_what_goes_where(options: argparse.Namespace, material: Path) -> None:
     """Print how much the environments and weights that are not there yet take, about, and how to be rid of them."""
     needs = [] if material.exists() else [(material, WEIGHTS_GB[options.shape])]
+    if options.question and options.shape != "tiny" and not (material / "question").exists():
+        needs.append((material / "question", QUESTION_GB))
     for peer, environment in ENVIRONMENTS.items():
         home = options.environments / environment.name
         if peer in options.peers and not options.here and not home.exists():
@@ -141,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all usable cores")
     parser.add_argument("--pause", type=float, default=0.3, metavar="S", help="between two measurements")
     parser.add_argument("--no-vision", dest="vision", action="store_false")
+    parser.add_argument("--question", action="store_true", help="also a whole question about a picture, and a second")
     parser.add_argument("--environments", type=Path, default=DEFAULT_FOLDER, metavar="DIR")
     parser.add_argument("--material", type=Path, metavar="DIR", help="weights; default: below --environments")
     parser.add_argument("--here", action="store_true", help="run the peers in this environment, make none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from benchmarks.peer.environments import ENVIRONMENTS, interpreter
 from benchmarks.peer.process import PeerError, PeerProcess
 
 ROOM = 16  # positions beyond the longest context and its steps
-PREPARE_TIMEOUT_S, REQUEST_TIMEOUT_S = 3600, 600
+PREPARE_TIMEOUT_S, REQUEST_TIMEOUT_S, QUESTION_TIMEOUT_S = 3600, 600, 1800
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Contestant:
     decode_ms: dict[int, list[float]] = field(default_factory=dict)
     prefill_s: dict[int, list[float]] = field(default_factory=dict)
     vision_s: list[float] = field(default_factory=list)
+    questions: list[dict[str, dict[str, float]]] = field(default_factory=list)
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -89,7 +91,8 @@ class Field:
         self, names: list[tuple[str, str]], rounds: int, contexts: list[int]
     ) -> tuple[list[Contestant], list[float]]:
         """Load everybody, run all rounds; returns those who came through, and the bandwidth of each round."""
-        limit = max(contexts, default=0) + self.options.steps + ROOM
+        limit = max([*contexts, *self._question_lengths(names)], default=0) + self.options.steps + ROOM
+        limit = -(-limit // 256) * 256
         contestants: list[Contestant] = []
         bandwidth: list[float] = []
         with contextlib.ExitStack() as stack:
@@ -101,9 +104,10 @@ class Field:
                         do="load",
                         material=str(self.material),
                         variant=variant,
-                        max_context=-(-limit // 256) * 256,
+                        max_context=limit,
                         threads=self.options.threads,
                     )
+                    loaded["max_context"] = limit
                     contestants.append(Contestant(peer, variant, process, loaded))
             for number in range(rounds + 1):
                 print(f"Round {number} of {rounds} ...", file=sys.stderr, flush=True)
@@ -118,8 +122,28 @@ class Field:
                 one.about = one.process.request(REQUEST_TIMEOUT_S, do="about")
         return contestants, bandwidth
 
+    def question(self) -> dict[str, int]:
+        """The sizes of the questions about a picture, as this project counted them; raises `PeerError`."""
+        path = self.material / "question.json"
+        if not path.exists():
+            raise PeerError(f"{path.name} is missing: let `ours question` be prepared first, it counts the positions")
+        sizes: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+        return sizes
+
+    def _question_lengths(self, names: list[tuple[str, str]]) -> list[int]:
+        if not any(variant.startswith("question") for _, variant in names):
+            return []
+        with contextlib.suppress(PeerError):
+            sizes = self.question()
+            return [sizes["positions"] + sizes["new_positions"] + sizes["new_tokens"]]
+        return []
+
     def _measure(self, one: Contestant, number: int, context: int) -> None:
-        if one.variant.startswith("vision-"):
+        if one.variant.startswith("question"):
+            answer = one.process.request(QUESTION_TIMEOUT_S, do="question", seed=1 + number, question=self.question())
+            if number:
+                one.questions.append(answer)
+        elif one.variant.startswith("vision-"):
             answer = one.process.request(REQUEST_TIMEOUT_S, do="vision", seed=1)
             if number:
                 one.vision_s.append(answer["vision_s"])

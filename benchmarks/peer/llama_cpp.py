@@ -2,11 +2,17 @@
 
 Weights are Q4_0 by the `gguf` package (4 bits, an fp16 scale per 32). The embedding table is also the head, so its
 format is that of the head: Q4_0 or Q8_0. Tensor names and metadata keys: gguf.constants, architecture `qwen2`.
+
+It runs with flash attention and weights repacked for the processor's instructions. Some builds die of that (status -11,
+in the buffers for AMX), so a process of its own tries it first, and whoever dies runs without.
+
+    python -m benchmarks.peer.llama_cpp FILE THREADS REPACKED    what that process does; REPACKED is 0 or 1
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,19 +50,25 @@ class LlamaCpp(Peer):
             partial.rename(path)
 
     def load(self, material: Path, variant: str, max_context: int, threads: int) -> None:
+        path = _path(material, variant)
+        self.open(path, max_context, threads, is_repacked=runs_repacked(path, threads))
+
+    def open(self, path: Path, max_context: int, threads: int, is_repacked: bool) -> None:
+        """Load the file at `path`."""
         import llama_cpp
 
         self._lib: Any = llama_cpp
-        self._file = _path(material, variant)
+        self._file, self._is_repacked = path, is_repacked
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(
-            str(self._file).encode(), llama_cpp.llama_model_default_params()
-        )
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.use_extra_bufts = is_repacked
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise RuntimeError(f"llama.cpp could not load {self._file.name}")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = max_context, max_context, CHUNK
         params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             raise RuntimeError("llama.cpp could not make a context")
@@ -66,6 +78,9 @@ class LlamaCpp(Peer):
     @property
     def model_bytes(self) -> int:
         return self._file.stat().st_size
+
+    def settings(self) -> dict[str, Any]:
+        return {"flash_attn_type": "enabled", "use_extra_bufts": self._is_repacked}
 
     def prefill(self, ids: Array) -> Array:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), False)
@@ -86,6 +101,23 @@ class LlamaCpp(Peer):
         pointer = self._lib.llama_get_logits_ith(self._context, -1)
         self._logits: Array = np.ctypeslib.as_array(pointer, shape=(self._vocab_size,))
         return self._logits
+
+
+def runs_repacked(path: Path, threads: int, python: str = sys.executable) -> bool:
+    """Whether a prefill and a step with repacked weights come through, in a process that may die of them."""
+    command = [python, "-m", "benchmarks.peer.llama_cpp", str(path), str(threads), "1"]
+    status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    if status:
+        print(f"llama.cpp with use_extra_bufts ended with status {status}: it runs without.", file=sys.stderr)
+    return not status
+
+
+def _try(path: Path, threads: int, is_repacked: bool) -> int:
+    peer = LlamaCpp()
+    peer.open(path, 2 * CHUNK, threads, is_repacked)
+    peer.prefill(np.arange(CHUNK) % 256)
+    peer.step()
+    return 0
 
 
 def _path(material: Path, variant: str) -> Path:
@@ -183,4 +215,6 @@ def _gguf_name(name: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        sys.exit(_try(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1"))
     sys.exit(serve(LlamaCpp()))

@@ -4,6 +4,8 @@
     material/checkpoint/   the LLaVA-OneVision checkpoint for text: the real decoder, the smallest vision tower
     material/text/         its decoder alone, as a Qwen2 checkpoint
     material/vision/       the checkpoint for vision: the real tower and projector, a decoder of one small layer
+    material/question/     the checkpoint for whole questions: the real decoder, tower and projector (`--question`)
+    material/question.json sizes of those questions
     material/PEER/         what a peer made of them
 
 Text and vision are apart, so that the peak memory of one does not hold the weights of the other.
@@ -51,13 +53,16 @@ class Facts:
         return self.linear_weights // 2 + context * self.kv_values_per_token * KV_BYTES
 
 
-def make_material(folder: Path, shape: str) -> Facts:
-    """Make what is missing in `folder` for `shape` (`tiny` or `0.5b`)."""
+def make_material(folder: Path, shape: str, has_question: bool = False) -> Facts:
+    """Make what is missing in `folder` for `shape` (`tiny` or `0.5b`), with the checkpoint for questions if asked."""
     sizes: dict[str, Any] = {"tie_word_embeddings": True} if shape == "tiny" else dict(SHAPES[shape])
     text = TinyOptions(seed=SEED, dtype="bf16", **(sizes | SMALL_VISION))
     vision = TinyOptions(seed=SEED, dtype="bf16", **(sizes | SMALL_TEXT))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, options in (("checkpoint", text), ("vision", vision)):
+    wanted = {"checkpoint": text, "vision": vision}
+    if has_question:
+        wanted["question"] = TinyOptions(seed=SEED, dtype="bf16", **sizes)
+    for name, options in wanted.items():
         if not (folder / name).exists():
             make_tiny(folder / name, options)
     if not (folder / "text").exists():

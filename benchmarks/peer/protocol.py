@@ -4,7 +4,8 @@
     {"do": "load", "material": FOLDER, "variant": "int4", "max_context": 4096, "threads": 2}
     {"do": "text", "context": 512, "steps": 32, "seed": 1}     prefill, then decode from there
     {"do": "vision", "seed": 1}                                one tile
-    {"do": "about"}                                            versions, peak memory
+    {"do": "question", "seed": 1, "question": {...}}           a whole question about a picture, and another one
+    {"do": "about"}                                            versions, peak memory, settings
     {"do": "quit"}
 
 An answer is {"ok": {...}} or {"error": "one line"}. Whatever a library prints goes to stderr. This file runs in every
@@ -20,6 +21,7 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,19 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 NUM_CHECKED_LOGITS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The sizes of a question about a picture and of another question about the same one."""
+
+    tiles: int
+    positions: int
+    """Tokens of the first prompt, the picture's included."""
+    new_positions: int
+    """Tokens of the second prompt that are not the first one's."""
+    new_tokens: int
+    """Of each answer."""
 
 
 class Peer(ABC):
@@ -71,10 +86,21 @@ class Peer(ABC):
         """One tile `[1, 3, S, S]` fp32 through tower and projector: features `[P, D]`."""
         raise NotImplementedError
 
+    def question(self, seed: int, question: Question, vocab_size: int, side: int) -> dict[str, dict[str, float]]:
+        """Ask the question, `first`, and another one about the same picture, `second`: the seconds of each by part.
+
+        The parts: `vision_s`, `prefill_s`, `first_token_s`, `decode_s` of the tokens behind the first, `total_s`.
+        """
+        raise NotImplementedError
+
     @property
     def model_bytes(self) -> int:
         """Bytes of the files that `load` read weights from."""
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What decides on its speed, as it ran. Asked for after everything was measured."""
+        return {}
 
 
 def checked_logits(logits: Array) -> list[float]:
@@ -149,8 +175,11 @@ def _answer(peer: Peer, what: str, request: dict[str, Any], vocab_size: int, sid
         features = peer.vision(pixel_values)
         seconds = time.perf_counter() - started
         return {"vision_s": seconds, "features": checked_logits(np.asarray(features, dtype=np.float32).ravel())}
+    if what == "question":
+        return dict(peer.question(request["seed"], Question(**request["question"]), vocab_size, side))
     if what == "about":
-        return {"versions": _versions(peer.packages), "peak_rss_bytes": peak_rss_bytes()}
+        peak = peak_rss_bytes()  # before `settings`, which may load something
+        return {"versions": _versions(peer.packages), "peak_rss_bytes": peak, "settings": peer.settings()}
     raise ValueError(f"unknown request {what!r}")
 
 

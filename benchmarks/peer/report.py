@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe_machine, spread
+from benchmarks.peer.aims import make_aims, print_aims
 from benchmarks.peer.contest import Contestant
 from benchmarks.peer.material import Facts
-from benchmarks.peer.ours import THROUGH_VARCO
+from benchmarks.peer.ours import PICTURE_HEIGHT, PICTURE_WIDTH, THROUGH_VARCO
 
 
 def make_report(
@@ -18,6 +19,7 @@ def make_report(
     facts: Facts,
     contestants: list[Contestant],
     towers: list[Contestant],
+    askers: list[Contestant],
     bandwidth: list[float],
     left_out: list[dict[str, str]],
 ) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def make_report(
     rate = spread(bandwidth, 0)
     reference = next((one for one in contestants if one.variant == "fp32"), None)
     tower = next((one for one in towers if one.variant == "vision-fp32"), None)
-    return {
+    report: dict[str, Any] = {
         "benchmark": "peers",
         "machine": describe_machine(),
         "shape": facts.shape,
@@ -61,8 +63,20 @@ def make_report(
             }
             for one in towers
         ],
+        "question": {"rows": [{"peer": one.peer, "variant": one.variant, **_question(one)} for one in askers]},
         "left_out": left_out,
     }
+    report["aims"] = make_aims(report, facts)
+    return report
+
+
+def _question(one: Contestant) -> dict[str, Any]:
+    """Medians of every part, first and second time."""
+    times = {
+        name: {part: spread(round_[name][part] for round_ in one.questions) for part in one.questions[0][name]}
+        for name in ("first", "second")
+    }
+    return {**times, "is_sum": one.peer != "ours", **_facts_of(one)}
 
 
 def _facts_of(one: Contestant) -> dict[str, Any]:
@@ -71,6 +85,8 @@ def _facts_of(one: Contestant) -> dict[str, Any]:
         "model_bytes": one.loaded["model_bytes"],
         "load_s": round(one.loaded["load_s"], 3),
         "versions": one.about["versions"],
+        "settings": one.about["settings"],
+        "max_context": one.loaded["max_context"],
     }
 
 
@@ -110,15 +126,50 @@ def print_report(report: dict[str, Any]) -> None:
         cells += [_cell(row["prefill_s"][context], 2) for context in contexts]
         cells.append(f"{row['peak_rss_bytes'] / 2**20:.0f}")
         print(f"| {row['peer']} {row['variant']} | " + " | ".join(cells) + " |")
+    print_settings(report["text"])
     if report["vision"]:
         print("\n| vision, one tile | s | peak RSS, MiB | cosine |\n|---|---|---|---|")
     for row in report["vision"]:
         cosine = "" if row["cosine"] is None else f"{row['cosine']:.5f}"
         cells = [_cell(row["vision_s"], 3), f"{row['peak_rss_bytes'] / 2**20:.0f}", cosine]
         print(f"| {row['peer']} {row['variant']} | " + " | ".join(cells) + " |")
+    print_settings(report["vision"])
+    print_question(report["question"])
+    print_aims(report["aims"])
     for one in report["left_out"]:
         print(f"\nLeft out: {one['peer']} {one['variant']}: {one['reason']}")
     print()
+
+
+def print_settings(rows: list[dict[str, Any]]) -> None:
+    """What ran, one line for all rows with the same settings."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        told = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+        if told:
+            names.setdefault(told, []).append(f"{row['peer']} {row['variant']}")
+    for number, (told, who) in enumerate(names.items()):
+        print("\n" * (not number) + f"- {', '.join(who)}: {told}.")
+
+
+def print_question(question: dict[str, Any]) -> None:
+    """The table of whole questions, first and second time."""
+    if not question["rows"]:
+        return
+    sizes = question["sizes"]
+    print(f"\nA question about a picture of {PICTURE_WIDTH} x {PICTURE_HEIGHT}: {sizes['tiles']} tiles,")
+    print(f"{sizes['positions']:,} positions, an answer of {sizes['new_tokens']} tokens; then another about the same")
+    print(f"picture ({sizes['new_positions']} new positions). Seconds, without drafts. A sum is of parts that ran one")
+    print("after the other; the second time it takes the picture's features and the prefix as kept.\n")
+    parts = {"vision_s": "vision", "prefill_s": "prefill", "first_token_s": "first token", "decode_s": "decode"}
+    parts["total_s"] = "whole"
+    print("| | " + " | ".join(parts.values()) + " | peak RSS, MiB |\n|---|" + "---|" * (len(parts) + 1))
+    for name in ("first", "second"):
+        for row in question["rows"]:
+            cells = [_cell(row[name][part], 2) for part in parts] + [f"{row['peak_rss_bytes'] / 2**20:.0f}"]
+            who = f"{row['peer']} {row['variant']}{' (a sum)' if row['is_sum'] else ''}, {name}"
+            print(f"| {who} | " + " | ".join(cells) + " |")
+    print_settings(question["rows"])
 
 
 def _cell(values: dict[str, float], digits: int) -> str:

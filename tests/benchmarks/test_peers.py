@@ -15,8 +15,11 @@ from benchmarks import charts, peers, scaling, startup
 from benchmarks.document import write_json
 from benchmarks.machine import line_fit, power_fit, read_bandwidth, spread
 from benchmarks.peer import contest
+from benchmarks.peer.aims import make_aims, print_aims
 from benchmarks.peer.contest import Contestant
+from benchmarks.peer.llama_cpp import runs_repacked
 from benchmarks.peer.material import Facts, make_material, write_text_checkpoint
+from benchmarks.peer.ours import variant_parts
 from benchmarks.peer.process import PeerError, PeerProcess
 from benchmarks.peer.protocol import prompt_ids
 from varco_runtime.errors import UsageError
@@ -64,6 +67,97 @@ def test_our_peer_runs_and_the_report_is_written(
     assert 0 < report["limit_decode_ms"]["40"] < report["limit_decode_ms"]["80"]
     assert "| ours int4-a8-head4-g128+varco |" in text
     assert "| limit |" in text
+
+
+def test_a_whole_question_is_asked_twice(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (*QUICK, "--peers", "ours", "--variants", "question", "--question", "--contexts", 40)
+    status, text, report = run(peers.main, capsys, *arguments, "--material", material)
+    assert status == 0
+    assert report["left_out"] == []
+    sizes, (row,) = report["question"]["sizes"], report["question"]["rows"]
+    assert row["variant"] == "question"
+    assert not row["is_sum"]
+    first, second = ({part: values["median"] for part, values in row[name].items()} for name in ("first", "second"))
+    assert first["new_tokens"] == second["new_tokens"] == sizes["new_tokens"] == 300
+    assert first["prompt_tokens"] == sizes["positions"] > sizes["tiles"] > 1
+    assert second["prompt_tokens"] - second["cached_tokens"] == sizes["new_positions"] < sizes["positions"] / 2
+    assert first["vision_s"] > 0 == second["vision_s"]
+    for parts in (first, second):
+        assert parts["vision_s"] + parts["prefill_s"] < parts["first_token_s"] < parts["total_s"]
+        assert parts["total_s"] == pytest.approx(parts["first_token_s"] + parts["decode_s"], abs=1e-3)
+    assert "| ours question, second |" in text
+
+
+def test_a_variant_names_bundle_provider_and_precision() -> None:
+    assert variant_parts("int4-a8") == ("int4-a8", "cpu", "auto")
+    assert variant_parts("int4-a8+varco") == ("int4-a8", "cpu", "auto")
+    assert variant_parts("vision-int8@openvino") == ("vision-int8", "openvino", "auto")
+    assert variant_parts("int4-a8@openvino-fp32") == ("int4-a8", "openvino", "fp32")
+
+
+def test_the_aims_compare_chosen_rows_with_the_best_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    def text(peer: str, variant: str, decode_ms: float, growth_ms: float, prefill_s: float) -> dict[str, Any]:
+        return {
+            "peer": peer,
+            "variant": variant,
+            "decode_ms": {"512": {"median": decode_ms}, "1512": {"median": decode_ms + growth_ms}},
+            "prefill_s": {"512": {"median": prefill_s}, "1512": {"median": 4 * prefill_s}},
+            "settings": {"kv_cache": "fp32"},
+            "peak_rss_bytes": 300,
+            "model_bytes": 100,
+            "max_context": 5,
+        }
+
+    rows = [
+        text("ours", "int4", 1, 0, 0.1),  # lucky, but not the chosen one
+        text("ours", "int4-a8-head4-g128", 9, 3, 4),
+        text("llama_cpp", "q4-head4", 12, 3, 8),
+        text("openvino", "int4", 18, 2, 2),
+    ]
+    vision = [
+        {"peer": peer, "variant": variant, "cosine": cosine, "vision_s": {"median": seconds}}
+        for peer, variant, cosine, seconds in (
+            ("ours", "int8@openvino", 0.9999, 0.5),
+            ("openvino", "int8", 0.9990, 0.1),
+            ("openvino", "bf16", 0.9999, 1.0),
+        )
+    ]
+    questions = [
+        {"peer": "ours", "variant": variant, "first": {"first_token_s": {"median": seconds}}}
+        for variant, seconds in (("question", 40.0), ("question@openvino", 10.0))
+    ]
+    report = {
+        "contexts": [512, 1512],
+        "machine": {"instructions": ["AVX2", "AMX"]},
+        "read_bytes_per_s": {"median": 8e6},
+        "text": rows,
+        "vision": vision,
+        "question": {"rows": questions},
+    }
+    facts = Facts("tiny", 500, 56, 100, kv_values_per_token=2, num_layers=1, hidden_size=2)
+    aims = make_aims(report, facts)
+    found = [(one["cpu"], one["openvino"], one["best_peer"]) for one in aims]
+    assert found == [
+        (2.0, None, "openvino int4"),
+        (2.0, None, "openvino int4"),
+        (None, 0.5, "openvino bf16"),
+        (0.75, None, "llama_cpp q4-head4"),
+        (0.8, None, "llama_cpp q4-head4"),
+        (3.0, None, None),
+        (1.0, 0.25, None),
+        (2.143, None, None),
+    ]
+    assert [one["aim"] for one in aims] == [1.0, 1.0, 1.0, 0.74, 0.7, 2.0, 0.3, 1.15]
+    print_aims(aims)
+    assert "| decode at 512, over the best peer | <= 0.74 | 0.75 |  | llama_cpp q4-head4 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("status", "is_repacked"), [(0, True), (139, False)])
+def test_llama_cpp_runs_without_what_kills_it(tmp_path: Path, status: int, is_repacked: bool) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexit {status}\n")
+    python.chmod(0o755)
+    assert runs_repacked(tmp_path / "some.gguf", 1, str(python)) is is_repacked
 
 
 def test_a_peer_that_does_not_run_is_left_out_with_one_line(material: Path, capsys: pytest.CaptureFixture[str]) -> None:

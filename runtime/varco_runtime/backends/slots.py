@@ -43,7 +43,9 @@ def check_slots(slots: object) -> None:
         raise UsageError(f"slots={slots} is out of range. Expected 1 to {MAX_SLOTS}, or 'auto'.")
 
 
-def host_slots(manifest: Manifest, max_context: int, slots: int | str, takes_rows: bool) -> Slots:
+def host_slots(
+    manifest: Manifest, max_context: int, slots: int | str, takes_rows: bool, bytes_per_position: int | None = None
+) -> Slots:
     """Return how many slots the host's memory is to hold.
 
     Args:
@@ -51,6 +53,7 @@ def host_slots(manifest: Manifest, max_context: int, slots: int | str, takes_row
         max_context: Positions of a slot.
         slots: What was asked for, as `check_slots` lets it pass.
         takes_rows: Whether the decoder takes several sequences in one run.
+        bytes_per_position: Of keys and values, the manifest's unless given.
 
     Raises:
         UsageError: More were asked for than the bundle or the memory allows.
@@ -58,7 +61,7 @@ def host_slots(manifest: Manifest, max_context: int, slots: int | str, takes_row
     if not takes_rows:
         return slot_of_earlier_export(slots)
     _, available = machine_memory()
-    per_slot = manifest.kv_bytes_per_token * max_context
+    per_slot = (bytes_per_position or manifest.kv_bytes_per_token) * max_context
     if slots == AUTO:
         fitting = AUTO_SLOTS if available is None else int(available * _AUTO_SHARE) // per_slot
         number = min(AUTO_SLOTS, max(1, fitting))

@@ -67,11 +67,12 @@ class PagedAttention:
         split = ops.transpose(split, self._ints(0, 2, 1, 3))  # [1, heads, rows, D]
         parts = ops.variadic_split(split, self._int(1), self._ints(heads, kv_heads, kv_heads))
         if self._tables is None:
-            self._positions = ops.convert(node.get_input(_LENGTHS), "i64")  # of `take_pages` its input is another
+            self._positions = ops.convert(node.get_input(_LENGTHS), "i64")  # until `take_pages` gives it the positions
             self._tables = self._rows_of(node.get_input(_COS)), self._rows_of(node.get_input(_SIN))
         rows = [self._rotated(parts.output(0)), self._rotated(parts.output(1)), parts.output(2)]
         caches = [node.get_input(_PAST_KEY), node.get_input(_PAST_VALUE)]
         lengths, longest = node.get_input(_LENGTHS), node.get_input(_TOTAL)
+        # Three of the four stand in for inputs that the graph gets in `take_pages`.
         seen = self._attention([*map(self._flat, rows), *caches, *[lengths] * 4], longest)
         merged = ops.reshape(seen.output(0), self._ints(1, -1, heads * head_dim), special_zero=False)
         present = [ops.concat([cache], 2).output(0) for cache in caches]
@@ -132,9 +133,8 @@ class PagedAttention:
         ]
         layer = _PagedAttentionExtension([_port(one) for one in inputs])
         facts = layer.get_rt_info()
-        for name, value in (("num", self._kv_heads), ("size", self._head_dim)):
-            for part in "kv":
-                facts[f"num_{part}_heads" if name == "num" else f"{part}_head_size"] = value
+        facts["num_k_heads"] = facts["num_v_heads"] = self._kv_heads
+        facts["k_head_size"] = facts["v_head_size"] = self._head_dim
         self._layers.append(layer)
         return layer
 
@@ -147,11 +147,11 @@ class PagedAttention:
         ops, half, (cos, sin) = self._ops, self._head_dim // 2, self._tables
         halves = ops.variadic_split(x, self._int(3), self._ints(half, half))
         first, second = halves.output(0), halves.output(1)
-        turned = (
+        turned = [
             ops.subtract(ops.multiply(first, cos), ops.multiply(second, sin)),
             ops.add(ops.multiply(second, cos), ops.multiply(first, sin)),
-        )
-        return ops.concat(list(turned), -1).output(0)
+        ]
+        return ops.concat(turned, -1).output(0)
 
     def _flat(self, x: Any) -> Any:
         """Return x `[1, heads, rows, D]` as `[rows, heads * D]`."""

@@ -16,13 +16,13 @@ import numpy as np
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
 from varco_runtime.backends.host import HostBackend
 from varco_runtime.backends.openvino.network import Networks, reason_of
-from varco_runtime.backends.openvino.pages import Rows
+from varco_runtime.backends.openvino.pages import PageLayout, Rows
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.backends.prompt_runs import check_length
 from varco_runtime.backends.slots import host_slots
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
-from varco_runtime.errors import BackendError
+from varco_runtime.errors import BackendError, VarcoError
 
 CHUNK_TOKENS = 512
 """Prompt positions per run: as fast as a prompt in one piece, and 4,096 of them in one take 480 MB more at 0.5B."""
@@ -52,7 +52,7 @@ class OpenVinoBackend(HostBackend):
         settings: OpenVinoSettings | None = None,
         slots: int | str = 1,
     ) -> None:
-        self.slots = host_slots(bundle.manifest, max_context, slots, takes_rows=True)  # a request each: of any export
+        self._asked_slots = slots
         self._slot = 0
         self._settings = settings or OpenVinoSettings()
         check_networks(bundle)
@@ -65,18 +65,28 @@ class OpenVinoBackend(HostBackend):
         self._vision = self._networks.plain("vision")
         self._projector = self._networks.plain("projector")
         decoder = self._networks.decoder()
-        self._decoder = decoder.create_infer_request()
-        self._inputs = {name for port in self._decoder.model_inputs for name in port.get_names()}
-        self._pages = self._networks.pages(decoder, self.slots.number, self._max_context)
-        self._pages.bind(self._decoder)
+        self._inputs = {name for port in decoder.inputs for name in port.get_names()}
+        self._layout = PageLayout(decoder)
+        # Of any export: slots are this runtime's pages, not the graph's.
+        self.slots = host_slots(
+            self._bundle.manifest, self._max_context, self._asked_slots, True, self._layout.bytes_per_position
+        )
+        self._decoder, self._pages = self._networks.request(decoder, self._layout, self.slots.number, self._max_context)
 
     def stop_rounding(self) -> bool:
         """Compile the networks once more, in fp32; one set at a time."""
-        if (self._settings.precision, self._settings.chosen_kv_cache) == ("fp32", "fp32"):
+        settings = self._settings
+        if (settings.precision, settings.chosen_kv_cache) == ("fp32", "fp32"):
             return False
-        self._settings = replace(self._settings, precision="fp32", kv_cache="auto")
+        self._asked_slots = self.slots.number
+        self._settings = replace(settings, precision="fp32", kv_cache="auto")
         del self._vision, self._projector, self._decoder, self._pages
-        self._load()
+        try:
+            self._load()
+        except VarcoError:
+            self._settings = settings  # which it could load before
+            self._load()
+            raise
         return True
 
     @property
@@ -84,7 +94,7 @@ class OpenVinoBackend(HostBackend):
         settings = self._settings
         where = self._threads_text if settings.chosen_device == "CPU" else ""
         parts = f"OpenVINO {self._networks.version}", settings.chosen_device, where, f"precision {settings.precision}"
-        return ", ".join(part for part in (*parts, f"cache {settings.chosen_kv_cache}") if part)
+        return ", ".join(part for part in (*parts, f"cache {self._layout.format}") if part)
 
     # -- slots ------------------------------------------------------------------------------------------------------
 
@@ -157,7 +167,7 @@ class OpenVinoBackend(HostBackend):
 
     @property
     def prefix_bytes_per_position(self) -> int:
-        return self._pages.bytes_per_position
+        return self._layout.bytes_per_position
 
     def copy_prefix(self, num_positions: int) -> Array:
         return self._pages.copy(self._slot, num_positions)

@@ -59,8 +59,9 @@ class IntegerProducts:
         scales = ops.reshape(node.get_input(_SCALES), self._ints(n, num_blocks, 1), special_zero=False)
         floats = ops.multiply(ops.subtract(ops.convert(integers, dtype), ops.convert(zeros, dtype)), scales)
         weight = ops.reshape(floats, self._ints(n, num_blocks * block), special_zero=False)
-        if num_blocks * block > k:
-            weight = ops.slice(weight, self._ints(0), self._ints(k), self._ints(1), self._ints(1))
+        if num_blocks * block > k:  # the last block is filled up; a weight that is cut would be unpacked as a whole
+            ends = [0] * (len(x.get_partial_shape()) - 1) + [num_blocks * block - k]
+            x = ops.pad(x, self._ints(*[0] * len(ends)), self._ints(*ends), "constant")
         return [ops.matmul(x, weight, False, True).output(0)]
 
     def _zeros(self, node: Any, n: int, num_blocks: int, bits: int) -> Any:

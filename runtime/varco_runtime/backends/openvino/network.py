@@ -10,7 +10,7 @@ from typing import Any
 
 from varco_runtime.backends.openvino.attention import PagedAttention
 from varco_runtime.backends.openvino.integer_product import IntegerProducts
-from varco_runtime.backends.openvino.pages import Pages
+from varco_runtime.backends.openvino.pages import PageLayout, Pages
 from varco_runtime.backends.openvino.row_product import INPUT_GROUP, RowProducts, has_row_products
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.bundle.graph_contract import graph_contract
@@ -64,9 +64,7 @@ class Networks:
         self._bundle = bundle
         self._settings = settings
         self._threads = threads
-        self._core = self._openvino.Core()
         self._products = IntegerProducts()
-        self._core.add_extension(self._products.extension())
         device = settings.chosen_device
         found = available_devices(self._openvino)
         if not any(name == device or name.startswith(f"{device}.") for name in found):
@@ -82,36 +80,55 @@ class Networks:
 
     def plain(self, name: str) -> Any:
         """Return the compiled network `name`, which keeps nothing between two runs."""
-        with _named(self._path(name)):
-            rows = RowProducts() if has_row_products(self._bundle.manifest.components[name].precision) else None
-            if rows is not None:
-                for extension in rows.extensions():
-                    self._core.add_extension(extension)
-            network = self._core.read_model(self._path(name))
+        with self._named(name):
+            core, rows = self._openvino.Core(), RowProducts()
+            has_rows = has_row_products(self._bundle.manifest.components[name].precision)
+            for extension in rows.extensions() if has_rows else ():
+                core.add_extension(extension)
+            network = core.read_model(self._path(name))
             self._check(network, name)
-            if rows is not None:
-                rows.leave_out_scales()
-            group = None if rows is None else INPUT_GROUP
-            return self._compiled(network, self._settings.properties(self._threads, group))
+            rows.leave_out_scales()
+            properties = self._settings.properties(self._threads, INPUT_GROUP if has_rows else None)
+            return core.compile_model(network, self._settings.chosen_device, properties)
 
     def decoder(self) -> Any:
         """Return the compiled decoder, whose caches are pages that a request is to be given."""
         attention = PagedAttention(self._bundle.manifest.model)
-        with _named(self._path("decoder")):
-            self._core.add_extension(attention.extension())
+        with self._named("decoder"):
+            self._core = self._openvino.Core()
+            for translator in (attention, self._products):
+                self._core.add_extension(translator.extension())
             decoder = self._core.read_model(self._path("decoder"))
             self._check(decoder, "decoder")
             attention.take_pages(decoder)
-            group = self._products.rounded_inputs
-            return self._compiled(decoder, self._settings.decoder_properties(self._threads, group))
+            properties = self._settings.decoder_properties(self._threads, self._products.rounded_inputs)
+            return self._core.compile_model(decoder, self._settings.chosen_device, properties)
 
-    def pages(self, decoder: Any, num_slots: int, max_context: int) -> Pages:
-        """Return pages for a compiled decoder, for so many sequences of so many positions at most."""
+    def request(self, decoder: Any, layout: PageLayout, num_slots: int, max_context: int) -> tuple[Any, Pages]:
+        """Return a request of a compiled decoder, and its pages for so many sequences of so many positions at most.
+
+        Raises:
+            BackendError: The device has no memory for them.
+        """
         device = self._settings.chosen_device
-        return Pages(self._openvino, self._core, decoder, device, num_slots, max_context)
+        with self._named("decoder"):
+            context = None if device == "CPU" else self._core.get_default_context(device)
+            pages = Pages(self._openvino, layout, context, num_slots, max_context)
+            request = decoder.create_infer_request()
+            pages.bind(request)
+            return request, pages
 
-    def _compiled(self, network: Any, properties: dict[str, object]) -> Any:
-        return self._core.compile_model(network, self._settings.chosen_device, properties)
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Say which network OpenVINO could not load, in one line."""
+        try:
+            yield
+        except BundleError:
+            raise
+        except Exception as error:  # openvino raises RuntimeError and its own
+            raise BackendError(
+                f"OpenVINO could not load {self._path(name)}: {reason_of(error)}. Run: varco doctor"
+            ) from None
 
     def _path(self, name: str) -> Path:
         return self._bundle.path(self._bundle.manifest.components[name].file)
@@ -143,17 +160,6 @@ def _fits(port: Any, expected: Tensor) -> bool:
         isinstance(want, str) or got.is_dynamic or got.get_length() == want
         for got, want in zip(shape, expected.shape, strict=True)
     )
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Say which network OpenVINO could not load, in one line."""
-    try:
-        yield
-    except BundleError:
-        raise
-    except Exception as error:  # openvino raises RuntimeError and its own
-        raise BackendError(f"OpenVINO could not load {path}: {reason_of(error)}. Run: varco doctor") from None
 
 
 def reason_of(error: Exception) -> str:

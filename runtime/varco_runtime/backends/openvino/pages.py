@@ -24,6 +24,11 @@ from varco_runtime.backends.openvino.attention import (
 )
 from varco_runtime.dtypes import Array
 
+_RANK = 4
+"""Pages, heads, positions and width. No other input has so many dimensions."""
+_FORMATS = {"f32": "fp32", "f16": "fp16"}
+_ALIGNMENT = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -45,46 +50,67 @@ class Rows:
         return self.position + self.number
 
 
-class Pages:
-    """The pages of one compiled decoder.
+class PageLayout:
+    """What a compiled decoder asks of its pages.
 
     Args:
-        openvino: The module.
-        core: The `Core` that compiled the decoder.
         decoder: The compiled decoder.
-        device: Its device, in OpenVINO's name.
-        num_slots: How many sequences.
-        max_context: The most positions of each.
     """
 
-    def __init__(self, openvino: Any, core: Any, decoder: Any, device: str, num_slots: int, max_context: int) -> None:
-        self._openvino = openvino
-        ports = [port for port in decoder.inputs if len(port.get_partial_shape()) == _PAGE_RANK]
-        page_shapes = [[dim.get_length() for dim in list(port.get_partial_shape())[1:]] for port in ports]
-        self._positions: int = min(shape[1] for shape in page_shapes)
-        """In a page. A page whose numbers are rounded has further rows, for their scales."""
-        self._slot_pages = -(-max_context // self._positions)
-        self._arrays: list[Array] = []
-        """In the host's memory; those of a GPU are its own."""
-        self._tensors: dict[str, Any] = {}
-        context = None if device == "CPU" else core.get_default_context(device)
-        for port, page_shape in zip(ports, page_shapes, strict=True):
-            shape = openvino.Shape([num_slots * self._slot_pages, *page_shape])
-            dtype = port.get_element_type()
-            if context is None:
-                # Mapped as it is first written, so that a short context costs no memory for a long one.
-                self._arrays.append(np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.size), np.uint8))
-                tensor = openvino.Tensor(self._arrays[-1], shape, dtype)
-            else:
-                tensor = context.create_tensor(dtype, shape, {})
-            self._tensors[port.get_any_name()] = tensor
-        self._bytes: int = sum(tensor.byte_size for tensor in self._tensors.values()) // (num_slots * self._slot_pages)
+    def __init__(self, decoder: Any) -> None:
+        self.ports: dict[str, tuple[list[int], Any]] = {}
+        """By name: the shape of a page `[heads, positions, width]`, as the device lays it out, and the type."""
+        for port in decoder.inputs:
+            shape = list(port.get_partial_shape())
+            if len(shape) == _RANK:
+                self.ports[port.get_any_name()] = [dim.get_length() for dim in shape[1:]], port.get_element_type()
+        self.positions: int = next(shape[1] for name, (shape, _) in self.ports.items() if name.endswith("value"))
+        """In a page. Rows of keys may stand otherwise, or have their scales behind them."""
+        self.num_bytes: int = sum(math.prod(shape) * dtype.size for shape, dtype in self.ports.values())
         """Of one page of every layer's keys and values."""
 
     @property
     def bytes_per_position(self) -> int:
         """Return the bytes of one position, its share of scales included."""
-        return -(-self._bytes // self._positions)
+        return -(-self.num_bytes // self.positions)
+
+    @property
+    def format(self) -> str:
+        """Return the format of keys and values by our name: `bf16`."""
+        _, dtype = next(iter(self.ports.values()))
+        name = str(dtype.get_type_name())
+        return _FORMATS.get(name, name)
+
+    def pages(self, num_positions: int) -> int:
+        """Return how many pages so many positions take."""
+        return -(-num_positions // self.positions)
+
+
+class Pages:
+    """The pages of one compiled decoder.
+
+    Args:
+        openvino: The module.
+        layout: What the decoder asks of them.
+        context: The GPU's, which gives of its memory; None for the host's.
+        num_slots: How many sequences.
+        max_context: The most positions of each.
+    """
+
+    def __init__(self, openvino: Any, layout: PageLayout, context: Any, num_slots: int, max_context: int) -> None:
+        self._openvino = openvino
+        self._layout = layout
+        self._slot_pages = layout.pages(max_context)
+        self._arrays: list[Array] = []
+        """In the host's memory; those of a GPU are its own."""
+        self._tensors: dict[str, Any] = {}
+        for name, (page, dtype) in layout.ports.items():
+            shape = openvino.Shape([num_slots * self._slot_pages, *page])
+            if context is None:
+                self._arrays.append(_zeros(math.prod(shape) * dtype.size))
+                self._tensors[name] = openvino.Tensor(self._arrays[-1], shape, dtype)
+            else:
+                self._tensors[name] = context.create_tensor(dtype, shape, {})
 
     def bind(self, request: Any) -> None:
         """Let a request read and write these pages."""
@@ -99,7 +125,7 @@ class Pages:
 
     def feeds(self, sequences: Sequence[Rows]) -> dict[str, Array]:
         """Return the inputs of a run that say whose its rows and pages are; the rows stand in this order."""
-        used = [np.arange(self._used(rows.end)) + rows.slot * self._slot_pages for rows in sequences]
+        used = [np.arange(self._layout.pages(rows.end)) + rows.slot * self._slot_pages for rows in sequences]
         return {
             POSITIONS: np.concatenate([np.arange(rows.position, rows.end) for rows in sequences]),
             PAST_LENGTHS: np.array([rows.position for rows in sequences], np.int32),
@@ -111,45 +137,50 @@ class Pages:
 
     def copy(self, slot: int, num_positions: int) -> Array:
         """Return the pages of a slot's first positions as bytes `[n]`, one layer's keys or values after another."""
-        count = self._used(num_positions)
-        copied = np.empty(count * self._bytes, np.uint8)
+        count = self._layout.pages(num_positions)
+        copied = np.empty(count * self._layout.num_bytes, np.uint8)
         for kept, part in self._parts(slot, count, copied):
             part.copy_to(kept)
         return copied
 
     def restore(self, slot: int, copied: Array) -> None:
         """Put a copy into a slot."""
-        for kept, part in self._parts(slot, len(copied) // self._bytes, copied):
+        count = len(copied) // self._layout.num_bytes
+        assert count <= self._slot_pages, f"Bug: a copy of {count} pages, a slot has {self._slot_pages}"
+        for kept, part in self._parts(slot, count, copied):
             kept.copy_to(part)
 
     def copy_between(self, source: int, target: int, num_positions: int) -> None:
         """Copy the first positions of one slot to another."""
-        count = self._used(num_positions)
-        for tensor in self._tensors.values():
-            self._part(tensor, source, count).copy_to(self._part(tensor, target, count))
+        count = self._layout.pages(num_positions)
+        for name in self._tensors:
+            self._part(name, source, count).copy_to(self._part(name, target, count))
 
     def _parts(self, slot: int, count: int, copied: Array) -> list[tuple[Any, Any]]:
         """Return, of each of the tensors, a piece of the bytes `copied` and the first pages of a slot."""
         pairs, start = [], 0
-        for tensor in self._tensors.values():
-            part = self._part(tensor, slot, count)
+        for name, (_, dtype) in self._layout.ports.items():
+            part = self._part(name, slot, count)
             end = start + part.get_byte_size()
-            pairs.append((self._openvino.Tensor(copied[start:end], part.get_shape(), part.get_element_type()), part))
+            pairs.append((self._openvino.Tensor(copied[start:end], part.get_shape(), dtype), part))
             start = end
         return pairs
 
-    def _part(self, tensor: Any, slot: int, count: int) -> Any:
+    def _part(self, name: str, slot: int, count: int) -> Any:
         """Return the first pages of a slot: a view."""
-        first, page = slot * self._slot_pages, list(tensor.get_shape())[1:]
+        tensor, (page, _) = self._tensors[name], self._layout.ports[name]
+        first = slot * self._slot_pages
         return type(tensor)(tensor, [first, 0, 0, 0], [first + count, *page])
 
-    def _used(self, num_positions: int) -> int:
-        """Return how many pages so many positions take."""
-        return -(-num_positions // self._positions)
 
+def _zeros(num_bytes: int) -> Array:
+    """Return bytes that begin where a processor's widest load does.
 
-_PAGE_RANK = 4
-"""Pages, heads, positions and width. No other input has so many dimensions."""
+    The system gives their memory as it is first written, so that a short context costs none for a long one.
+    """
+    raw = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + num_bytes]
 
 
 def _starts(numbers: Sequence[int]) -> Array:

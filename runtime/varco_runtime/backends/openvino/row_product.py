@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from varco_runtime.errors import BackendError
+from varco_runtime.errors import BundleError
 
 INPUT_GROUP = 384
 """How many inputs share a scale where OpenVINO rounds them. Of the so400m tower's widths its kernel is fastest so: a
@@ -50,17 +50,11 @@ class RowProducts:
         """Take the products with the rows' scales out of a network that was read with this translator.
 
         Raises:
-            BackendError: The network has others behind its linears than a bundle's.
+            BundleError: The network has others behind its linears than a bundle's.
         """
         for product in self._products:
-            (reshape,) = _consumers(product)
-            (scaled,) = _consumers(reshape)
-            if (reshape.get_type_name(), scaled.get_type_name()) != ("Reshape", "Multiply"):
-                raise BackendError(
-                    f"The vision tower has {reshape.get_type_name()} and {scaled.get_type_name()} behind a linear in "
-                    "int8, expected Reshape and Multiply. Export the bundle again."
-                )
-            scaled.output(0).replace(reshape.output(0))
+            reshape = _only_consumer(product, "Reshape")
+            _only_consumer(reshape, "Multiply").output(0).replace(reshape.output(0))
         self._products = []
 
     def _product(self, node: Any) -> list[Any]:
@@ -72,5 +66,17 @@ class RowProducts:
         return [product.output(0)]
 
 
-def _consumers(node: Any) -> list[Any]:
-    return [port.get_node() for port in node.output(0).get_target_inputs()]
+def _only_consumer(node: Any, kind: str) -> Any:
+    """Return the node that takes what another gives.
+
+    Raises:
+        BundleError: There is none, there are several, or it is of another kind.
+    """
+    consumers = [port.get_node() for port in node.output(0).get_target_inputs()]
+    kinds = [consumer.get_type_name() for consumer in consumers]
+    if kinds != [kind]:
+        raise BundleError(
+            f"The graph has {' and '.join(kinds) or 'nothing'} behind a linear in int8, expected {kind}. Export the "
+            "bundle again."
+        )
+    return consumers[0]

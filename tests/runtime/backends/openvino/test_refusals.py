@@ -13,7 +13,7 @@ import pytest
 from tests.makers.inputs import close, text_inputs
 from tests.makers.refusals import assert_refused
 from varco_runtime import Varco
-from varco_runtime.backend import PromptInputs
+from varco_runtime.backend import PromptInputs, StopsRounding
 from varco_runtime.backends.openvino.network import reason_of
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.errors import BackendError, BundleError, MissingExtraError, UsageError
@@ -109,6 +109,35 @@ def test_a_failed_run_leaves_the_cache_as_it_was(
         with pytest.raises(BackendError, match="running the decoder: No memory"):
             varco.backend.decode_step(1, 60)
     assert close(varco.backend.prefill(inputs, 50), want)
+
+
+def test_a_failed_second_compilation_leaves_the_model_as_it_was(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    varco = Varco.load(tiny_bundle, "openvino", threads=1, kv_cache_precision="u8")
+    assert isinstance(varco.backend, StopsRounding)
+    inputs, before = text_inputs(varco, 20), varco.backend.description
+    want = varco.backend.prefill(inputs, 0)
+    chosen = OpenVinoSettings.decoder_properties
+
+    def fail_exactly(settings: OpenVinoSettings, *arguments: Any) -> Any:
+        if settings.precision == "fp32":
+            raise RuntimeError("No memory.")
+        return chosen(settings, *arguments)
+
+    monkeypatch.setattr(OpenVinoSettings, "decoder_properties", fail_exactly)
+    with pytest.raises(BackendError, match=r"could not load .*decoder\.onnx: No memory"):
+        varco.backend.stop_rounding()
+    assert varco.backend.description == before
+    assert np.array_equal(varco.backend.prefill(inputs, 0), want)
+
+
+def test_memory_that_pages_do_not_get_is_one_line(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("Unable to allocate 8.00 GiB")
+
+    monkeypatch.setattr("varco_runtime.backends.openvino.pages._zeros", fail)
+    assert_refused(tiny_bundle, BackendError, "Unable to allocate 8.00 GiB. Run: varco doctor", provider="openvino")
 
 
 def test_a_prompt_behind_media_needs_no_rows_of_theirs(tiny_bundle: Path) -> None:

@@ -13,10 +13,12 @@ import pytest
 from tests.conftest import export_bundle
 from tests.makers.inputs import noise_picture
 from varco_runtime import Varco
+from varco_runtime.backends.openvino.row_product import RowProducts
 from varco_runtime.backends.openvino.runtime_model import runtime_layers
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.bundle.opening import Bundle
 from varco_runtime.dtypes import Array
+from varco_runtime.errors import BundleError
 from varco_runtime.picture.loading import load_picture
 from varco_runtime.picture.tiles import normalize, tile
 
@@ -54,3 +56,16 @@ def test_its_weights_stay_int8(int8_tower: Path) -> None:
         if layer.network == "vision" and layer.operator == "FullyConnected":
             found[layer.precision] += layer.nodes
     assert found == {"i8": products}
+
+
+@pytest.mark.parametrize("behind", ["relu", None])
+def test_a_graph_with_something_else_behind_a_linear_is_refused(behind: str | None) -> None:
+    from openvino import opset13 as ops
+
+    rows = RowProducts()
+    product = ops.matmul(ops.parameter([2, 3]), ops.constant(np.ones((3, 4), np.float32)), False, False)
+    after = None if behind is None else ops.relu(product)
+    rows._products.append(product)
+    got = "nothing" if after is None else "Relu"
+    with pytest.raises(BundleError, match=f"The graph has {got} behind a linear in int8, expected Reshape"):
+        rows.leave_out_scales()
