@@ -13,7 +13,7 @@ from numbers import Integral
 from typing import Unpack
 
 from varco_runtime.answer.answer import Answer
-from varco_runtime.backend import Backend
+from varco_runtime.backend import Backend, KeepsPrefixes
 from varco_runtime.backends.openvino.settings import OpenVinoSettings
 from varco_runtime.backends.providers import check_provider, open_provider
 from varco_runtime.backends.slots import AUTO, check_slots
@@ -178,6 +178,14 @@ class Varco:
     def backend(self) -> Backend:
         """Return the device that the bundle was loaded on."""
         return self.session.backend
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Return the bytes that keys and values of one position take, in the format that the backend keeps them in."""
+        backend = self.backend
+        if isinstance(backend, KeepsPrefixes):
+            return backend.prefix_bytes_per_position
+        return self.bundle.manifest.kv_bytes_per_token
 
     @property
     def slots(self) -> int:

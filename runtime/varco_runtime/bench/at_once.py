@@ -18,7 +18,6 @@ from varco_runtime.backends.providers import check_provider
 from varco_runtime.bench.limit import Limit, measure_limit
 from varco_runtime.bench.run import LIMIT_SECONDS, Options
 from varco_runtime.bench.stages import Progress, endless
-from varco_runtime.bundle.manifest import Manifest
 from varco_runtime.system.processor import usable_cores
 from varco_runtime.varco import Varco
 
@@ -113,9 +112,7 @@ def measure_at_once(
         progress(f"Asking, round {repetition + 1} of {options.repetitions}.")
         for count in counts:
             rounds[count].append(_ask_at_once(varco, options, count))
-    rows = [
-        _row(min(rounds[count], key=lambda one: one.seconds), varco.bundle.manifest, context, limit) for count in counts
-    ]
+    rows = [_row(min(rounds[count], key=lambda one: one.seconds), varco, context, limit) for count in counts]
     backend = varco.backend
     graphs_line = backend.graphs_line if isinstance(backend, CapturesGraphs) else ""
     about = backend.description, varco.slots, varco.slots_line, options.new_tokens, limit, varco.load_s, graphs_line
@@ -160,12 +157,13 @@ def _ask_at_once(varco: Varco, options: Options, count: int) -> _Round:
     return _Round(relative, max(one[-1] for one in relative), max(lengths))
 
 
-def _row(best: _Round, manifest: Manifest, context: int, limit: Limit | None) -> AtOnce:
+def _row(best: _Round, varco: Varco, context: int, limit: Limit | None) -> AtOnce:
     count = len(best.times)
     num_tokens = sum(len(one) for one in best.times)
     first = np.array([one[0] for one in best.times])
     gaps = np.concatenate([np.diff(one) for one in best.times])
-    step_bytes = manifest.decoder.weight_bytes + count * manifest.kv_bytes_per_token * context
+    weight_bytes = varco.bundle.manifest.decoder.weight_bytes
+    step_bytes = weight_bytes + count * varco.kv_bytes_per_token * context
     return AtOnce(
         answers=count,
         tokens_per_s=num_tokens / best.seconds,

@@ -129,7 +129,7 @@ def document(
         "memory": {
             "host_peak_bytes": samples.host_peak_bytes,
             "device_bytes": setup.device_bytes,
-            "kv_bytes_max_context": manifest.kv_bytes_per_token * setup.max_context,
+            "kv_bytes_max_context": samples.kv_bytes_per_token * setup.max_context,
         },
         "traffic_per_token": asdict(summary.traffic),
         "dominant": asdict(summary.dominant),

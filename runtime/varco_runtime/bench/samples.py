@@ -24,6 +24,7 @@ class Samples:
         encoded_tiles: The tiles that `encode_s` is for.
         prefill_tokens: The tokens that `prefill_s` is for. A part is one chunk at the beginning and one at the end of
             the prompt, between which the cost of a position grows evenly.
+        kv_bytes_per_token: What keys and values of one position take.
         context_tokens: The context at which `itl_s` were measured, on average.
         repetitions: How often the question was measured.
         preprocess_s: From the picture to tiles or pixel values, as the backend takes them.
@@ -44,6 +45,7 @@ class Samples:
     load_s: float
     new_tokens: int
     num_tiles: int
+    kv_bytes_per_token: int = 0
     image_tokens: int = 0
     prompt_tokens: int = 0
     encoded_tiles: int = 0

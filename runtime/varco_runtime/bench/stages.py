@@ -99,7 +99,12 @@ def measure(varco: Varco, work: Workload, plan: Plan, budget: Budget, progress: 
         ContextError: The question and its answer do not fit the context.
         VarcoError: As `Varco.ask` raises it.
     """
-    samples = Samples(load_s=varco.load_s, new_tokens=plan.new_tokens, num_tiles=work.num_tiles)
+    samples = Samples(
+        load_s=varco.load_s,
+        new_tokens=plan.new_tokens,
+        num_tiles=work.num_tiles,
+        kv_bytes_per_token=varco.kv_bytes_per_token,
+    )
     varco.session.bundle = endless(varco.bundle)
     progress("Warming up.")
     tile = work.pixel_values()[:1].copy()

@@ -166,7 +166,7 @@ def _reckoned_ttft(stages: Stages) -> Spread | None:
 
 def _traffic(samples: Samples, manifest: Manifest, decode: Decode, limit: Limit | None) -> Traffic:
     weights = manifest.decoder.weight_bytes
-    kv = round(manifest.kv_bytes_per_token * samples.context_tokens)
+    kv = round(samples.kv_bytes_per_token * samples.context_tokens)
     if limit is None or decode.itl_s is None:
         return Traffic(weights, kv, weights + kv, None, None)
     fraction = (weights + kv) / decode.itl_s.p50 / limit.bytes_per_s

@@ -35,7 +35,7 @@ def facts_of(varco: Varco) -> Facts:
             "precision": components,
             "provider": varco.provider,
             "slots": {"number": varco.slots, "why": varco.slots_line},
-            "cache_bytes": manifest.kv_bytes_per_token * max_context * varco.slots,
+            "cache_bytes": varco.kv_bytes_per_token * max_context * varco.slots,
             "largest_picture_fits": largest <= for_pictures,
             "largest_fitting_picture": _fitting(manifest.image, for_pictures),
             "license": manifest.license,

@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,30 @@ _INPUT, _WEIGHT, _SCALES, _ZEROS = 0, 1, 2, 3
 """Inputs of MatMulNBits, of which the last may be absent."""
 _ROUNDS_INPUTS = 4
 """The accuracy level of a product whose inputs are rounded to int8, by blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """The weight `[N, K]` of a product.
+
+    Args:
+        integers: `[N, bytes]` uint8, a view of the mapped file.
+        scales: `[N, blocks, 1]`.
+        zeros: Zero points `[N, blocks, 1]` uint8; None for the middle of the range.
+        bits: 4 or 8.
+        block: Inputs that share a scale.
+    """
+
+    integers: Array
+    scales: Array
+    zeros: Array | None
+    bits: int
+    block: int
+
+    def rows(self, start: int, end: int) -> _Weight:
+        """Return the rows `start` .. `end` - 1."""
+        zeros = None if self.zeros is None else self.zeros[start:end]
+        return _Weight(self.integers[start:end], self.scales[start:end], zeros, self.bits, self.block)
 
 
 class IntegerProducts:
@@ -32,6 +57,7 @@ class IntegerProducts:
         self._ops: Any = opset13
         self._held: list[Any] = []
         """What the constants look into: OpenVINO does not hold it."""
+        self._products: list[tuple[Any, _Weight]] = []
         self._blocks: Counter[int] = Counter()
         """The blocks of the products whose inputs are rounded."""
 
@@ -52,31 +78,54 @@ class IntegerProducts:
         if node.get_attribute("accuracy_level", 0) == _ROUNDS_INPUTS:
             self._blocks[block] += 1
         ops, num_blocks = self._ops, -(-k // block)
+        weight = _Weight(
+            node.get_input(_WEIGHT).get_node().data.reshape(n, -1).view(np.uint8),
+            node.get_input(_SCALES).get_node().data.reshape(n, num_blocks, 1),
+            _zeros(node, n, num_blocks, bits),
+            bits,
+            block,
+        )
         x = node.get_input(_INPUT)
-        dtype = x.get_element_type()
-        integers = self._view(node.get_input(_WEIGHT), (n, num_blocks, block), bits)
-        zeros = self._zeros(node, n, num_blocks, bits)
-        scales = ops.reshape(node.get_input(_SCALES), self._ints(n, num_blocks, 1), special_zero=False)
-        floats = ops.multiply(ops.subtract(ops.convert(integers, dtype), ops.convert(zeros, dtype)), scales)
-        weight = ops.reshape(floats, self._ints(n, num_blocks * block), special_zero=False)
         if num_blocks * block > k:  # the last block is filled up; a weight that is cut would be unpacked as a whole
             ends = [0] * (len(x.get_partial_shape()) - 1) + [num_blocks * block - k]
-            x = ops.pad(x, self._ints(*[0] * len(ends)), self._ints(*ends), "constant")
-        return [ops.matmul(x, weight, False, True).output(0)]
+            x = ops.pad(x, self._ints(*[0] * len(ends)), self._ints(*ends), "constant").output(0)
+        product = self._product(x, weight)
+        self._products.append((product, weight))
+        return [product.output(0)]
 
-    def _zeros(self, node: Any, n: int, num_blocks: int, bits: int) -> Any:
-        """Return the zero points `[N, blocks, 1]`, or the one number that stands for all."""
-        if node.get_input_size() <= _ZEROS:
-            return self._packed(np.array([1 << (bits - 1)], np.uint8), (1,), bits)
-        packed: Array = node.get_input(_ZEROS).get_node().data.reshape(n, -1)
-        values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(n, -1)
-        return self._ops.constant(np.ascontiguousarray(values[:, :num_blocks, None]))
+    def take_apart(self) -> None:
+        """Make of each product that is split into parts as many products.
 
-    def _view(self, source: Any, shape: tuple[int, ...], bits: int) -> Any:
-        """Return a constant of integers that looks into the bytes of another one."""
-        return self._packed(source.get_node().data.reshape(-1).view(np.uint8), shape, bits)
+        OpenVINO joins a product with the activation that follows it, and not across a split: a prompt of the 0.5B shape
+        takes 0.9 of the time, a step 1.03.
+        """
+        for product, weight in self._products:
+            consumers = [port.get_node() for port in product.output(0).get_target_inputs()]
+            if [node.get_type_name() for node in consumers] != ["VariadicSplit"]:
+                continue
+            start = 0
+            for output in consumers[0].outputs():
+                width = output.get_partial_shape()[-1].get_length()
+                part = self._product(product.input_value(0), weight.rows(start, start + width))
+                output.replace(part.output(0))
+                start += width
+        self._products = []
+
+    def _product(self, x: Any, weight: _Weight) -> Any:
+        ops, dtype = self._ops, x.get_element_type()
+        n, num_blocks, _ = weight.scales.shape
+        integers = self._packed(weight.integers.reshape(-1), (n, num_blocks, weight.block), weight.bits)
+        if weight.zeros is None:
+            zeros = self._packed(np.array([1 << (weight.bits - 1)], np.uint8), (1,), weight.bits)
+        else:
+            zeros = ops.constant(np.ascontiguousarray(weight.zeros))
+        floats = ops.subtract(ops.convert(integers, dtype), ops.convert(zeros, dtype))
+        scaled = ops.multiply(floats, ops.constant(np.ascontiguousarray(weight.scales)))
+        matrix = ops.reshape(scaled, self._ints(n, num_blocks * weight.block), special_zero=False)
+        return ops.matmul(x, matrix, False, True)
 
     def _packed(self, data: Array, shape: tuple[int, ...], bits: int) -> Any:
+        """Return a constant of integers that looks into bytes."""
         dtype = self._openvino.Type.u4 if bits == 4 else self._openvino.Type.u8
         tensor = self._openvino.Tensor(data, self._openvino.Shape(shape), dtype)
         self._held += [data, tensor]
@@ -84,3 +133,12 @@ class IntegerProducts:
 
     def _ints(self, *values: int) -> Any:
         return self._ops.constant(np.array(values, np.int64))
+
+
+def _zeros(node: Any, n: int, num_blocks: int, bits: int) -> Array | None:
+    """Return the zero points `[N, blocks, 1]` of a node, None where it has none."""
+    if node.get_input_size() <= _ZEROS:
+        return None
+    packed: Array = node.get_input(_ZEROS).get_node().data.reshape(n, -1)
+    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(n, -1)
+    return values[:, :num_blocks, None]

@@ -101,6 +101,7 @@ class Networks:
             decoder = self._core.read_model(self._path("decoder"))
             self._check(decoder, "decoder")
             attention.take_pages(decoder)
+            self._products.take_apart()
             properties = self._settings.decoder_properties(self._threads, self._products.rounded_inputs)
             return self._core.compile_model(decoder, self._settings.chosen_device, properties)
 

@@ -47,6 +47,8 @@ def test_every_layer_attends_in_one_node_over_pages(tiny_bundle: Path, int4_bund
         assert found["RMS"] == 2 * num_layers + 1
         assert found["Softmax"] == found["MatMul"] == 0, "attention fell apart into its products"
         assert found["Concat"] == 0, "a cache is copied"
+        # Queries, keys and values, o, gate, up, down; in fp32 gate and up come as one. And the head.
+        assert found["FullyConnected"] == (4 if folder == tiny_bundle else 5) * num_layers + 1
 
 
 def test_integer_weights_stay_packed(int4_bundle: Path) -> None:
