@@ -92,7 +92,9 @@ def test_commands_of_the_results_exist_and_write_what_they_are_said_to() -> None
 
 
 def test_the_peers_say_how_much_goes_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = argparse.Namespace(environments=tmp_path / "peers", peers=["ours", "llama_cpp"], here=False, shape="0.5b")
+    given = argparse.Namespace(
+        environments=tmp_path / "peers", peers=["ours", "llama_cpp"], here=False, shape="0.5b", question=False
+    )
     peers.say_what_goes_where(given, tmp_path / "peers" / "material")
     *places, last = capsys.readouterr().err.splitlines()
     assert f"{tmp_path / 'peers' / 'material'}: about 13 GB to be written" in places
@@ -103,3 +105,7 @@ def test_the_peers_say_how_much_goes_where(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "peers" / "material").mkdir(parents=True)
     peers.say_what_goes_where(given, tmp_path / "peers" / "material")
     assert "In all about 0.2 GB" in capsys.readouterr().err
+    given.question = True
+    peers.say_what_goes_where(given, tmp_path / "peers" / "material")
+    question = f"{tmp_path / 'peers' / 'material' / 'question'}: about {peers.QUESTION_GB:g} GB to be written"
+    assert question in capsys.readouterr().err
