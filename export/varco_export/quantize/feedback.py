@@ -49,8 +49,12 @@ class Factor:
     damping: float
 
     def degrees(self) -> float:
-        """Return the degrees of freedom of a least squares fit with the damped Hessian, at most K."""
-        return len(self.order) - self.damping * float(self.upper.square().sum())
+        """Return the degrees of freedom of a least squares fit with the damped Hessian, at most K.
+
+        A dead column, whose diagonal is 1, explains nothing.
+        """
+        of_all = len(self.order) - self.damping * float(self.upper.square().sum())
+        return of_all - int(self.is_dead.sum()) / (1 + self.damping)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -111,17 +111,22 @@ class QuantizeOptions:
             raise UsageError(
                 f"--method {self.method} measures nothing, got --calibration {self.calibration}. Leave it out."
             )
-        if self.method == "none" and self.max_samples is not None:
-            raise UsageError(f"--method none takes no samples, got --samples {self.max_samples}. Leave it out.")
+        if self.method in ("none", "rtn") and self.max_samples is not None:
+            raise UsageError(
+                f"--method {self.method} takes no samples, got --samples {self.max_samples}. Leave it out."
+            )
         if self.calibration is not None and not self.is_calibrated:
             raise UsageError(f"--samples 0 measures nothing, got --calibration {self.calibration}. Leave one out.")
         if self.method == "none" and not self.is_rotated:
             raise UsageError("--method none --no-rotate would copy the checkpoint. Leave --no-rotate out.")
-        if self.compensate and not self.is_calibrated:
-            raise UsageError(f"--method {self.method} measures nothing. Leave --compensate out.")
+        if self.compensate is not None and not self.is_calibrated:
+            what = "--samples 0" if self.max_samples == 0 else f"--method {self.method}"
+            flag = "--compensate" if self.compensate else "--no-compensate"
+            raise UsageError(f"{what} measures nothing. Leave {flag} out.")
         self._check_format()
-        if not 1 <= self.sample_limit <= 10_000 or (self.max_samples == 0 and self.method != "fp8"):
-            raise UsageError(f"--samples {self.max_samples} is out of range. Expected 1 to 10000.")
+        least = 0 if self.method == "fp8" else 1
+        if not 1 <= self.sample_limit <= 10_000 or (self.max_samples == 0 and least):
+            raise UsageError(f"--samples {self.max_samples} is out of range. Expected {least} to 10000.")
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"--seed {self.seed} is out of range. Expected 0 to 4294967295.")
         if self.seed and not self.is_rotated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -102,11 +103,13 @@ def test_the_wanted_weight_is_the_answer_of_least_squares(is_beside: bool) -> No
     torch.testing.assert_close(found, weight + shift.float(), rtol=1e-4, atol=1e-4)
 
 
-def explained(tokens: int, signal: float, noise: float, width: int = 64) -> torch.Tensor:
+def explained(
+    tokens: int, signal: float, noise: float, width: int = 64, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the size of the weights that inputs explain what is lacking by, over the size of the true ones: `[R]`."""
     inputs, weight = stream(tokens, width, 0), stream(100, width, 1)
     hessian = Hessian(torch.nn.Linear(width, 1))
-    hessian.add(inputs, signal * inputs @ weight.T + noise * stream(tokens, 100, 2))
+    hessian.add(inputs, signal * inputs @ weight.T + noise * stream(tokens, 100, 2), weights)
     lack = hessian.lack()
     factor = factorize(hessian.mean(), None)
     assert lack is not None
@@ -121,6 +124,20 @@ def test_what_inputs_explain_is_made_up_for_and_what_chance_explains_is_not() ->
     assert explained(400, 0.1, 1).mean() == pytest.approx(0.09, abs=0.01)
     assert explained(64, 0, 1).mean() < 0.05  # as many inputs as tokens
     assert explained(20, 0, 1).mean() < 0.01
+
+
+def test_tokens_that_count_little_explain_no_more_than_they_count() -> None:
+    """A tenth are words, the others a picture's, and count as much in all: 4,000 count as 800 at most."""
+    weights = torch.where(torch.arange(4000) % 10 == 0, 1.0, 1 / 9)
+    assert explained(4000, 0, 1, weights=weights).mean() < 0.1 * 800**-0.5
+    assert explained(4000, 0.1, 1, weights=weights).mean() < explained(4000, 0.1, 1).mean()
+
+
+def test_columns_that_no_sample_reached_explain_nothing() -> None:
+    hessian = torch.diag(torch.cat([torch.full((40,), 3.0), torch.zeros(24)]))
+    factor = factorize(hessian, None)
+    assert factor is not None
+    assert factor.degrees() == pytest.approx(40, rel=0.02)
 
 
 @pytest.mark.parametrize("options", [{}, {"rotate": False, "lm_head": "int4"}])
@@ -193,6 +210,22 @@ def test_gptq_compensates_by_default_and_what_measures_nothing_never_does(
     assert options.compensates == expected
 
 
-def test_compensation_without_samples_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"measures nothing\. Leave --compensate"):
-        quantize(source, tmp_path / "out", QuantizeOptions("none", compensate=True), Quiet())
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (QuantizeOptions("none", compensate=True), "--method none measures nothing. Leave --compensate out."),
+        (QuantizeOptions("rtn", compensate=False), "--method rtn measures nothing. Leave --no-compensate out."),
+        (
+            QuantizeOptions("fp8", max_samples=0, compensate=True),
+            "--samples 0 measures nothing. Leave --compensate out.",
+        ),
+        (QuantizeOptions("rtn", max_samples=3), "--method rtn takes no samples, got --samples 3."),
+        (QuantizeOptions("fp8", max_samples=20_000), "Expected 0 to 10000."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_means_nothing_without_samples_is_refused(
+    options: QuantizeOptions, message: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        quantize(source, tmp_path / "out", options, Quiet())
