@@ -62,8 +62,8 @@ class Hessian:
         self._lack_energy: torch.Tensor | None = None
         self._num_samples = 0
         self._num_tokens = 0.0
-        """The sum of the weights. Kish's effective size, by which tokens that count little bring more, is for noise that
-        is independent: those of a picture are alike, and KL on pictures was higher with it (0.0029 for 0.0024)."""
+        """The sum of what tokens count. Kish's effective number, which is higher where some count little, is for noise
+        that is independent; a picture's tokens are alike, and KL on pictures was higher with it (0.0029 for 0.0024)."""
 
     def add(self, inputs: torch.Tensor, lack: torch.Tensor | None = None, weights: torch.Tensor | None = None) -> None:
         """Count in one sample.
