@@ -21,7 +21,8 @@ from varco_runtime.prompt.prompter import IMAGE, Message
 
 
 @pytest.mark.parametrize(
-    ("name", "format_"), [("odd", "llava-next"), pytest.param("plain", "hf", marks=pytest.mark.full)]
+    ("name", "format_"),
+    [("odd", "llava-next"), ("qwen3-wide-heads", "hf"), pytest.param("plain", "hf", marks=pytest.mark.full)],
 )
 def test_every_stage_equals_the_reference(
     name: str, format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

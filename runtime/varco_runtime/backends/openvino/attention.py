@@ -30,8 +30,8 @@ _RENAMED = {"seqlens_k": PAST_LENGTHS, "total_sequence_length": LONGEST}
 """Inputs of a bundle's graph, which have the types and dimensions of these two."""
 _ADDED = {6: ROW_STARTS, 7: PAGES, 8: PAGE_STARTS}
 """Inputs of the operator that a bundle's graph has not."""
-_QKV, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COS, _SIN = 0, 3, 4, 5, 6, 7, 8
-"""Inputs of GroupQueryAttention, of which 1 and 2 are empty where query, key and value come as one."""
+_QUERY, _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _LENGTHS, _TOTAL, _COS, _SIN = range(9)
+"""Inputs of GroupQueryAttention. Where queries, keys and values come as one, that is the first, and two are empty."""
 
 
 class PagedAttention:
@@ -62,19 +62,17 @@ class PagedAttention:
 
     def translate(self, node: Any) -> list[Any]:
         """Return attention `[1, rows, heads * D]` of one node, and its present keys and values, which are its past."""
-        ops, heads, kv_heads, head_dim = self._ops, self._heads, self._kv_heads, self._head_dim
-        split = ops.reshape(node.get_input(_QKV), self._ints(0, 0, heads + 2 * kv_heads, head_dim), special_zero=True)
-        split = ops.transpose(split, self._ints(0, 2, 1, 3))  # [1, heads, rows, D]
-        parts = ops.variadic_split(split, self._int(1), self._ints(heads, kv_heads, kv_heads))
+        ops = self._ops
         if self._tables is None:
             self._positions = ops.convert(node.get_input(_LENGTHS), "i64")  # until `take_pages` gives it the positions
             self._tables = self._rows_of(node.get_input(_COS)), self._rows_of(node.get_input(_SIN))
-        rows = [self._rotated(parts.output(0)), self._rotated(parts.output(1)), parts.output(2)]
+        q, k, v = self._parts(node)
+        rows = [self._rotated(q), self._rotated(k), v]
         caches = [node.get_input(_PAST_KEY), node.get_input(_PAST_VALUE)]
         lengths, longest = node.get_input(_LENGTHS), node.get_input(_TOTAL)
         # Three of the four stand in for inputs that the graph gets in `take_pages`.
         seen = self._attention([*map(self._flat, rows), *caches, *[lengths] * 4], longest)
-        merged = ops.reshape(seen.output(0), self._ints(1, -1, heads * head_dim), special_zero=False)
+        merged = ops.reshape(seen.output(0), self._ints(1, -1, self._heads * self._head_dim), special_zero=False)
         present = [ops.concat([cache], 2).output(0) for cache in caches]
         return [merged.output(0), *present]
 
@@ -137,6 +135,22 @@ class PagedAttention:
         facts["k_head_size"] = facts["v_head_size"] = self._head_dim
         self._layers.append(layer)
         return layer
+
+    def _parts(self, node: Any) -> list[Any]:
+        """Return queries, keys and values `[1, heads, rows, D]` of a node that has them as one, or each by itself."""
+        counts = [self._heads, self._kv_heads, self._kv_heads]
+        first = node.get_input(_QUERY)
+        width = first.get_partial_shape()[-1]
+        if width.is_static and width.get_length() == self._heads * self._head_dim:
+            inputs = [first, node.get_input(_KEY), node.get_input(_VALUE)]
+            return [self._by_heads(x, count).output(0) for x, count in zip(inputs, counts, strict=True)]
+        split = self._ops.variadic_split(self._by_heads(first, sum(counts)), self._int(1), self._ints(*counts))
+        return list(split.outputs())
+
+    def _by_heads(self, x: Any, count: int) -> Any:
+        """Return x `[1, rows, heads * D]` as `[1, heads, rows, D]`."""
+        split = self._ops.reshape(x, self._ints(0, 0, count, self._head_dim), special_zero=True)
+        return self._ops.transpose(split, self._ints(0, 2, 1, 3))
 
     def _rows_of(self, table: Any) -> Any:
         return self._ops.unsqueeze(self._ops.gather(table, self._positions, self._int(0)), self._ints(0, 1))
