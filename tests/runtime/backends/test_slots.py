@@ -83,3 +83,12 @@ def test_openvino_answers_several_questions_in_one_run(tiny_bundle: Path) -> Non
     assert varco.slots == 3
     assert [found[index] for index in range(5)] == [alone.ask(*one, max_new_tokens=8).token_ids for one in asked]
     assert isinstance(varco.backend, BatchingBackend)
+
+
+def test_openvino_has_slots_for_bundles_of_earlier_exports(earlier_bundle: Path, tiny_bundle: Path) -> None:
+    """There the runtime lays out keys and values, not the graph."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    earlier = Varco.load(earlier_bundle, "openvino", threads=1, precision="fp32", slots=2)
+    cpu = Varco.load(tiny_bundle, "cpu", threads=1)
+    assert earlier.slots == 2
+    assert earlier.ask(None, "Hello", max_new_tokens=8).token_ids == cpu.ask(None, "Hello", max_new_tokens=8).token_ids
