@@ -170,13 +170,9 @@ class OpenVino(Peer):
 
 def _plain(value: Any) -> Any:
     """A property as JSON has it; a type by its name."""
-    return (
-        value
-        if isinstance(value, int | str)
-        else value.get_type_name()
-        if hasattr(value, "get_type_name")
-        else str(value)
-    )
+    if isinstance(value, int | str):
+        return value
+    return value.get_type_name() if hasattr(value, "get_type_name") else str(value)
 
 
 def _group_size(source: Path, arguments: tuple[str, ...]) -> list[str]:

@@ -125,7 +125,7 @@ class QuantizeOptions:
             raise UsageError(f"{what} measures nothing. Leave {flag} out.")
         self._check_format()
         least = 0 if self.method == "fp8" else 1
-        if not 1 <= self.sample_limit <= 10_000 or (self.max_samples == 0 and least):
+        if self.max_samples is not None and not least <= self.max_samples <= 10_000:
             raise UsageError(f"--samples {self.max_samples} is out of range. Expected {least} to 10000.")
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"--seed {self.seed} is out of range. Expected 0 to 4294967295.")

@@ -8,7 +8,6 @@ lengths and logits.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from varco_runtime.backend import MAX_STEP_TOKENS, PromptInputs
 from varco_runtime.backends.cpu.prepacked import Prepacked
-from varco_runtime.backends.host import HostBackend
+from varco_runtime.backends.host import HostBackend, take_memory
 from varco_runtime.backends.prompt_runs import check_length
 from varco_runtime.backends.slots import host_slots
 from varco_runtime.bundle.graph_contract import BATCH, SILENT, check_graph_contract, decoder_rows, graph_contract
@@ -147,8 +146,7 @@ class OnnxRuntimeBackend(HostBackend):
     def reserve_memory(self) -> None:
         """Take the memory of all slots from the system: each page of the caches is written, as it is."""
         for array in self._cache_arrays.values():
-            pages = array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE]
-            np.bitwise_or(pages, 0, out=pages)
+            take_memory(array)
 
     def _cache_values(self, first: int, end: int) -> dict[str, Any]:
         """Return the caches of slots `first` .. `end` - 1, by name: views, not copies."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from varco_runtime.backends.openvino.nodes import ints, scalar
 from varco_runtime.bundle.manifest import ModelFacts, cache_names
 
 PAST_LENGTHS = "past_lens"
@@ -72,7 +73,7 @@ class PagedAttention:
         lengths, longest = node.get_input(_LENGTHS), node.get_input(_TOTAL)
         # Three of the four stand in for inputs that the graph gets in `take_pages`.
         seen = self._attention([*map(self._flat, rows), *caches, *[lengths] * 4], longest)
-        merged = ops.reshape(seen.output(0), self._ints(1, -1, self._heads * self._head_dim), special_zero=False)
+        merged = ops.reshape(seen.output(0), ints(1, -1, self._heads * self._head_dim), special_zero=False)
         present = [ops.concat([cache], 2).output(0) for cache in caches]
         return [merged.output(0), *present]
 
@@ -115,7 +116,8 @@ class PagedAttention:
         from openvino.op import _PagedAttentionExtension
 
         dtype = rows_caches_and_lengths[0].get_element_type().to_dtype()
-        scale, number = self._ops.constant(np.array(self._head_dim**-0.5, dtype)), self._empty(np.int32, ())
+        scale = self._ops.constant(np.array(self._head_dim**-0.5, dtype)).output(0)
+        number = self._empty(np.int32, ())
         no_floats, no_numbers = self._empty(dtype, (0,)), self._empty(np.int32, (0,))
         inputs = [
             *rows_caches_and_lengths,
@@ -129,7 +131,7 @@ class PagedAttention:
             no_numbers,  # no types of tokens
             *(self._empty(np.uint8, (0,)), no_numbers),  # no bias between rows
         ]
-        layer = _PagedAttentionExtension([_port(one) for one in inputs])
+        layer = _PagedAttentionExtension(inputs)
         facts = layer.get_rt_info()
         facts["num_k_heads"] = facts["num_v_heads"] = self._kv_heads
         facts["k_head_size"] = facts["v_head_size"] = self._head_dim
@@ -144,22 +146,22 @@ class PagedAttention:
         if width.is_static and width.get_length() == self._heads * self._head_dim:
             inputs = [first, node.get_input(_KEY), node.get_input(_VALUE)]
             return [self._by_heads(x, count).output(0) for x, count in zip(inputs, counts, strict=True)]
-        split = self._ops.variadic_split(self._by_heads(first, sum(counts)), self._int(1), self._ints(*counts))
+        split = self._ops.variadic_split(self._by_heads(first, sum(counts)), scalar(1), ints(*counts))
         return list(split.outputs())
 
     def _by_heads(self, x: Any, count: int) -> Any:
         """Return x `[1, rows, heads * D]` as `[1, heads, rows, D]`."""
-        split = self._ops.reshape(x, self._ints(0, 0, count, self._head_dim), special_zero=True)
-        return self._ops.transpose(split, self._ints(0, 2, 1, 3))
+        split = self._ops.reshape(x, ints(0, 0, count, self._head_dim), special_zero=True)
+        return self._ops.transpose(split, ints(0, 2, 1, 3))
 
     def _rows_of(self, table: Any) -> Any:
-        return self._ops.unsqueeze(self._ops.gather(table, self._positions, self._int(0)), self._ints(0, 1))
+        return self._ops.unsqueeze(self._ops.gather(table, self._positions, scalar(0)), ints(0, 1))
 
     def _rotated(self, x: Any) -> Any:
         """Return x `[1, heads, rows, D]` with its first half and its second half turned by each position's angles."""
         assert self._tables is not None, "Bug: no rotary tables"
         ops, half, (cos, sin) = self._ops, self._head_dim // 2, self._tables
-        halves = ops.variadic_split(x, self._int(3), self._ints(half, half))
+        halves = ops.variadic_split(x, scalar(3), ints(half, half))
         first, second = halves.output(0), halves.output(1)
         turned = [
             ops.subtract(ops.multiply(first, cos), ops.multiply(second, sin)),
@@ -170,8 +172,8 @@ class PagedAttention:
     def _flat(self, x: Any) -> Any:
         """Return x `[1, heads, rows, D]` as `[rows, heads * D]`."""
         width = x.get_partial_shape()[1].get_length() * self._head_dim
-        rows = self._ops.transpose(x, self._ints(0, 2, 1, 3))
-        return self._ops.reshape(rows, self._ints(-1, width), special_zero=False).output(0)
+        rows = self._ops.transpose(x, ints(0, 2, 1, 3))
+        return self._ops.reshape(rows, ints(-1, width), special_zero=False).output(0)
 
     def _input(self, name: str, dtype: type) -> Any:
         parameter = self._ops.parameter([-1], dtype, name)
@@ -180,15 +182,4 @@ class PagedAttention:
 
     def _empty(self, dtype: Any, shape: tuple[int, ...]) -> Any:
         """Return nothing, or a zero: how the operator is told to leave something out."""
-        return self._ops.constant(np.zeros(shape, dtype))
-
-    def _ints(self, *values: int) -> Any:
-        return self._ops.constant(np.array(values, np.int64))
-
-    def _int(self, value: int) -> Any:
-        return self._ops.constant(np.array(value, np.int64))
-
-
-def _port(one: Any) -> Any:
-    """Return the output of a node that has one, or what is an output already."""
-    return one.output(0) if hasattr(one, "output") else one
+        return self._ops.constant(np.zeros(shape, dtype)).output(0)

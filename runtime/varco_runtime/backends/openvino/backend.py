@@ -65,7 +65,6 @@ class OpenVinoBackend(HostBackend):
         self._vision = self._networks.plain("vision")
         self._projector = self._networks.plain("projector")
         decoder = self._networks.decoder()
-        self._inputs = {name for port in decoder.inputs for name in port.get_names()}
         self._layout = PageLayout(decoder)
         # Of any export: slots are this runtime's pages, not the graph's.
         self.slots = host_slots(
@@ -155,7 +154,7 @@ class OpenVinoBackend(HostBackend):
             "num_logits": np.array([num_logits], np.int64),
         }
         try:
-            self._decoder.infer({name: value for name, value in feeds.items() if name in self._inputs})
+            self._decoder.infer(feeds)
             logits: Array = self._decoder.get_tensor("logits").data[0].copy()
         except Exception as error:  # openvino raises RuntimeError and its own
             raise BackendError(

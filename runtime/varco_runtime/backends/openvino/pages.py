@@ -7,13 +7,13 @@ pages are copied whole.
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from varco_runtime.backends.host import take_memory
 from varco_runtime.backends.openvino.attention import (
     LONGEST,
     PAGE_STARTS,
@@ -120,8 +120,7 @@ class Pages:
     def reserve(self) -> None:
         """Take all memory from the system now: each of its pages is written, as it is."""
         for array in self._arrays:
-            pages = array[:: mmap.PAGESIZE]
-            np.bitwise_or(pages, 0, out=pages)
+            take_memory(array)
 
     def feeds(self, sequences: Sequence[Rows]) -> dict[str, Array]:
         """Return the inputs of a run that say whose its rows and pages are; the rows stand in this order."""

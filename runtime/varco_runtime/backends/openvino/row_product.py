@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from varco_runtime.backends.openvino.nodes import consumers_of
 from varco_runtime.errors import BundleError
 
 INPUT_GROUP = 384
@@ -72,7 +73,7 @@ def _only_consumer(node: Any, kind: str) -> Any:
     Raises:
         BundleError: There is none, there are several, or it is of another kind.
     """
-    consumers = [port.get_node() for port in node.output(0).get_target_inputs()]
+    consumers = consumers_of(node)
     kinds = [consumer.get_type_name() for consumer in consumers]
     if kinds != [kind]:
         raise BundleError(
